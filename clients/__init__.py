@@ -1,0 +1,1 @@
+"""What runs at a client. Meets the server in Flower messages only."""

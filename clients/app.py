@@ -1,0 +1,135 @@
+"""The `ClientApp`: the one place where Flower messages meet training."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from clients.state import ClientState, read_state, write_state
+from clients.trainer import LocalTrainer, RoundSettings
+from fed.arrays import load_arrays, model_tensors, snapshot
+from fed.batches import Example
+from fed.evaluation import Metrics, evaluate
+
+
+@dataclass(frozen=True)
+class ClientPairs:
+    """What one client holds: pairs to train on, pairs of its own to be evaluated on, pairs its result is scored on."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example] = ()
+    scoring: Sequence[
+        Example
+    ] = ()  # `accuracy_on`: the server's validation pairs, its own held-out ones, or the test pairs
+
+
+class ClientLog(Protocol):
+    """The part of `fed.tracking.Tracker` that a client reports to; it stays at the client."""
+
+    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
+        """About to train that many pairs."""
+
+    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
+        """Metrics of the round."""
+
+    def update(self, client_id: int, split: str, metrics: Metrics, *, step: int) -> None:
+        """Metrics of one optimizer step."""
+
+    def advance(self, pairs: int) -> None:
+        """Pairs trained now."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time spent inside belongs to this phase."""
+
+
+def client_app(
+    trainer: LocalTrainer, clients: Sequence[ClientPairs], log: ClientLog, *, mods: Sequence[Mod] = ()
+) -> ClientApp:
+    """The app all clients run; which client it is, `partition-id` of its context says.
+
+    Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `train_loss`,
+    `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received weights on the client's own pairs.
+    Understands these keys of the message's config, all optional: `server-round`, `server-accuracy` and `decay-rate`
+    (lambda_k), `decay-mode`, `proximal-mu`.
+    """
+    app = ClientApp(mods=list(mods))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client_id = int(context.node_config["partition-id"])
+        pairs, config = clients[client_id], _config(message)
+        server_round = int(config.get("server-round", 1))  # type: ignore[arg-type]
+        state = read_state(context.state)
+        log.start_client(server_round, client_id, trainer.num_pairs(len(pairs.train)))
+        with log.phase("copy"):
+            key = _receive(message, trainer)
+        with log.phase("train"):
+            trained = trainer.train(
+                client_id,
+                pairs.train,
+                pairs.held_out,
+                state,
+                _round_settings(config, state),
+                on_update=lambda split, tags, step: log.update(client_id, split, tags, step=step),
+                on_pairs=log.advance,
+            )
+        with log.phase("evaluate"):
+            scored = _score(trainer, pairs.scoring)
+        _update_decay(state, config, scored["accuracy"])
+        log.client(client_id, server_round, "train", {**trained, "decay": state.decay})
+        log.client(client_id, server_round, "validation", scored)
+        with log.phase("copy"):
+            write_state(context.state, state)
+            arrays = snapshot(model_tensors(trainer.policy.model))
+        metrics = {
+            "num-examples": len(pairs.train),
+            "train_loss": trained["loss"],
+            "accuracy": scored["accuracy"],
+            "decay": state.decay,
+        }
+        return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate_own(message: Message, context: Context) -> Message:
+        pairs = clients[int(context.node_config["partition-id"])]
+        own = pairs.held_out or pairs.train
+        with log.phase("copy"):
+            _receive(message, trainer)
+        with log.phase("evaluate"):
+            found = _score(trainer, own)
+        metrics = {"num-examples": len(own), **{name: found[name] for name in ("accuracy", "margin", "loss")}}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    return app
+
+
+def _receive(message: Message, trainer: LocalTrainer) -> str:
+    """Load the message's weights into the model; the key they came under."""
+    key, arrays = next(iter(message.content.array_records.items()))
+    load_arrays(trainer.policy.model, arrays)
+    return key
+
+
+def _config(message: Message) -> ConfigRecord:
+    return next(iter(message.content.config_records.values()), ConfigRecord())
+
+
+def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:
+    constant = config.get("decay-mode") == "constant"
+    decay = config["decay-rate"] if constant else state.decay
+    return RoundSettings(decay=float(decay), proximal_mu=float(config.get("proximal-mu", 0.0)))  # type: ignore[arg-type]
+
+
+def _update_decay(state: ClientState, config: ConfigRecord, accuracy: float) -> None:
+    """lambda_k <- decay_rate lambda_k if the client's result is no better than the model it started from."""
+    if "decay-rate" in config and accuracy <= config["server-accuracy"]:  # type: ignore[operator]
+        state.decay *= config["decay-rate"]  # type: ignore[operator]
+
+
+def _score(trainer: LocalTrainer, pairs: Sequence[Example]) -> Metrics:
+    settings = trainer.settings
+    return evaluate(trainer.policy, pairs, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size)

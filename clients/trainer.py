@@ -1,0 +1,278 @@
+"""One client's local update: from the weights it received to the weights it sends back.
+
+Shapes: B pairs of a micro-batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.state import ClientState
+from fed.arrays import model_tensors
+from fed.batches import Batch, BatchOrder, Example, PairLogps, collate
+from fed.evaluation import Loss, Metrics, evaluate
+from fed.policy import Policy, response_logps
+from losses.anchor import anchor
+from losses.logps import Logps
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "RMSprop": torch.optim.RMSprop,
+    "AdamW": torch.optim.AdamW,
+    "Adam": torch.optim.Adam,
+    "SGD": torch.optim.SGD,
+}
+# Told of each optimizer step or evaluation: split ("train" or "eval"), tags with values, update count.
+OnUpdate = Callable[[str, Metrics, int], None]
+OnPairs = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """What every client's local update follows; the meaning of the keys of the same names."""
+
+    loss: Loss
+    beta: float = 1.0  # scales reported rewards
+    supervised: bool = False  # the loss reads chosen responses only
+    optimizer: str = "RMSprop"
+    lr: float = 5e-7
+    warmup_steps: int = 150
+    max_grad_norm: float = 10.0
+    batch_size: int = 4  # pairs per optimizer step
+    gradient_accumulation_steps: int = 1  # micro-batches per step
+    eval_batch_size: int = 16
+    local_epochs: int = 1
+    local_steps: int | None = None  # optimizer steps per round, in place of local_epochs
+    eval_every: int = 20_000  # pairs between evaluations on the client's own held-out pairs
+    do_first_eval: bool = False
+    alpha: float = 0.0
+    anchor_norm: str = "token"
+    decay_target: str = "lr"
+    client_optimizer: str = "reset"
+    reshuffle: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What the strategy asks of this round."""
+
+    decay: float = 1.0  # lambda_k
+    proximal_mu: float = 0.0  # FedProx, arXiv 1812.06127: adds mu/2 ||theta - theta^t||^2
+
+
+class LocalTrainer:
+    """Trains the run's one model, in place, for one client after the other."""
+
+    def __init__(self, policy: Policy, settings: LocalSettings) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimizer steps a client with that many pairs takes in a round."""
+        if self.settings.local_steps is not None:
+            return self.settings.local_steps
+        return self.settings.local_epochs * self._order(num_examples, 0).per_epoch
+
+    def num_pairs(self, num_examples: int) -> int:
+        """Pairs a client with that many pairs trains on in its first round (later ones may differ by a partial batch)."""
+        order = self._order(num_examples, 0)
+        return sum(len(batch) for batch in order.batches(0, self.num_steps(num_examples)))
+
+    def train(
+        self,
+        client_id: int,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
+        state: ClientState,
+        this_round: RoundSettings,
+        *,
+        on_update: OnUpdate,
+        on_pairs: OnPairs,
+    ) -> Metrics:
+        """Run the round's local steps from the model's present weights; update `state`; mean training metrics.
+
+        The weights afterwards are the client's result.
+        """
+        settings = self.settings
+        order = self._order(len(examples), client_id)
+        first = state.batches if settings.reshuffle else 0
+        steps = list(order.batches(first, self.num_steps(len(examples))))
+        examples = self._with_anchor(examples, steps)
+        received = {name: p.detach().clone() for name, p in self.parameters.items()} if this_round.proximal_mu else {}
+        optimizer = self._optimizer(state)
+        sums: dict[str, float] = {}
+        seen = 0
+        for number, indices in enumerate(steps):
+            if held_out and self._evaluation_is_due(seen, steps[number - 1] if number else ()):
+                on_update("eval", _tags("eval", self._evaluate(held_out)), state.updates)
+            decay = this_round.decay if settings.decay_target == "lr" else 1.0
+            position = state.updates if settings.client_optimizer == "persist" else number
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * decay * min(1.0, (position + 1) / (settings.warmup_steps + 1))
+            metrics = self._step(optimizer, [examples[i] for i in indices], this_round, received)
+            seen += len(indices)
+            state.updates += 1
+            state.examples += len(indices)
+            on_pairs(len(indices))
+            on_update("train", self._update_tags(metrics, state, optimizer.param_groups[0]["lr"]), state.updates)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value * len(indices)
+        state.batches = first + len(steps)
+        state.optimizer = self._optimizer_state(optimizer) if settings.client_optimizer == "persist" else {}
+        return {name: value / seen for name, value in sums.items()}
+
+    def _order(self, num_examples: int, client_id: int) -> BatchOrder:
+        return BatchOrder(num_examples, self.settings.batch_size, self.settings.seed, client_id)
+
+    def _evaluation_is_due(self, seen: int, last_step: Sized) -> bool:
+        """Before the first step if asked for, and whenever the last step took `seen` past a multiple of `eval_every`."""
+        if not seen:
+            return self.settings.do_first_eval
+        return seen // self.settings.eval_every > (seen - len(last_step)) // self.settings.eval_every
+
+    def _evaluate(self, held_out: Sequence[Example]) -> Metrics:
+        settings = self.settings
+        return evaluate(
+            self.policy, held_out, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size
+        )
+
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        examples: Sequence[Example],
+        this_round: RoundSettings,
+        received: Mapping[str, Tensor],
+    ) -> Metrics:
+        """One optimizer step on the mean loss over `examples`; their mean metrics before the step."""
+        sums: dict[str, float] = {}
+        for batch in self._micro_batches(examples):
+            logps = response_logps(self.policy, batch)
+            losses, parts = self._losses(batch, logps, this_round)
+            (losses.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
+            for name, value in {**parts, **_rewards(logps, batch.reference, self.settings.beta)}.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach().double().sum())
+        self._add_proximal_gradient(this_round.proximal_mu, received)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {**{name: value / len(examples) for name, value in sums.items()}, "grad_norm": float(norm)}
+
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        settings = self.settings
+        size = settings.batch_size // settings.gradient_accumulation_steps
+        for start in range(0, len(examples), size):
+            yield collate(examples[start : start + size], paired=not settings.supervised, device=self.policy.device)
+
+    def _losses(self, batch: Batch, logps: Logps, this_round: RoundSettings) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_k of each pair, (B,), and its parts."""
+        settings = self.settings
+        losses = settings.loss(logps, batch.reference)
+        parts = {"loss": losses}
+        if settings.decay_target == "loss":
+            losses = this_round.decay * losses
+        if settings.alpha:
+            assert batch.anchor is not None
+            per_token = settings.anchor_norm == "token"
+            parts["anchor"] = anchor(
+                logps.per_token() if per_token else logps, batch.anchor.per_token() if per_token else batch.anchor
+            )
+            losses = losses + settings.alpha * parts["anchor"]
+        return losses, parts
+
+    @torch.no_grad()
+    def _add_proximal_gradient(self, mu: float, received: Mapping[str, Tensor]) -> None:
+        """mu (theta - theta^t): the gradient of FedProx's term, without building a graph for it."""
+        if mu:
+            for name, parameter in self.parameters.items():
+                assert parameter.grad is not None
+                parameter.grad.add_(parameter - received[name], alpha=mu)
+
+    @torch.no_grad()
+    def _with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
+        """The examples with their anchor column, from the weights as received.
+
+        Filled in the very micro-batches that training will use first, so that the term is exactly 0 at the first step: another
+        batch of the same pairs may differ in the last bit.
+        """
+        if not self.settings.alpha:
+            return examples
+        filled = list(examples)
+        todo = {int(i) for indices in steps for i in indices}
+        size = self.settings.batch_size // self.settings.gradient_accumulation_steps
+        for indices in steps:
+            for start in range(0, len(indices), size):
+                micro = indices[start : start + size]
+                if not todo.isdisjoint(micro.tolist()):
+                    self._fill_anchor(filled, [int(i) for i in micro], todo)
+        return filled
+
+    def _fill_anchor(self, filled: list[Example], micro: list[int], todo: set[int]) -> None:
+        paired = not self.settings.supervised
+        logps = response_logps(
+            self.policy, collate([filled[i] for i in micro], paired=paired, device=self.policy.device)
+        )
+        chosen = logps.chosen.tolist()
+        rejected = [math.nan] * len(chosen) if logps.rejected is None else logps.rejected.tolist()
+        for i, pair in zip(micro, map(PairLogps, chosen, rejected), strict=True):
+            if i in todo:
+                filled[i] = replace(filled[i], anchor=pair)
+                todo.remove(i)
+
+    def _optimizer(self, state: ClientState) -> torch.optim.Optimizer:
+        """A new optimizer, continued from the stored state when there is one."""
+        optimizer = OPTIMIZERS[self.settings.optimizer](self.parameters.values(), lr=self.settings.lr)  # type: ignore[call-arg]
+        for key, tensor in state.optimizer.items():
+            name, slot = key.rsplit("/", 1)
+            parameter = self.parameters[name]
+            # AdamW keeps its step count on the CPU.
+            optimizer.state[parameter][slot] = tensor.clone() if slot == "step" else tensor.to(parameter.device).clone()
+        return optimizer
+
+    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        return {
+            f"{name}/{slot}": torch.as_tensor(value)
+            for name, parameter in self.parameters.items()
+            for slot, value in optimizer.state[parameter].items()
+            if value is not None
+        }
+
+    def _update_tags(self, metrics: Metrics, state: ClientState, lr: float) -> Metrics:
+        own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": state.decay}
+        return {**_tags("train", metrics), **own}
+
+
+def _rewards(logps: Logps, reference: Logps | None, beta: float) -> dict[str, Tensor]:
+    """Rewards and log-probs of each pair, as far as the batch holds what they need."""
+    found = {"logps_chosen": logps.chosen}
+    if logps.rejected is None or reference is None or reference.rejected is None:
+        return found
+    chosen, rejected = beta * (logps.chosen - reference.chosen), beta * (logps.rejected - reference.rejected)
+    return {
+        **found,
+        "logps_rejected": logps.rejected,
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
+        "accuracy": (chosen > rejected).double(),
+        "margin": chosen - rejected,
+    }
+
+
+def _tags(split: str, metrics: Metrics) -> Metrics:
+    """The original DPO code's TensorBoard tags for these metrics."""
+    names = {
+        "loss": f"loss/{split}",
+        "anchor": f"anchor/{split}",
+        "accuracy": f"rewards_{split}/accuracies",
+        "margin": f"rewards_{split}/margins",
+        "reward_chosen": f"rewards_{split}/chosen",
+        "reward_rejected": f"rewards_{split}/rejected",
+        "logps_chosen": f"logps_{split}/chosen",
+        "logps_rejected": f"logps_{split}/rejected",
+        "grad_norm": "grad_norm",
+    }
+    return {names[name]: value for name, value in metrics.items() if name in names}

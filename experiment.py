@@ -1,0 +1,315 @@
+"""One experiment: build its parts from checked settings, run them, leave the results in a folder."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from rich.console import Console
+
+from clients.app import ClientPairs, client_app
+from clients.trainer import LocalSettings, LocalTrainer
+from fed import components
+from fed.arrays import load_arrays, model_tensors, snapshot
+from fed.batches import Example, tokenize
+from fed.config import Config, Settings
+from fed.curves import curves
+from fed.evaluation import Loss, Metrics, evaluate
+from fed.partition import partition, write_partition
+from fed.policy import Policy, load_policy, save_policy, weights_hash, with_reference
+from fed.run_folder import create_run_folder
+from fed.seeding import seed_globals
+from fed.simulation import simulate
+from fed.splits import Split, SplitSettings, split_rows
+from fed.tracking import Tracker
+from load_data import Preference, load
+from server.app import check_strategy, server_app
+from server.evaluate import ServerEvaluation, ServerLog
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs, checked, before anything is written."""
+
+    config: Config
+    split: Split
+    skipped: dict[str, int]  # rows left out while loading, by reason
+    policy: Policy
+    loss: Loss
+    supervised: bool  # the loss reads chosen responses only
+    make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
+    mods: list[Any]
+    validation: list[Example]
+    test: list[Example]
+    clients: list[ClientPairs]
+
+    @property
+    def beta(self) -> float:
+        """What rewards are scaled by."""
+        return float(self.config.loss.get("beta", 1.0))
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients that train in a round."""
+        return min(self.config.clients_per_round or len(self.clients), len(self.clients))
+
+
+def prepare(settings: Settings) -> Plan:
+    """Load and check everything; nothing is written but the download cache.
+
+    Raises:
+        ValueError: Naming the value, what was expected, and the way out.
+    """
+    config, given = settings.config, settings.given
+    _quiet_libraries()
+    _set_up_torch(config)
+    loss = components.bind("loss", config.loss, given)
+    make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
+    num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    check_strategy(make_strategy(), num_clients)
+    mods = [components.imported("client_mods", path) for path in config.client_mods]
+    split, skipped = _split(config, given)
+    policy = _policy(config)
+    tokens = functools.partial(
+        tokenize,
+        tokenizer=policy.tokenizer,
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+    )
+    clients = [ClientPairs(tokens(rows.train), tokens(rows.held_out)) for rows in split.clients]
+    if config.mode == "centralized":
+        clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
+    plan = Plan(
+        config=config,
+        split=split,
+        skipped=skipped,
+        policy=policy,
+        loss=loss,
+        supervised=getattr(loss.func, "supervised", False),  # type: ignore[attr-defined]
+        make_strategy=make_strategy,
+        mods=mods,
+        validation=tokens(split.validation),
+        test=tokens(split.test),
+        clients=clients,
+    )
+    _check_scoring(plan)
+    return plan
+
+
+def create_folder(plan: Plan, config_yaml: str) -> Path:
+    """The run's folder with everything that is known before it starts.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    config = plan.config
+    folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device)
+    write_partition(folder / "partition.json", plan.split.parts, plan.split.pool)
+    return folder
+
+
+def run(plan: Plan, folder: Path) -> None:
+    """Train, evaluate, and write metrics, curves and the final model into `folder`."""
+    console, config = Console(), plan.config
+    tracker = Tracker(
+        folder,
+        tensorboard=config.tensorboard.enabled,
+        num_rounds=config.comm_round,
+        clients_per_round=plan.clients_per_round,
+        console=console,
+    )
+    with tracker:
+        _describe(plan, console)
+        initial = snapshot(model_tensors(plan.policy.model))
+        with tracker.phase("reference"):
+            plan = _with_references(plan)
+        if config.mode == "local":
+            for client_id in range(len(plan.clients)):
+                final = _federation(plan, tracker, initial, [client_id], _ClientLog(tracker, client_id))
+                _save(plan, final, folder / "policy" / f"client-{client_id}")
+        else:
+            final = _federation(plan, tracker, initial, range(len(plan.clients)), tracker)
+            _save(plan, final, folder / "policy")
+        summary = tracker.summary(**_device_memory(plan.policy.device))
+    picture = curves(folder)
+    console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
+    console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _ClientLog:
+    """Where the evaluation of a client that trains alone is logged: under that client's name, not the server's."""
+
+    tracker: Tracker
+    client_id: int
+
+    def server(self, server_round: int, split: str, metrics: Metrics) -> None:
+        self.tracker.client(self.client_id, server_round, split, metrics)
+
+    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
+        """Its weight in an aggregate of one says nothing."""
+
+    def clients_done(self, server_round: int) -> None:
+        self.tracker.clients_done(server_round)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self.tracker.phase(name)
+
+
+def _federation(
+    plan: Plan, tracker: Tracker, initial: ArrayRecord, client_ids: Sequence[int], log: ServerLog
+) -> ArrayRecord:
+    """Run all rounds over these clients; the final global weights."""
+    config, strategy = plan.config, plan.make_strategy()
+    score = functools.partial(evaluate, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
+    evaluation = ServerEvaluation(
+        policy=plan.policy,
+        splits={"test": plan.test} if config.mode == "local" else {"validation": plan.validation, "test": plan.test},
+        score=score,
+        log=log,
+        num_rounds=config.comm_round,
+        frequency_of_test=config.frequency_of_test,
+        always_accuracy=getattr(strategy, "needs_server_accuracy", False),
+        seed=config.seed,
+        client_weights=lambda: getattr(strategy, "client_weights", {}),
+    )
+    trainer = LocalTrainer(plan.policy, _local_settings(plan))
+    return simulate(
+        server_app(strategy, initial, evaluation, num_rounds=config.comm_round),
+        client_app(trainer, plan.clients, tracker, mods=plan.mods),
+        client_ids,
+        streams=getattr(strategy, "streams", False),
+    )
+
+
+def _local_settings(plan: Plan) -> LocalSettings:
+    """The keys of the configuration that local training knows under the same name."""
+    names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
+    same = {name: getattr(plan.config, name) for name in names}
+    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, **same)
+
+
+def _set_up_torch(config: Config) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    torch.use_deterministic_algorithms(config.deterministic)
+
+
+def _quiet_libraries() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("flwr").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Flower's warnings, except that clients do not evaluate: that is how the strategies' YAML files are set."""
+    return record.levelno >= logging.WARNING and "fraction_evaluate is set to 0.0" not in record.getMessage()
+
+
+def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
+    partitioner = components.create("partition", config.partition, given)
+    load_split = functools.partial(
+        load, config.datasets, data_dir=config.data_dir, seed=config.seed, cache_dir=config.cache_dir
+    )
+    train, test = load_split("train"), load_split("test")
+    settings = SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
+    split = split_rows(
+        train.rows, test.rows, lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed), settings
+    )
+    return split, {
+        reason: train.skipped.get(reason, 0) + test.skipped.get(reason, 0)
+        for reason in sorted(train.skipped.keys() | test.skipped.keys())
+    }
+
+
+def _policy(config: Config) -> Policy:
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name} cannot be used: {reason}; leave it out or use device=cpu") from error
+    seed_globals(config.seed, "model")
+    return load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
+
+
+def _check_scoring(plan: Plan) -> None:
+    config = plan.config
+    if config.accuracy_on == "client":
+        without = [k for k, client in enumerate(plan.clients) if not client.held_out]
+        if without:
+            raise ValueError(
+                f"accuracy_on=client but client {without[0]} has no held-out pairs ({len(without)} such clients); raise "
+                f"client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
+            )
+    elif config.accuracy_on == "server" and not plan.validation:
+        raise ValueError(
+            f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise it or use "
+            "accuracy_on=client"
+        )
+
+
+def _with_references(plan: Plan) -> Plan:
+    """The plan with every example's reference column, from the initial weights.
+
+    One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that evaluation
+    will use, so that untrained weights tie exactly.
+    """
+    config = plan.config
+    fill = functools.partial(
+        with_reference,
+        plan.policy,
+        batch_size=config.eval_batch_size,
+        cache=Path(config.cache_dir) / "reference",
+        weights_hash=weights_hash(plan.policy),
+    )
+    train = [example for client in plan.clients for example in client.train]
+    trained = iter(train if plan.supervised else fill(train))
+    validation, test = fill(plan.validation), fill(plan.test)
+    clients = []
+    for client in plan.clients:
+        held_out = fill(client.held_out)
+        scoring = {"server": validation, "client": held_out, "test": test}[config.accuracy_on]
+        clients.append(ClientPairs([next(trained) for _ in client.train], held_out, scoring))
+    return replace(plan, validation=validation, test=test, clients=clients)
+
+
+def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
+    load_arrays(plan.policy.model, arrays)
+    if not plan.config.debug:
+        save_policy(plan.policy, directory)
+
+
+def _device_memory(device: torch.device) -> dict[str, float]:
+    return {"peak_device_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
+
+
+def _describe(plan: Plan, console: Console) -> None:
+    """Say in a few lines what is about to run."""
+    config, split, model = plan.config, plan.split, plan.policy.model
+    sizes = [len(client.train) for client in plan.clients]
+    lines = [
+        f"{config.exp_name}: {config.mode}, {len(sizes)} clients x {config.comm_round} rounds, "
+        f"{config.strategy['_target_'].rsplit('.', 1)[-1]}",
+        f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M parameters, "
+        f"{config.model.policy_dtype} on {plan.policy.device}",
+        f"data: {'+'.join(config.datasets)}; clients train on {sum(sizes)} pairs ({min(sizes)} to {max(sizes)} each), server "
+        f"validates on {len(plan.validation)}, test {len(plan.test)}",
+    ]
+    if plan.skipped:
+        lines.append("skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in plan.skipped.items()))
+    if split.overlapping:
+        lines.append(f"dropped {split.overlapping} training pairs whose conversation is in the test pairs")
+    if config.trainer == "FSDPTrainer":
+        lines.append("trainer=FSDPTrainer: one device, so the model is not sharded")
+    if config.accuracy_on == "test":
+        lines.append("warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)

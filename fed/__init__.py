@@ -1,0 +1,1 @@
+"""The federation: everything both clients and server use."""

@@ -1,0 +1,99 @@
+"""`LocalGrid`: Flower's `Grid` inside this process. The only file that touches Flower's private names."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE = -1  # clients are nodes 0 to K-1
+
+
+class LocalGrid(Grid):
+    """Delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
+
+    A client that raises ends the run: in a simulation nothing is swallowed.
+
+    Args:
+        app: The app every client runs.
+        contexts: One context per client; node k is client k. They keep what a client stores between rounds.
+        streams: Whether the strategy reads each reply once and in order. Then each client runs only when its reply is asked for,
+            and one reply is alive at a time. Otherwise replies come as a list, emptied when the next messages are sent
+            (`Strategy.start` would keep them alive for another round).
+    """
+
+    def __init__(self, app: ClientApp, contexts: Sequence[Context], *, streams: bool = False) -> None:
+        self.app = app
+        self.contexts = list(contexts)
+        self.streams = streams
+        self._ids = itertools.count(1)
+        self._pending: dict[str, Message] = {}
+        self._last_replies: list[Message] = []
+        self._run = Run.create_empty(run_id=0)
+        # `Message()` reads the sender from here; Flower's own processes set it when they start.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, SERVER_NODE, 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one client."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """0 to K-1."""
+        return range(len(self.contexts))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; their clients run when the replies are pulled."""
+        accepted = [self._accept(message) for message in messages]
+        self._pending.update({message.metadata.message_id: message for message in accepted})
+        return [message.metadata.message_id for message in accepted]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the clients these messages were sent to and return their replies."""
+        return [self._deliver(self._pending.pop(message_id)) for message_id in message_ids]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """The replies to `messages`, in order. Clients here always answer, so `timeout` is not needed."""
+        self._last_replies.clear()
+        if self.streams:
+            return self._replies(list(messages))
+        self._last_replies = list(self._replies(list(messages)))
+        return self._last_replies
+
+    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        for message in messages:
+            yield self._deliver(self._accept(message))
+
+    def _accept(self, message: Message) -> Message:
+        """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
+        message.content = RecordDict({key: _copy(record) for key, record in message.content.items()})
+        message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        return message
+
+    def _deliver(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        reply = self.app(message, self.contexts[node])
+        if reply.has_error():
+            raise RuntimeError(f"client {node} failed: {reply.error.reason}")
+        reply.metadata.__dict__["_message_id"] = str(next(self._ids))
+        return reply
+
+
+def _copy(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
+    """A container of its own around the same values; arrays are not copied."""
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(dict(record.items()))
+    return type(record)(dict(record.items()))  # type: ignore[arg-type]

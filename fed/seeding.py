@@ -1,0 +1,20 @@
+"""Every random draw comes from a generator made from (seed, purpose, numbers), never from a shared stream."""
+
+import random
+import zlib
+
+import numpy as np
+import torch
+
+
+def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """A generator that depends on its arguments only, e.g. (seed, "batches", client_id, epoch)."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
+
+
+def seed_globals(seed: int, purpose: str, *numbers: int) -> None:
+    """Seed `random`, numpy and torch for code that draws from them: Flower's sampling and noise, a model's init."""
+    drawn = int(generator(seed, purpose, *numbers).integers(2**31))
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)

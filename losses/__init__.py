@@ -1,0 +1,1 @@
+"""Loss functions: plain formulas on log-probabilities. Knows tensors only."""

@@ -1,0 +1,55 @@
+"""Entry point: `python main.py key=value ...`. Composes the configuration and tells the user's mistakes in one line."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the demo's and most runs' texts are short
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to `main` instead of printing them
+sys.path.insert(0, os.getcwd())  # a user's own my_ideas.py, beside main.py or in the working folder
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from fed import config  # noqa: E402
+
+
+def main() -> int:
+    """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
+    config.register()
+    try:
+        _compose_and_run()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(config.explain(f"{error}\n{error.__cause__ or ''}"))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+@hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="config")
+def _compose_and_run(composed: DictConfig) -> None:
+    import experiment  # torch and transformers take seconds to import: not before the command line is known to be right
+
+    hydra_config = HydraConfig.get()
+    try:
+        settings = config.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+        plan = experiment.prepare(settings)
+        folder = experiment.create_folder(plan, OmegaConf.to_yaml(composed, resolve=True))
+    except ValueError as error:
+        # Leaves by SystemExit: Hydra would print its own report of an exception.
+        sys.exit(_refuse(str(error)))
+    experiment.run(plan, folder)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What runs at the server. Meets clients in Flower messages only."""

@@ -1,0 +1,50 @@
+"""The `ServerApp`: runs a strategy over the grid it is given."""
+
+import math
+
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from server.evaluate import ServerEvaluation
+
+
+def server_app(
+    strategy: Strategy, initial_arrays: ArrayRecord, evaluation: ServerEvaluation, *, num_rounds: int
+) -> ServerApp:
+    """An app whose run leaves the final global weights in its context, under "arrays"."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        result = strategy.start(
+            grid,
+            initial_arrays,
+            num_rounds,
+            timeout=math.inf,
+            train_config=evaluation.train_config,
+            evaluate_config=ConfigRecord(),
+            evaluate_fn=evaluation,
+        )
+        # A strategy that trained nobody has no arrays of its own.
+        context.state["arrays"] = result.arrays if len(result.arrays) else initial_arrays
+
+    return app
+
+
+def check_strategy(strategy: Strategy, num_clients: int) -> None:
+    """Refuse a strategy that would wait for ever.
+
+    Raises:
+        ValueError: If the strategy, or one it wraps, wants more clients than exist: `sample_nodes` would never return.
+    """
+    layer: object = strategy
+    while layer is not None:
+        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "num_sampled_clients"):
+            needed = getattr(layer, key, 0)
+            if needed > num_clients:
+                raise ValueError(
+                    f"{type(layer).__name__} waits for {key}={needed} clients but client_num_in_total={num_clients}; lower "
+                    f"strategy.{key} or raise client_num_in_total"
+                )
+        layer = getattr(layer, "strategy", None)

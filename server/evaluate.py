@@ -1,0 +1,81 @@
+"""The server's evaluation of the global model, which also tells clients its accuracy."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+
+from fed.arrays import load_arrays
+from fed.batches import Example
+from fed.evaluation import Metrics, evaluate
+from fed.policy import Policy
+from fed.seeding import seed_globals
+
+
+class ServerLog(Protocol):
+    """The part of `fed.tracking.Tracker` that the server reports to."""
+
+    def server(self, server_round: int, split: str, metrics: Metrics) -> None:
+        """Metrics of the global model after `server_round` aggregations."""
+
+    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
+        """What the server knows of one client."""
+
+    def clients_done(self, server_round: int) -> None:
+        """All clients of the round have reported."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time spent inside belongs to this phase."""
+
+
+@dataclass
+class ServerEvaluation:
+    """Flower's `evaluate_fn`: called with the initial weights as round 0, then after every aggregation.
+
+    Logs validation and test metrics before rounds 0, f, 2f, ... (f = `frequency_of_test`) and after the last, so R rounds at f = 1
+    give R + 1 points. Puts the validation accuracy of the weights about to be sent into `train_config["server-accuracy"]`, the
+    very record `Strategy.start` sends to clients; in rounds without a logged evaluation only if `always_accuracy`.
+    Seeds the global generators that Flower's sampling and noise draw from, so that a round's draws depend on the seed and
+    the round only.
+    """
+
+    policy: Policy
+    splits: Mapping[str, Sequence[Example]]  # "validation" and "test"
+    score: Callable[[Policy, Sequence[Example]], Metrics]
+    log: ServerLog
+    num_rounds: int
+    frequency_of_test: int = 1
+    always_accuracy: bool = False
+    seed: int = 0
+    client_weights: Callable[[], Mapping[int, float]] = dict  # shares of the last aggregate, if the strategy tells
+    train_config: ConfigRecord = field(default_factory=ConfigRecord)
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Metrics of these weights, None where none are due."""
+        if server_round:
+            for node, weight in self.client_weights().items():
+                self.log.client(node, server_round, "aggregate", {"weight": weight})
+            self.log.clients_done(server_round)
+        due = server_round % self.frequency_of_test == 0 or server_round == self.num_rounds
+        found: dict[str, Metrics] = {}
+        if due or self.always_accuracy:
+            with self.log.phase("copy"):
+                load_arrays(self.policy.model, arrays)
+            with self.log.phase("evaluate"):
+                found = {
+                    split: self.score(self.policy, examples)
+                    for split, examples in self.splits.items()
+                    if examples and (due or split == "validation")
+                }
+        if "validation" in found:
+            self.train_config["server-accuracy"] = found["validation"]["accuracy"]
+        seed_globals(self.seed, "flower", server_round)
+        if not due:
+            return None
+        for split, metrics in found.items():
+            self.log.server(server_round, split, metrics)
+        return MetricRecord(
+            {f"{split}_{name}": value for split, metrics in found.items() for name, value in metrics.items()}
+        )

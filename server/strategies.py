@@ -1,0 +1,148 @@
+"""The strategies that this project adds to Flower's: a streaming mean, and `FeDPO` on top of it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from logging import INFO
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore import log
+from torch import Tensor
+
+from fed.arrays import to_record, to_tensors
+
+WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
+
+
+class StreamingFedAvg(FedAvg):
+    """Flower's FedAvg (arXiv 1602.05629), one reply in memory at a time, whatever the number of clients.
+
+    Takes FedAvg's parameters and gives its result within float32 rounding. A subclass changes the weights by overriding
+    `log_weight`.
+    """
+
+    streams = True  # read by the grid: each reply is used once, in order
+    client_weights: Mapping[int, float] = MappingProxyType({})  # each node's share of the last aggregate
+
+    def log_weight(self, metrics: MetricRecord) -> float:
+        """Logarithm of this reply's weight, up to a constant common to all replies."""
+        return math.log(float(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The weighted mean of arrays and metrics, errors left out; (None, None) if nobody answered."""
+        mean = RunningMean()
+        contents: list[RecordDict] = []
+        nodes: list[int] = []
+        for reply in replies:
+            valid, _ = self._check_and_log_replies([reply], is_train=True)
+            if valid:
+                metrics = next(iter(reply.content.metric_records.values()))
+                mean.add(to_tensors(next(iter(reply.content.array_records.values()))), self.log_weight(metrics))
+                contents.append(RecordDict({"metrics": metrics}))
+                nodes.append(reply.metadata.src_node_id)
+        if not contents:
+            return None, None
+        self.client_weights = dict(zip(nodes, mean.weights(), strict=True))
+        return to_record(mean.value), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+
+
+class FeDPO(StreamingFedAvg):
+    """Federated DPO: clients weigh in by how well their models rank the scoring pairs.
+
+    w_k = exp(temp a_k) / sum_j exp(temp a_j), a_k the client's accuracy; theta^{t+1} = sum_k w_k theta_k. Tells clients to decay:
+    lambda_k <- decay_rate lambda_k when a_k <= A^t, the accuracy of the model they were sent.
+
+    Args:
+        temp: Inverse temperature: 0 is the plain mean, large favours the best client.
+        decay_rate: 1 never decays.
+        decay: "cumulative" as above, or "constant": lambda_k = decay_rate in every round, as the published code behaves.
+        weighting: "accuracy", "samples" (FedAvg) or "accuracy_times_samples".
+        **fedavg: Flower's own FedAvg parameters.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        temp: float = 0.1,
+        decay_rate: float = 0.995,
+        decay: str = "cumulative",
+        weighting: str = "accuracy",
+        **fedavg: object,
+    ) -> None:
+        super().__init__(**fedavg)  # type: ignore[arg-type]
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting={weighting} is unknown; expected one of {', '.join(WEIGHTINGS)}")
+        if not 0 < decay_rate <= 1:
+            raise ValueError(f"decay_rate={decay_rate} is out of range; expected 0 < decay_rate <= 1")
+        if decay not in ("cumulative", "constant"):
+            raise ValueError(f"decay={decay} is unknown; expected cumulative or constant")
+        if not math.isfinite(temp):
+            raise ValueError(f"temp={temp} is not finite")
+        self.temp, self.decay_rate, self.decay, self.weighting = temp, decay_rate, decay, weighting
+
+    @property
+    def needs_server_accuracy(self) -> bool:
+        """Whether clients must know the accuracy of the very model they are sent, even in rounds that log no evaluation."""
+        return self.decay == "cumulative" and self.decay_rate < 1
+
+    def summary(self) -> None:
+        """Log the settings."""
+        log(INFO, "\t├──> FeDPO settings: temp %s | weighting %s", self.temp, self.weighting)
+        log(INFO, "\t│\t└── decay rate %s, %s", self.decay_rate, self.decay)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's configuration, plus what clients need to decay."""
+        if self.decay == "constant" or self.needs_server_accuracy:
+            config["decay-rate"], config["decay-mode"] = self.decay_rate, self.decay
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def log_weight(self, metrics: MetricRecord) -> float:
+        """temp a_k, log n_k, or their sum."""
+        by_accuracy = self.temp * float(metrics["accuracy"]) if self.weighting != "samples" else 0.0  # type: ignore[arg-type]
+        return by_accuracy + (super().log_weight(metrics) if self.weighting != "accuracy" else 0.0)
+
+
+class RunningMean:
+    """Weighted mean of dictionaries of tensors, kept as one dictionary in float32.
+
+    Adding theta with weight w moves the mean by the fraction w / (sum of weights so far) towards theta, so that a single
+    theta is returned bit for bit and no weight can overflow: only logarithms of weights are kept.
+    """
+
+    def __init__(self) -> None:
+        self.value: dict[str, Tensor] = {}
+        self.log_weights: list[float] = []
+
+    @torch.no_grad()
+    def add(self, tensors: dict[str, Tensor], log_weight: float) -> None:
+        """Take one more member in.
+
+        Raises:
+            ValueError: If its names or shapes differ from those before.
+        """
+        if self.log_weights and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.value.items()}:
+            raise ValueError("clients sent weights of different names or shapes; they must train the same model")
+        self.log_weights.append(log_weight)
+        fraction = self.weights()[-1]
+        for name, tensor in tensors.items():
+            if name not in self.value:
+                self.value[name] = tensor.to(torch.float32, copy=True)  # the reply stays as it came
+            else:
+                self.value[name].lerp_(tensor.float(), fraction)
+
+    def weights(self) -> Sequence[float]:
+        """Share of each member so far; sums to one."""
+        logs = np.asarray(self.log_weights)
+        shares = np.exp(logs - logs.max())
+        return [float(share) for share in shares / shares.sum()]
