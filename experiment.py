@@ -29,7 +29,7 @@ from fed.seeding import seed_globals
 from fed.simulation import simulate
 from fed.splits import Split, SplitSettings, split_rows
 from fed.tracking import Tracker
-from load_data import Preference, load
+from load_data import load
 from server.app import check_strategy, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
@@ -221,7 +221,10 @@ def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]
     train, test = load_split("train"), load_split("test")
     settings = SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
     split = split_rows(
-        train.rows, test.rows, lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed), settings
+        train.rows,
+        test.rows,
+        lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
+        settings,
     )
     return split, {
         reason: train.skipped.get(reason, 0) + test.skipped.get(reason, 0)
@@ -247,12 +250,14 @@ def _check_scoring(plan: Plan) -> None:
         without = [k for k, client in enumerate(plan.clients) if not client.held_out]
         if without:
             raise ValueError(
-                f"accuracy_on=client but client {without[0]} has no held-out pairs ({len(without)} such clients); raise "
+                f"accuracy_on=client but client {without[0]} has no held-out pairs ({len(without)} such clients); "
+                "raise "
                 f"client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
             )
     elif config.accuracy_on == "server" and not plan.validation:
         raise ValueError(
-            f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise it or use "
+            f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise "
+            "it or use "
             "accuracy_on=client"
         )
 
@@ -260,8 +265,8 @@ def _check_scoring(plan: Plan) -> None:
 def _with_references(plan: Plan) -> Plan:
     """The plan with every example's reference column, from the initial weights.
 
-    One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that evaluation
-    will use, so that untrained weights tie exactly.
+    One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that
+    evaluation will use, so that untrained weights tie exactly.
     """
     config = plan.config
     fill = functools.partial(
@@ -299,9 +304,11 @@ def _describe(plan: Plan, console: Console) -> None:
     lines = [
         f"{config.exp_name}: {config.mode}, {len(sizes)} clients x {config.comm_round} rounds, "
         f"{config.strategy['_target_'].rsplit('.', 1)[-1]}",
-        f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M parameters, "
+        f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
+        "parameters, "
         f"{config.model.policy_dtype} on {plan.policy.device}",
-        f"data: {'+'.join(config.datasets)}; clients train on {sum(sizes)} pairs ({min(sizes)} to {max(sizes)} each), server "
+        f"data: {'+'.join(config.datasets)}; clients train on {sum(sizes)} pairs ({min(sizes)} to {max(sizes)} "
+        "each), server "
         f"validates on {len(plan.validation)}, test {len(plan.test)}",
     ]
     if plan.skipped:
@@ -311,5 +318,7 @@ def _describe(plan: Plan, console: Console) -> None:
     if config.trainer == "FSDPTrainer":
         lines.append("trainer=FSDPTrainer: one device, so the model is not sharded")
     if config.accuracy_on == "test":
-        lines.append("warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched")
+        lines.append(
+            "warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched"
+        )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 from itertools import accumulate, combinations
@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple, TypeVar
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
-IN_TEST_TOO = "conversation also in the test split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +63,16 @@ Row = TypeVar("Row", bound=Preference)
 def load(
     names: Sequence[str], split: Split, *, data_dir: str | None, seed: int, cache_dir: str | None = None
 ) -> Loaded:
-    """Rows of all named data sets, one after the other; no conversation of the test split is in the train split.
+    """Rows of all named data sets, one after the other.
+
+    A folder lacking train or test files is divided by conversation, as is a single file; what it makes no rows of is
+    counted in the train split only. Test files of the data's own may repeat conversations of the train files.
 
     Args:
         names: Data sets of this file, e.g. ["hh", "shp"].
         split: "train" or "test".
         data_dir: A .jsonl or .jsonl.gz file, a folder of such files, or a folder with one folder per data set;
-            None: the hub. A folder lacking train or test files is divided by conversation, as is a single file.
+            None: the hub.
         seed: Decides that division and the demo's text.
         cache_dir: Where the hub's downloads are kept; None: the default of `datasets`.
 
@@ -84,11 +86,6 @@ def load(
     parts = [_read(source) for source in sources]
     rows = [row for part in parts for row in part.rows]
     skipped = sum((Counter(part.skipped) for part in parts), Counter())
-    if split == "train":
-        tested = {row.conversation for source in sources for row in _read(replace(source, split="test")).rows}
-        kept = [row for row in rows if row.conversation not in tested]
-        skipped += Counter({IN_TEST_TOO: len(rows) - len(kept)})
-        rows = kept
     if not rows:
         found = ", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "nothing"
         raise ValueError(f"the {split} split of {', '.join(names)} has no rows (skipped: {found}); check {data_dir=}")
@@ -167,14 +164,14 @@ def _path(name: str, names: Sequence[str], data_dir: str | None) -> Path | None:
 
 
 def _read(source: "Source") -> Loaded:
-    """One split of one data set; an undivided source counts its skipped records over both splits."""
+    """One split of one data set."""
     read = list(DATASETS[source.name].rows(source))
     rows = [item for item in read if isinstance(item, Preference)]
+    skipped = Counter(item.reason for item in read if isinstance(item, Skip))
     if source.undivided:
-        test_share = DATASETS[source.name].test_share
-        train, test = split_by_conversation(rows, 1 - test_share, source.seed)
-        rows = train if source.split == "train" else test
-    return Loaded(rows, Counter(item.reason for item in read if isinstance(item, Skip)))
+        train, test = split_by_conversation(rows, 1 - DATASETS[source.name].test_share, source.seed)
+        return Loaded(train, skipped) if source.split == "train" else Loaded(test, {})
+    return Loaded(rows, skipped)
 
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot

@@ -10,13 +10,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the demo's and most 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to `main` instead of printing them
 sys.path.insert(0, os.getcwd())  # a user's own my_ideas.py, beside main.py or in the working folder
 
-import hydra  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fed import config  # noqa: E402
+from fed import config
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, MetricRecordValues, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
@@ -51,10 +51,10 @@ def client_app(
 ) -> ClientApp:
     """The app all clients run; which client it is, `partition-id` of its context says.
 
-    Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `train_loss`,
-    `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received weights on the client's own pairs.
-    Understands these keys of the message's config, all optional: `server-round`, `server-accuracy` and `decay-rate`
-    (lambda_k), `decay-mode`, `proximal-mu`.
+    Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`,
+    `train_loss`, `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received weights on the
+    client's own pairs. Understands these keys of the message's config, all optional: `server-round`, `server-accuracy`
+    and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
     """
     app = ClientApp(mods=list(mods))
 
@@ -85,7 +85,7 @@ def client_app(
         with log.phase("copy"):
             write_state(context.state, state)
             arrays = snapshot(model_tensors(trainer.policy.model))
-        metrics = {
+        metrics: dict[str, MetricRecordValues] = {
             "num-examples": len(pairs.train),
             "train_loss": trained["loss"],
             "accuracy": scored["accuracy"],
@@ -101,7 +101,8 @@ def client_app(
             _receive(message, trainer)
         with log.phase("evaluate"):
             found = _score(trainer, own)
-        metrics = {"num-examples": len(own), **{name: found[name] for name in ("accuracy", "margin", "loss")}}
+        metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
+        metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     return app

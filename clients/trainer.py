@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from clients.state import ClientState
-from fed.arrays import model_tensors
 from fed.batches import Batch, BatchOrder, Example, PairLogps, collate
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.policy import Policy, response_logps
@@ -79,7 +78,7 @@ class LocalTrainer:
         return self.settings.local_epochs * self._order(num_examples, 0).per_epoch
 
     def num_pairs(self, num_examples: int) -> int:
-        """Pairs a client with that many pairs trains on in its first round (later ones may differ by a partial batch)."""
+        """Pairs such a client trains on in its first round; later rounds may differ by a partial batch."""
         order = self._order(num_examples, 0)
         return sum(len(batch) for batch in order.batches(0, self.num_steps(num_examples)))
 
@@ -130,7 +129,7 @@ class LocalTrainer:
         return BatchOrder(num_examples, self.settings.batch_size, self.settings.seed, client_id)
 
     def _evaluation_is_due(self, seen: int, last_step: Sized) -> bool:
-        """Before the first step if asked for, and whenever the last step took `seen` past a multiple of `eval_every`."""
+        """Before the first step if asked for, then whenever the last step passed a multiple of `eval_every`."""
         if not seen:
             return self.settings.do_first_eval
         return seen // self.settings.eval_every > (seen - len(last_step)) // self.settings.eval_every
@@ -196,8 +195,8 @@ class LocalTrainer:
     def _with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
         """The examples with their anchor column, from the weights as received.
 
-        Filled in the very micro-batches that training will use first, so that the term is exactly 0 at the first step: another
-        batch of the same pairs may differ in the last bit.
+        Filled in the very micro-batches that training will use first, so that the term is exactly 0 at the first step:
+        another batch of the same pairs may differ in the last bit.
         """
         if not self.settings.alpha:
             return examples

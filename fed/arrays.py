@@ -33,9 +33,9 @@ class TensorArray(Array):
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What travels: trainable parameters and persistent float buffers by name, each tied tensor once, aliasing the model.
+    """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
 
-    Integer buffers stay at home: a mean of counters means nothing.
+    A tied tensor is listed once. Integer buffers stay at home: a mean of counters means nothing.
     """
     persistent = model.state_dict(keep_vars=True).keys()
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,7 +1,7 @@
 """Rows to token ids (`Example`), examples to padded tensors (`Batch`), and the order in which batches come.
 
-Shapes: B pairs, N sequences (2B when paired: chosen 0..B-1, then rejected), T tokens of the longest sequence, R response
-tokens of all sequences.
+Shapes: B pairs, N sequences (2B when paired: chosen 0..B-1, then rejected), T tokens of the longest sequence, R
+    response tokens of all sequences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -92,8 +92,8 @@ def tokenize(
 ) -> list[Example]:
     """Token ids of each row, truncated as the original DPO code does, except that end-of-text is kept.
 
-    No special token is added or recognised in the text. When prompt plus longer response exceed `max_length`, the prompt is
-    cut to `max_prompt_length` at the end its row names; if that is not enough, responses are cut to
+    No special token is added or recognised in the text. When prompt plus longer response exceed `max_length`, the
+    prompt is cut to `max_prompt_length` at the end its row names; if that is not enough, responses are cut to
     `max_length - max_prompt_length` tokens, the last of which stays end-of-text.
     """
 
@@ -183,7 +183,7 @@ def as_logps(logps_N: Tensor, lengths_N: Tensor, paired: bool) -> Logps:
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """An endless, seeded order of one client's batches, addressed by position: any position can be asked for at any time.
+    """An endless, seeded order of one client's batches; any position can be asked for at any time.
 
     Each epoch is a new permutation and ends in a smaller batch when `batch_size` does not divide `num_examples`.
     """
@@ -210,6 +210,6 @@ class BatchOrder:
 
 
 def by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, longest first: little padding, and the largest batch fails at once if it does."""
+    """Indices in batches of like length: little padding. Longest first, so that running out of memory shows at once."""
     order = sorted(range(len(examples)), key=lambda i: (-examples[i].length, i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -3,11 +3,11 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
-def create(group: str, node: Mapping[str, Any], given: set[str]) -> Any:
+def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
     """What `node["_target_"]` returns when called with the node's other values; nested nodes first.
 
     Args:
@@ -29,7 +29,7 @@ def create(group: str, node: Mapping[str, Any], given: set[str]) -> Any:
         raise ValueError(f"{group}: {node['_target_']} refuses its values: {error}") from error
 
 
-def bind(group: str, node: Mapping[str, Any], given: set[str]) -> Callable[..., Any]:
+def bind(group: str, node: Mapping[str, Any], given: Collection[str]) -> Callable[..., Any]:
     """The function `node["_target_"]` with the node's other values as keyword arguments.
 
     Raises:
@@ -50,17 +50,18 @@ def imported(key: str, path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{key}={path} cannot be imported: {error}; expected module.Name, with the module in this folder or installed"
+            f"{key}={path} cannot be imported: {error}; expected module.Name, with the module in this folder or "
+            "installed"
         ) from error
 
 
 def _target_and_values(
-    group: str, node: Mapping[str, Any], given: set[str]
+    group: str, node: Mapping[str, Any], given: Collection[str]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The callable and the values meant for it.
 
-    A target typed on the command line inherits the values of the file it replaces: those it does not take are dropped, but a
-    value that was itself typed is never dropped in silence.
+    A target typed on the command line inherits the values of the file it replaces: those it does not take are dropped,
+    but a value that was itself typed is never dropped in silence.
     """
     target = imported(f"{group}._target_", node["_target_"])
     values = {key: value for key, value in node.items() if key != "_target_"}

@@ -1,7 +1,7 @@
 """The typed schema of the command line. Defaults stand here, in the YAML files of config/, and nowhere else.
 
-Defaults are those of the published code, except where docs/decisions.md says why not; `model=demo` brings settings of its
-own.
+Defaults are those of the published code, except where docs/decisions.md says why not; `model=demo` brings settings of
+its own.
 """
 
 import difflib
@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-
 
 
 @dataclass
@@ -114,11 +113,24 @@ CHOICES = {
     "trainer": ("BasicTrainer", "FSDPTrainer"),
 }
 AT_LEAST_ONE = (
-    "client_num_in_total clients_per_round comm_round frequency_of_test batch_size eval_batch_size "
-    "gradient_accumulation_steps local_epochs local_steps n_train_examples n_eval_examples n_test_examples max_prompt_length eval_every num_threads"
-).split()
-AT_LEAST_ZERO = "seed alpha warmup_steps server_fraction client_eval_fraction".split()
-POSITIVE = "lr max_grad_norm decay_rate".split()
+    "client_num_in_total",
+    "clients_per_round",
+    "comm_round",
+    "frequency_of_test",
+    "batch_size",
+    "eval_batch_size",
+    "gradient_accumulation_steps",
+    "local_epochs",
+    "local_steps",
+    "n_train_examples",
+    "n_eval_examples",
+    "n_test_examples",
+    "max_prompt_length",
+    "eval_every",
+    "num_threads",
+)
+AT_LEAST_ZERO = ("seed", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
+POSITIVE = ("lr", "max_grad_norm", "decay_rate")
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -187,7 +199,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
-    """Plain DPO, for one client at a time: no weights, no decay, no anchor, an optimizer that goes on between evaluations."""
+    """Plain DPO, one client at a time: no weights, no decay, no anchor, an optimizer that is never reset."""
     one_client = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
     steps = config.local_steps
     if steps is not None and config.mode == "centralized":
@@ -239,7 +251,8 @@ def _check_together(config: Config) -> None:
     if config.batch_size % config.gradient_accumulation_steps:
         raise ValueError(
             f"batch_size={config.batch_size} is not divisible by "
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}; batch_size counts the pairs of a whole step"
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}; batch_size counts the pairs of a "
+            "whole step"
         )
     if config.max_length - config.max_prompt_length < 2:
         raise ValueError(
@@ -248,7 +261,8 @@ def _check_together(config: Config) -> None:
         )
     if config.clients_per_round is not None and config.clients_per_round > config.client_num_in_total:
         raise ValueError(
-            f"clients_per_round={config.clients_per_round} is more than client_num_in_total={config.client_num_in_total}"
+            f"clients_per_round={config.clients_per_round} is more than "
+            f"client_num_in_total={config.client_num_in_total}"
         )
     if not config.datasets:
         raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")

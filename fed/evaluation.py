@@ -33,9 +33,10 @@ def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: f
 def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
     """Means over pairs. reward(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
 
-    `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties` count as wrong. `accuracy_se`: its standard
-    error, sqrt(a (1 - a) / B). `margin`: reward(chosen) - reward(rejected). `kl`: reference minus policy log-prob of a response,
-    in nats: an estimate of KL(reference || policy) that takes the held-out responses for draws from the reference.
+    `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties` count as wrong. `accuracy_se`: its
+    standard error, sqrt(a (1 - a) / B). `margin`: reward(chosen) - reward(rejected). `kl`: reference minus policy
+    log-prob of a response, in nats: an estimate of KL(reference || policy) that takes the held-out responses for draws
+    from the reference.
     """
     assert policy.rejected is not None and reference.rejected is not None
     chosen = policy.chosen - reference.chosen

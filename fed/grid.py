@@ -20,7 +20,8 @@ class LocalGrid(Grid):
     Args:
         app: The app every client runs.
         contexts: One context per client; node k is client k. They keep what a client stores between rounds.
-        streams: Whether the strategy reads each reply once and in order. Then each client runs only when its reply is asked for,
+        streams: Whether the strategy reads each reply once and in order. Then each client runs only when its reply is
+            asked for,
             and one reply is alive at a time. Otherwise replies come as a list, emptied when the next messages are sent
             (`Strategy.start` would keep them alive for another round).
     """

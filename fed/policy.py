@@ -77,8 +77,8 @@ def with_reference(
 ) -> list[Example]:
     """The examples with their reference column: log-probs under the policy as it is now, before any training.
 
-    Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is computed
-    anew. None: no cache.
+    Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
+    computed anew. None: no cache.
     """
     if not examples:
         return []
@@ -138,8 +138,8 @@ def load_policy(settings: ModelSettings, *, device: torch.device, activation_che
     dtype = _dtype("model.policy_dtype", settings.policy_dtype)
     if settings.reference_dtype not in (None, settings.policy_dtype):
         raise ValueError(
-            f"model.reference_dtype={settings.reference_dtype} differs from policy_dtype={settings.policy_dtype}: round 0 would "
-            "measure rounding noise instead of ties; leave it null"
+            f"model.reference_dtype={settings.reference_dtype} differs from policy_dtype={settings.policy_dtype}: "
+            "round 0 would measure rounding noise instead of ties; leave it null"
         )
     if settings.name_or_path is None and settings.gguf_file is None:
         raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
@@ -153,8 +153,9 @@ def load_policy(settings: ModelSettings, *, device: torch.device, activation_che
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # checkpointing is only active in training mode; dropout is off either way
     model.to(device)
-    compute = settings.fsdp_policy_mp and _dtype("model.fsdp_policy_mp", settings.fsdp_policy_mp)
-    policy = Policy(model, tokenizer, device, None if compute in (None, dtype) else compute)
+    mixed = settings.fsdp_policy_mp
+    compute = None if mixed is None else _dtype("model.fsdp_policy_mp", mixed)
+    policy = Policy(model, tokenizer, device, None if compute == dtype else compute)
     return replace(policy, split_head=_head_can_be_split(policy))
 
 
@@ -221,7 +222,8 @@ def _from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str |
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"cannot load the {what} of {name}: {reason} | expected a directory with config, tokenizer and weights, a GGUF file "
+            f"cannot load the {what} of {name}: {reason} | expected a directory with config, tokenizer and "
+            "weights, a GGUF file "
             "(model.gguf_file=), or a hub name with the hub reachable (HF_HUB_OFFLINE unset)"
         ) from error
 
@@ -239,8 +241,8 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
 def _load_archive(model: Any, path: Path) -> None:
     """Overwrite the weights; every one of them must be there and fit.
 
-    Reads an HF directory, a *.safetensors file, or the original code's `policy.pt` (a dict with the weights under "state"). No
-    pickled object is ever run.
+    Reads an HF directory, a *.safetensors file, or the original code's `policy.pt` (a dict with the weights under
+    "state"). No pickled object is ever run.
     """
     state = _read_archive(path)
     own = model.state_dict()
@@ -251,7 +253,8 @@ def _load_archive(model: Any, path: Path) -> None:
     if missing or unknown or wrong:
         shown = (missing or unknown or wrong)[0]
         raise ValueError(
-            f"archive {path} does not match the model: {len(missing)} weights missing, {len(unknown)} unknown, {len(wrong)} of "
+            f"archive {path} does not match the model: {len(missing)} weights missing, {len(unknown)} unknown, "
+            f"{len(wrong)} of "
             f"another shape (first: {shown}); give the archive of this very architecture"
         )
     model.load_state_dict({name: state[name] for name in state if name in own}, strict=False)
@@ -267,7 +270,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"archive {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         raise ValueError(f"cannot read archive {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
@@ -278,9 +281,9 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _check_block_name(model: Any, block_name: str) -> None:
-    classes = [type(module).__name__ for module in model.modules()]
+    classes = {type(module).__name__ for module in model.modules()}
     if block_name not in classes:
-        repeated = sorted({name for name in classes if classes.count(name) > 1 and "Block" in name or "Layer" in name})
+        repeated = sorted(name for name in classes if "Block" in name or "Layer" in name)
         raise ValueError(f"model.block_name={block_name} is no module of the model; it has {', '.join(repeated)}")
 
 

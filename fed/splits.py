@@ -1,4 +1,4 @@
-"""Who holds which rows: server validation, test, each client's training and held-out rows. No conversation is in two."""
+"""Who holds which rows: the server, the test, each client. No conversation has two owners."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,8 @@ def split_rows(
     validation, pool = split_by_conversation(usable, settings.server_fraction, settings.seed)
     if settings.server_fraction and not validation:
         raise ValueError(
-            f"server_fraction={settings.server_fraction} of {len(usable)} training pairs is no pair; raise it or give more data"
+            f"server_fraction={settings.server_fraction} of {len(usable)} training pairs is no pair; raise it or "
+            "give more data"
         )
     parts = divide(pool)
     return Split(

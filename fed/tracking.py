@@ -3,24 +3,19 @@
 import json
 import math
 import resource
-import socket
-import struct
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-MAX_OPEN_EVENT_FILES = 64  # a thousand clients must not run into the limit on open files
-FLUSH_SECONDS = 10.0  # how old the client curves in TensorBoard may be
-LINE_SECONDS = 30.0  # without a terminal, the longest silence while a client trains
+from fed.event_files import EventFiles
+from fed.progress import Display
 
 
 class Tracker:
@@ -43,8 +38,8 @@ class Tracker:
         self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = _EventFiles(run_dir / "tensorboard") if tensorboard else None
-        self._display = _Display(console or Console(), num_rounds, clients_per_round)
+        self._events = EventFiles(run_dir / "tensorboard") if tensorboard else None
+        self._display = Display(console or Console(), num_rounds, clients_per_round)
         self._stopwatch = _Stopwatch()
         self._round: _Round | None = None
         self._began = time.perf_counter()
@@ -77,12 +72,10 @@ class Tracker:
             self._write_events("Server", {"avg_acc/client": fmean(accuracies.values())}, server_round, flush=True)
         self._display.end_visit()
 
-    def update(
-        self, client_id: int, split: Literal["train", "eval"], metrics: Mapping[str, float], *, step: int
-    ) -> None:
+    def update(self, client_id: int, split: str, metrics: Mapping[str, float], *, step: int) -> None:
         """Write TensorBoard values of one client at its update number `step`; keys are complete tags.
 
-        Training values reach the disk within FLUSH_SECONDS of the next call, the rarer "eval" values at once.
+        Training values reach the disk within seconds of the next call, the rarer "eval" values at once.
         """
         self._write_events(f"Client-{client_id}", metrics, step, flush=split == "eval")
 
@@ -268,178 +261,3 @@ class _Stopwatch:
         if self._phases:
             self._seconds[self._phases[-1]] = self._seconds.get(self._phases[-1], 0.0) + now - self._since
         self._since = now
-
-
-class _EventFiles:
-    """One TensorBoard file per folder, the last used ones open.
-
-    tensorboardX's `SummaryWriter` costs two threads and a pipe each and would start a new file whenever a client comes
-    back; here the same records (its protos, its checksums) are appended to one file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
-        self._next_flush = 0.0
-
-    def write(self, folder: str, tags: Mapping[str, float], step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in tags.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._file(folder).write(_record(event.SerializeToString()))
-        if time.monotonic() >= self._next_flush:
-            self.flush()
-
-    def flush(self) -> None:
-        for file in self._open.values():
-            file.flush()
-        self._next_flush = time.monotonic() + FLUSH_SECONDS
-
-    def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
-
-    def _file(self, folder: str) -> BinaryIO:
-        if folder in self._open:
-            self._open.move_to_end(folder)
-            return self._open[folder]
-        while len(self._open) >= MAX_OPEN_EVENT_FILES:
-            self._open.popitem(last=False)[1].close()
-        self._open[folder] = file = _open_event_file(self._folder / folder / self._name)
-        return file
-
-
-def _open_event_file(path: Path) -> BinaryIO:
-    from tensorboardX.proto.event_pb2 import Event
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
-    if file.tell() == 0:
-        file.write(_record(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()))
-    return file
-
-
-def _record(data: bytes) -> bytes:
-    """TFRecord: length, checksum of the length, data, checksum of the data."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
-
-
-class _Display:
-    """What a person sees: a line per round and, on a terminal, a live bar below them.
-
-    Progress counts client visits, the current one by the share of its pairs, so the time left includes evaluation. It
-    does not matter whether all clients take turns each round or, as in mode=local, one after the other runs all rounds.
-    """
-
-    def __init__(self, console: Console, num_rounds: int, clients_per_round: int) -> None:
-        self.accuracy: float | None = None
-        self._console = console
-        self._num_rounds = num_rounds
-        self._clients_per_round = clients_per_round
-        self._began = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        self._visit = _Visit(0, 0, 1)
-        self._visits = 0
-        self._start = (0.0, 0)  # when training began, and how many visits were over: not 0 after a resume
-
-    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
-        if not self._visits:
-            self._start = time.monotonic(), max(server_round - 1, 0) * self._clients_per_round
-        self._visits += 1
-        self._visit = _Visit(server_round, client_id, max(pairs, 1))
-        if self._console.is_interactive:
-            self._bar = self._bar or self._new_bar()
-            self._update_bar(None)
-
-    def advance(self, pairs: int, pairs_per_second: float | None) -> None:
-        self._visit.trained += pairs
-        if self._bar:
-            self._update_bar(pairs_per_second)
-        elif time.monotonic() >= self._last_line + LINE_SECONDS:
-            visit = self._visit
-            parts = [f"client-{visit.client_id}  {visit.trained} of {visit.pairs} pairs"]
-            self._print(visit.server_round, [*parts, *self._pace(pairs_per_second)])
-
-    def end_visit(self) -> None:
-        self._visit.trained = self._visit.pairs
-
-    def print_line(
-        self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
-    ) -> None:
-        plus_minus = "+/-" if self._console.options.ascii_only else "±"
-        parts = [
-            f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
-            for label, value, error in texts
-        ]
-        self._print(server_round, [*parts, *self._pace(pairs_per_second)])
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
-        self._bar = None
-
-    def _print(self, server_round: int, parts: Iterable[str]) -> None:
-        line = "  ".join([f"round {server_round}/{self._num_rounds}", *parts])
-        # A file or pipe counts as 80 columns wide: soft_wrap keeps a long line in one piece.
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
-        self._last_line = time.monotonic()
-
-    def _pace(self, pairs_per_second: float | None) -> Iterator[str]:
-        if pairs_per_second is not None:
-            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s"
-        yield f"elapsed {_clock(time.monotonic() - self._began)}"
-        if (left := self._left()) is not None:
-            yield f"left {_clock(left)}"
-
-    def _left(self) -> float | None:
-        since, visits_before = self._start
-        done = self._done()
-        missing = self._num_rounds * self._clients_per_round - visits_before - done
-        return max((time.monotonic() - since) * missing / done, 0.0) if done else None
-
-    def _done(self) -> float:
-        """Visits of this process."""
-        return self._visits - 1 + min(self._visit.trained / self._visit.pairs, 1.0) if self._visits else 0.0
-
-    def _new_bar(self) -> Progress:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(16), TimeElapsedColumn())
-        status = TextColumn("{task.fields[status]}", markup=False)
-        bar = Progress(*columns, status, console=self._console, transient=True, refresh_per_second=4)
-        bar.add_task("", total=self._num_rounds * self._clients_per_round, status="")
-        bar.tasks[0].start_time = self._began
-        bar.start()
-        return bar
-
-    def _update_bar(self, pairs_per_second: float | None) -> None:
-        assert self._bar
-        rate = [] if pairs_per_second is None else [f"{pairs_per_second:,.0f} pairs/s"]
-        accuracy = [] if self.accuracy is None else [f"accuracy {self.accuracy:.3f}"]
-        left = [] if (seconds := self._left()) is None else [f"left {_clock(seconds)}"]
-        self._bar.update(
-            self._bar.task_ids[0],
-            completed=self._start[1] + self._done(),
-            description=f"round {self._visit.server_round}/{self._num_rounds}  client-{self._visit.client_id}",
-            status="  ".join([*rate, *accuracy, *left]),
-        )
-
-
-@dataclass
-class _Visit:
-    """A client at work, with `pairs` pairs to train in this round."""
-
-    server_round: int
-    client_id: int
-    pairs: int
-    trained: int = 0
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

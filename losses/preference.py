@@ -16,9 +16,9 @@ def dpo(
 ) -> Tensor:
     """-(1-eps) log sigmoid(beta h) - eps log sigmoid(-beta h), shape (B,).
 
-    h is `log_ratio_margin`. eps = `label_smoothing` = 0 is DPO (Eq. 7 of arXiv 2305.18290); eps > 0, the chance that a label
-    is flipped, is conservative DPO (Eq. 3 of https://ericmitchell.ai/cdpo.pdf). `reference_free` takes the reference to be
-    uniform, so that h is the policy's own margin.
+    h is `log_ratio_margin`. eps = `label_smoothing` = 0 is DPO (Eq. 7 of arXiv 2305.18290); eps > 0, the chance that a
+    label is flipped, is conservative DPO (Eq. 3 of https://ericmitchell.ai/cdpo.pdf). `reference_free` takes the
+    reference to be uniform, so that h is the policy's own margin.
     """
     logits = beta * log_ratio_margin(policy, None if reference_free else reference)
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

@@ -44,7 +44,8 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
             needed = getattr(layer, key, 0)
             if needed > num_clients:
                 raise ValueError(
-                    f"{type(layer).__name__} waits for {key}={needed} clients but client_num_in_total={num_clients}; lower "
+                    f"{type(layer).__name__} waits for {key}={needed} clients but "
+                    f"client_num_in_total={num_clients}; lower "
                     f"strategy.{key} or raise client_num_in_total"
                 )
         layer = getattr(layer, "strategy", None)

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fed.arrays import load_arrays
 from fed.batches import Example
-from fed.evaluation import Metrics, evaluate
+from fed.evaluation import Metrics
 from fed.policy import Policy
 from fed.seeding import seed_globals
 
@@ -34,11 +34,11 @@ class ServerLog(Protocol):
 class ServerEvaluation:
     """Flower's `evaluate_fn`: called with the initial weights as round 0, then after every aggregation.
 
-    Logs validation and test metrics before rounds 0, f, 2f, ... (f = `frequency_of_test`) and after the last, so R rounds at f = 1
-    give R + 1 points. Puts the validation accuracy of the weights about to be sent into `train_config["server-accuracy"]`, the
-    very record `Strategy.start` sends to clients; in rounds without a logged evaluation only if `always_accuracy`.
-    Seeds the global generators that Flower's sampling and noise draw from, so that a round's draws depend on the seed and
-    the round only.
+    Logs validation and test metrics before rounds 0, f, 2f, ... (f = `frequency_of_test`) and after the last, so R
+    rounds at f = 1 give R + 1 points. Puts the validation accuracy of the weights about to be sent into
+    `train_config["server-accuracy"]`, the very record `Strategy.start` sends to clients; in rounds without a logged
+    evaluation only if `always_accuracy`. Seeds the global generators that Flower's sampling and noise draw from, so
+    that a round's draws depend on the seed and the round only.
     """
 
     policy: Policy

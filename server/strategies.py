@@ -55,13 +55,14 @@ class StreamingFedAvg(FedAvg):
 class FeDPO(StreamingFedAvg):
     """Federated DPO: clients weigh in by how well their models rank the scoring pairs.
 
-    w_k = exp(temp a_k) / sum_j exp(temp a_j), a_k the client's accuracy; theta^{t+1} = sum_k w_k theta_k. Tells clients to decay:
-    lambda_k <- decay_rate lambda_k when a_k <= A^t, the accuracy of the model they were sent.
+    w_k = exp(temp a_k) / sum_j exp(temp a_j), a_k the client's accuracy; theta^{t+1} = sum_k w_k theta_k. Tells clients
+    to decay: lambda_k <- decay_rate lambda_k when a_k <= A^t, the accuracy of the model they were sent.
 
     Args:
         temp: Inverse temperature: 0 is the plain mean, large favours the best client.
         decay_rate: 1 never decays.
-        decay: "cumulative" as above, or "constant": lambda_k = decay_rate in every round, as the published code behaves.
+        decay: "cumulative" as above, or "constant": lambda_k = decay_rate in every round, as the published code
+            behaves.
         weighting: "accuracy", "samples" (FedAvg) or "accuracy_times_samples".
         **fedavg: Flower's own FedAvg parameters.
 
@@ -90,7 +91,7 @@ class FeDPO(StreamingFedAvg):
 
     @property
     def needs_server_accuracy(self) -> bool:
-        """Whether clients must know the accuracy of the very model they are sent, even in rounds that log no evaluation."""
+        """Whether clients must know the accuracy of the model they are sent even where no evaluation is logged."""
         return self.decay == "cumulative" and self.decay_rate < 1
 
     def summary(self) -> None:
@@ -116,8 +117,8 @@ class FeDPO(StreamingFedAvg):
 class RunningMean:
     """Weighted mean of dictionaries of tensors, kept as one dictionary in float32.
 
-    Adding theta with weight w moves the mean by the fraction w / (sum of weights so far) towards theta, so that a single
-    theta is returned bit for bit and no weight can overflow: only logarithms of weights are kept.
+    Adding theta with weight w moves the mean by the fraction w / (sum of weights so far) towards theta, so that a
+    single theta is returned bit for bit and no weight can overflow: only logarithms of weights are kept.
     """
 
     def __init__(self) -> None:

@@ -90,6 +90,7 @@ def test_real_hh_keeps_2303_harmless_and_2339_helpful_rows():
     groups = [row.group for part in loaded for row in part.rows]
     assert (groups.count("harmless-base"), groups.count("helpful-base"), len(groups)) == (2303, 2339, 4642)
     assert loaded[0].skipped == {"response holds a further turn": 14, "empty response": 8}
+    assert loaded[1].skipped == {}
     assert 0.08 < len(loaded[1].rows) / 4642 < 0.12
     assert not {row.conversation for row in loaded[0].rows} & {row.conversation for row in loaded[1].rows}
 
@@ -103,7 +104,7 @@ def test_shp_prefers_a_when_labels_is_1_and_drops_ratios_below_2(tmp_path):
     records[1] |= {"labels": 0, "domain": "askbaking_train"}
     records[2] |= {"score_ratio": 1.9}
     rows = {row.conversation: row for row in read(write(tmp_path / "shp.jsonl", records), "shp")}
-    assert load(["shp"], "test", data_dir=str(tmp_path), seed=0).skipped == {"score_ratio below 2": 1}
+    assert load(["shp"], "train", data_dir=str(tmp_path), seed=0).skipped == {"score_ratio below 2": 1}
     assert rows["h0"] == Preference("\n\nHuman: h0\n\nAssistant:", " A", " B", "d", "keep_start", "h0")
     assert (rows["h1"].chosen, rows["h1"].rejected, rows["h1"].group) == (" B", " A", "askbaking")
     assert len(rows) == 19
@@ -203,14 +204,6 @@ def test_files_one_folder_down_are_found_as_anthropic_lays_them_out(tmp_path):
         ("helpful-base", "train"),
         ("helpful-base", "test"),
     ]
-
-
-def test_train_rows_whose_conversation_is_tested_are_left_out_and_counted(tmp_path):
-    write(tmp_path / "train.jsonl", pairs(5))
-    write(tmp_path / "test.jsonl", pairs(2))
-    loaded = load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
-    assert len(loaded.rows) == 3
-    assert loaded.skipped == {"conversation also in the test split": 2}
 
 
 def test_several_data_sets_are_merged_each_from_its_folder(tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr_datasets.partitioner import IidPartitioner, NaturalIdPartitioner, SizePartitioner
-from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fed.components import create
 from fed.partition import ContiguousPartitioner, GroupPartitioner, describe, partition, write_partition
 from load_data import Preference
 
@@ -31,7 +31,7 @@ def shipped(name, num_clients, seed=0, even=True, **changes):
     config = OmegaConf.create({"client_num_in_total": num_clients, "seed": seed, "data_evenly_distributed": even})
     config.partition = OmegaConf.load(CONFIG / f"{name}.yaml")
     config.partition.update(changes)
-    return instantiate(config.partition)
+    return create("partition", OmegaConf.to_container(config, resolve=True)["partition"], set())
 
 
 def sizes(parts):

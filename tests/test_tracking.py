@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fed import curves as curves_module
-from fed import tracking
+from fed import event_files, progress
 from fed.curves import curves
 from fed.tracking import Tracker, read_metrics
 
@@ -151,7 +151,7 @@ def test_updates_go_to_the_clients_own_folder_by_update_count(tmp_path: Path) ->
 def test_evicted_event_files_lose_nothing_when_their_client_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "MAX_OPEN_EVENT_FILES", 2)
+    monkeypatch.setattr(event_files, "MAX_OPEN_EVENT_FILES", 2)
     with make(tmp_path, tensorboard=True) as tracker:
         for step in (1, 2, 3):
             for client_id in range(4):
@@ -178,7 +178,7 @@ def test_client_curves_are_on_disk_after_the_flush_interval(tmp_path: Path, cloc
         tracker.update(0, "train", {"grad_norm": 2.0}, step=2)
         folder = tmp_path / "tensorboard" / "Client-0"
         assert [step for step, _ in scalars(folder)["grad_norm"]] == [1]
-        clock[0] += tracking.FLUSH_SECONDS
+        clock[0] += event_files.FLUSH_SECONDS
         tracker.update(0, "train", {"grad_norm": 3.0}, step=3)
         assert [step for step, _ in scalars(folder)["grad_norm"]] == [1, 2, 3]
 
@@ -331,7 +331,7 @@ def test_a_long_client_is_not_silent_on_a_pipe(tmp_path: Path, clock: list[float
     with make(tmp_path, console=Console(file=output)) as tracker:
         tracker.start_client(1, 7, 1000)
         for _ in range(10):
-            clock[0] += tracking.LINE_SECONDS / 4
+            clock[0] += progress.LINE_SECONDS / 4
             tracker.advance(50)
     lines = output.getvalue().splitlines()
     assert [line.partition("  elapsed")[0] for line in lines] == [

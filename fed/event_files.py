@@ -1,0 +1,75 @@
+"""TensorBoard event files, one per folder, appended to for as long as the run goes on."""
+
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_OPEN_EVENT_FILES = 64  # a thousand clients must not run into the limit on open files
+FLUSH_SECONDS = 10.0  # how old the client curves in TensorBoard may be
+
+
+class EventFiles:
+    """One TensorBoard file per folder, the last used ones open.
+
+    tensorboardX's `SummaryWriter` costs two threads and a pipe each and would start a new file whenever a client comes
+    back; here the same records (its protos, its checksums) are appended to one file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._next_flush = 0.0
+
+    def write(self, folder: str, tags: Mapping[str, float], step: int) -> None:
+        """Append one event with all these values."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in tags.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._file(folder).write(_record(event.SerializeToString()))
+        if time.monotonic() >= self._next_flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        for file in self._open.values():
+            file.flush()
+        self._next_flush = time.monotonic() + FLUSH_SECONDS
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _file(self, folder: str) -> BinaryIO:
+        if folder in self._open:
+            self._open.move_to_end(folder)
+            return self._open[folder]
+        while len(self._open) >= MAX_OPEN_EVENT_FILES:
+            self._open.popitem(last=False)[1].close()
+        self._open[folder] = file = _open_event_file(self._folder / folder / self._name)
+        return file
+
+
+def _open_event_file(path: Path) -> BinaryIO:
+    from tensorboardX.proto.event_pb2 import Event
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    if file.tell() == 0:
+        file.write(_record(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()))
+    return file
+
+
+def _record(data: bytes) -> bytes:
+    """TFRecord: length, checksum of the length, data, checksum of the data."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

@@ -1,0 +1,130 @@
+"""What a person sees of a run: a line per round and, on a terminal, a live bar below them."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_SECONDS = 30.0  # without a terminal, the longest silence while a client trains
+
+
+class Display:
+    """Rounds as lines, clients as a bar.
+
+    Progress counts client visits, the current one by the share of its pairs, so the time left includes evaluation. It
+    does not matter whether all clients take turns each round or, as in mode=local, one after the other runs all rounds.
+    """
+
+    def __init__(self, console: Console, num_rounds: int, clients_per_round: int) -> None:
+        self.accuracy: float | None = None
+        self._console = console
+        self._num_rounds = num_rounds
+        self._clients_per_round = clients_per_round
+        self._began = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        self._visit = _Visit(0, 0, 1)
+        self._visits = 0
+        self._start = (0.0, 0)  # when training began, and how many visits were over: not 0 after a resume
+
+    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
+        """A client begins: one more visit."""
+        if not self._visits:
+            self._start = time.monotonic(), max(server_round - 1, 0) * self._clients_per_round
+        self._visits += 1
+        self._visit = _Visit(server_round, client_id, max(pairs, 1))
+        if self._console.is_interactive:
+            self._bar = self._bar or self._new_bar()
+            self._update_bar(None)
+
+    def advance(self, pairs: int, pairs_per_second: float | None) -> None:
+        """So many more pairs of this visit are done."""
+        self._visit.trained += pairs
+        if self._bar:
+            self._update_bar(pairs_per_second)
+        elif time.monotonic() >= self._last_line + LINE_SECONDS:
+            visit = self._visit
+            parts = [f"client-{visit.client_id}  {visit.trained} of {visit.pairs} pairs"]
+            self._print(visit.server_round, [*parts, *self._pace(pairs_per_second)])
+
+    def end_visit(self) -> None:
+        """The visit is over, whatever was counted."""
+        self._visit.trained = self._visit.pairs
+
+    def print_line(
+        self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
+    ) -> None:
+        """One line for a finished round, from (label, value, standard error)."""
+        plus_minus = "+/-" if self._console.options.ascii_only else "±"
+        parts = [
+            f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
+            for label, value, error in texts
+        ]
+        self._print(server_round, [*parts, *self._pace(pairs_per_second)])
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar:
+            self._bar.stop()
+        self._bar = None
+
+    def _print(self, server_round: int, parts: Iterable[str]) -> None:
+        line = "  ".join([f"round {server_round}/{self._num_rounds}", *parts])
+        # A file or pipe counts as 80 columns wide: soft_wrap keeps a long line in one piece.
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._last_line = time.monotonic()
+
+    def _pace(self, pairs_per_second: float | None) -> Iterator[str]:
+        if pairs_per_second is not None:
+            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s"
+        yield f"elapsed {_clock(time.monotonic() - self._began)}"
+        if (left := self._left()) is not None:
+            yield f"left {_clock(left)}"
+
+    def _left(self) -> float | None:
+        since, visits_before = self._start
+        done = self._done()
+        missing = self._num_rounds * self._clients_per_round - visits_before - done
+        return max((time.monotonic() - since) * missing / done, 0.0) if done else None
+
+    def _done(self) -> float:
+        """Visits of this process."""
+        return self._visits - 1 + min(self._visit.trained / self._visit.pairs, 1.0) if self._visits else 0.0
+
+    def _new_bar(self) -> Progress:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(16), TimeElapsedColumn())
+        status = TextColumn("{task.fields[status]}", markup=False)
+        bar = Progress(*columns, status, console=self._console, transient=True, refresh_per_second=4)
+        bar.add_task("", total=self._num_rounds * self._clients_per_round, status="")
+        bar.tasks[0].start_time = self._began
+        bar.start()
+        return bar
+
+    def _update_bar(self, pairs_per_second: float | None) -> None:
+        assert self._bar
+        rate = [] if pairs_per_second is None else [f"{pairs_per_second:,.0f} pairs/s"]
+        accuracy = [] if self.accuracy is None else [f"accuracy {self.accuracy:.3f}"]
+        left = [] if (seconds := self._left()) is None else [f"left {_clock(seconds)}"]
+        self._bar.update(
+            self._bar.task_ids[0],
+            completed=self._start[1] + self._done(),
+            description=f"round {self._visit.server_round}/{self._num_rounds}  client-{self._visit.client_id}",
+            status="  ".join([*rate, *accuracy, *left]),
+        )
+
+
+@dataclass
+class _Visit:
+    """A client at work, with `pairs` pairs to train in this round."""
+
+    server_round: int
+    client_id: int
+    pairs: int
+    trained: int = 0
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,51 @@
+"""A tiny model, hand-made pairs and a quiet environment for all tests."""
+
+import os
+
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="1")
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fed.batches import Example
+from fed.demo import demo_tokenizer
+from fed.policy import Policy
+from fed.seeding import generator
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A two-layer Llama of a few thousand random weights over 31 tokens, embeddings tied, the same in every test."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    return Policy(LlamaForCausalLM(config), demo_tokenizer(), torch.device("cpu"))
+
+
+def examples(count: int, *, seed: int = 0, vocabulary: int = 31) -> list[Example]:
+    """Ragged pairs of random tokens; the preferred response has more small token ids, so there is something to learn."""
+    rng = generator(seed, "test examples")
+
+    def ids(length: int, low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(low, high, length))
+
+    half = vocabulary // 2
+    return [
+        Example(
+            prompt=ids(int(rng.integers(2, 6)), 0, vocabulary),
+            chosen=ids(int(rng.integers(1, 6)), 0, half),
+            rejected=ids(int(rng.integers(1, 6)), half, vocabulary),
+        )
+        for _ in range(count)
+    ]
