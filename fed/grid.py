@@ -95,6 +95,7 @@ class LocalGrid(Grid):
 
 def _copy(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
     """A container of its own around the same values; arrays are not copied."""
-    if isinstance(record, ArrayRecord):
-        return ArrayRecord(dict(record.items()))
-    return type(record)(dict(record.items()))  # type: ignore[arg-type]
+    copy = type(record)()
+    for key, value in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
+        copy[key] = value  # type: ignore[assignment]
+    return copy
