@@ -65,6 +65,15 @@ def client_app(
         server_round = int(config.get("server-round", 1))  # type: ignore[arg-type]
         state = read_state(context.state)
         log.start_client(server_round, client_id, trainer.num_pairs(len(pairs.train)))
+
+        def on_update(split: str, tags: Metrics, step: int) -> None:
+            with log.phase("log"):
+                log.update(client_id, split, tags, step=step)
+
+        def on_pairs(count: int) -> None:
+            with log.phase("log"):
+                log.advance(count)
+
         with log.phase("copy"):
             key = _receive(message, trainer)
         with log.phase("train"):
@@ -74,8 +83,8 @@ def client_app(
                 pairs.held_out,
                 state,
                 _round_settings(config, state),
-                on_update=lambda split, tags, step: log.update(client_id, split, tags, step=step),
-                on_pairs=log.advance,
+                on_update=on_update,
+                on_pairs=on_pairs,
             )
         with log.phase("evaluate"):
             scored = _score(trainer, pairs.scoring)

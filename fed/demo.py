@@ -17,11 +17,11 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def demo_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """About 0.2 million parameters: large enough to learn the demo's preference, small enough for one CPU core."""
+    """About 0.1 million parameters: large enough to learn the demo's preference, small enough for one CPU core."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=64,
+        intermediate_size=176,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
