@@ -40,13 +40,9 @@ def main(arguments: list[str]) -> None:
 def measure(clients: int, rounds: int) -> dict[str, Any]:
     """The summary of one demo run, with the share of its time that no model computed in."""
     with tempfile.TemporaryDirectory() as folder:
-        given = [
-            f"client_num_in_total={clients}",
-            f"comm_round={rounds}",
-            f"output_dir={folder}/data",
-            f"cache_dir={folder}",
-        ]
-        subprocess.run([sys.executable, "main.py", *given], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        given = [f"client_num_in_total={clients}", f"comm_round={rounds}"]
+        folders = [f"output_dir={folder}/data", f"cache_dir={folder}/cache"]
+        subprocess.run([sys.executable, "main.py", *given, *folders], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         (summary,) = Path(folder).glob("data/*/*/summary.json")
         row: dict[str, Any] = json.loads(summary.read_text())
     row["federation_seconds"] = row["wall_seconds"] - sum(row["seconds"].get(phase, 0.0) for phase in WORK)

@@ -34,7 +34,7 @@ def policy() -> Policy:
 
 
 def examples(count: int, *, seed: int = 0, vocabulary: int = 31) -> list[Example]:
-    """Ragged pairs of random tokens; the preferred response has more small token ids, so there is something to learn."""
+    """Ragged pairs of random tokens; preferred responses have the smaller token ids, so it can be learned."""
     rng = generator(seed, "test examples")
 
     def ids(length: int, low: int, high: int) -> tuple[int, ...]:
