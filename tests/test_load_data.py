@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from load_data import Preference, first_human_turn, load, split_by_conversation, text_of_html
+from load_data import Preference, first_human_turn, load, split_by_conversation
+from sources.html_text import text_of_html
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
 

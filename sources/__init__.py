@@ -1,0 +1,1 @@
+"""Where rows come from: files, the hub, code. Knows records and text, neither rows nor tensors."""

@@ -1,0 +1,174 @@
+"""Records of one data set, from JSON-lines files or the Hugging Face hub, with errors that name the place."""
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a file or one row of the hub; fields are checked when they are asked for."""
+
+    where: str  # "path:line", for messages
+    part: str  # the file's name without -train or -test, or the hub's folder
+    fields: dict[str, object]
+
+    def text(self, name: str) -> str:
+        """A string that can be encoded."""
+        value = self._field(name)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string")
+        if HALF_CHARACTER.search(value):
+            raise ValueError(f"{self.where}: {name!r} holds half of a \\ud800-\\udfff pair, expected whole characters")
+        return value
+
+    def number(self, name: str) -> float:
+        """An int or a float."""
+        value = self._field(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a number")
+        return value
+
+    def records(self, name: str) -> "list[Record]":
+        """A list of objects."""
+        value = self._field(name)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a list of objects")
+        return [Record(self.where, self.part, item) for item in value]
+
+    def _field(self, name: str) -> object:
+        if name not in self.fields:
+            has = ", ".join(map(repr, list(self.fields)[:8])) or "no field"
+            raise ValueError(f"{self.where}: no field {name!r}; the record has {has}")
+        return self.fields[name]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one data set lies and which of its splits is wanted."""
+
+    name: str
+    split: str
+    path: Path | None  # None: the hub
+    seed: int
+    cache_dir: str | None
+    test_share: float  # drawn to test on where the hub has no test split
+
+    def records(
+        self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True
+    ) -> Iterator[Record]:
+        """Records of the wanted split, of all splits if the source is undivided.
+
+        Args:
+            hub: Name on the hub, read when there is no path; None: the data set exists in files only.
+            parts: Folders of the hub's data set.
+            has_test: Whether the hub has a test split; else one is drawn from train.
+        """
+        if self.path is not None:
+            for path in self.files[self.split]:
+                yield from _file_records(path, _part(path))
+        elif hub is None:
+            raise ValueError(f"data set {self.name!r} is read from your files; give data_dir=<file or folder>")
+        else:
+            for part in parts:
+                yield from self._hub_records(hub, part, has_test)
+
+    @property
+    def undivided(self) -> bool:
+        """Whether the files say nothing of train and test."""
+        return self.path is not None and self.files["train"] == self.files["test"]
+
+    @cached_property
+    def files(self) -> dict[str, list[Path]]:
+        """Files of each split; the same for both if the folder lacks either."""
+        assert self.path is not None
+        if os.path.isfile(self.path):
+            return {"train": [self.path], "test": [self.path]}
+        files = _json_lines_files(self.path)
+        test = [path for path in files if _named_split(path) == "test"]
+        train = [path for path in files if _named_split(path) != "test"]
+        return {"train": train, "test": test} if train and test else {"train": files, "test": files}
+
+    def _hub_records(self, hub: str, part: str | None, has_test: bool) -> Iterator[Record]:
+        split = self.split if has_test else "train"
+        try:
+            import datasets  # takes seconds; files need none of it
+
+            table = datasets.load_dataset(hub, data_dir=part, split=split, cache_dir=self.cache_dir)
+            if not has_test:
+                table = table.train_test_split(test_size=self.test_share, seed=self.seed)[self.split]
+        except Exception as error:  # hub, disk and parser each have exceptions of their own
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise ValueError(f"cannot get {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>") from error
+        for index, fields in enumerate(table):
+            yield Record(f"{hub}:{index}", part or "", fields)
+
+
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", re.IGNORECASE)
+
+
+def _json_lines_files(folder: Path) -> list[Path]:
+    """The folder's files; if it has none, those named train or test in its folders, as Anthropic lays them out."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"data_dir={folder} does not exist; give a folder or a .jsonl or .jsonl.gz file")
+    try:
+        files = _ending_in_jsonl(folder.iterdir())
+        files = files or [path for path in _ending_in_jsonl(folder.glob("*/*")) if _named_split(path)]
+    except OSError as error:
+        raise ValueError(f"cannot read data_dir={folder} ({error.strerror}); check its permissions") from error
+    if not files:
+        raise ValueError(f"data_dir={folder} holds no .jsonl or .jsonl.gz file; give the folder that does")
+    return files
+
+
+def _ending_in_jsonl(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file())
+
+
+def _named_split(path: Path) -> str | None:
+    """The last word train or test in the file's name ("latest" is neither)."""
+    words = SPLIT_WORD.findall(path.name)
+    return words[-1].lower() if words else None
+
+
+def _part(path: Path) -> str:
+    """harmless-base for harmless-base-test.jsonl.gz and for harmless-base/test.jsonl.gz."""
+    stem = SPLIT_WORD.sub("", path.name.removesuffix(".gz").removesuffix(".jsonl")).strip("-_. ")
+    return stem or path.parent.name
+
+
+def _file_records(path: Path, part: str) -> Iterator[Record]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield Record(where, part, _parse(where, line))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror or error}); check the file") from error
+
+
+def _parse(where: str, line: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); expected one object per line") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: the line is {type(value).__name__}, expected an object")
+    return value
