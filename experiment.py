@@ -22,14 +22,17 @@ from fed.batches import Example, tokenize
 from fed.config import Config, Settings
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
+from fed.loading import load_policy
 from fed.partition import partition, write_partition
-from fed.policy import Policy, load_policy, save_policy, weights_hash, with_reference
-from fed.run_folder import create_run_folder
+from fed.policy import Policy, save_policy
+from fed.references import weights_hash, with_reference
+from fed.run_folder import check_cache_folder, create_run_folder
 from fed.seeding import seed_globals
 from fed.simulation import simulate
 from fed.splits import Split, SplitSettings, split_rows
 from fed.tracking import Tracker
 from load_data import load
+from losses.logps import Logps
 from server.app import check_strategy, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
@@ -71,10 +74,12 @@ def prepare(settings: Settings) -> Plan:
     _quiet_libraries()
     _set_up_torch(config)
     loss = components.bind("loss", config.loss, given)
+    _check_loss(loss)
     make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
     num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    _check_is_strategy(make_strategy(), config)
     check_strategy(make_strategy(), num_clients)
-    mods = [components.imported("client_mods", path) for path in config.client_mods]
+    mods = [_mod(path) for path in config.client_mods]
     split, skipped = _split(config, given)
     policy = _policy(config)
     tokens = functools.partial(
@@ -92,7 +97,7 @@ def prepare(settings: Settings) -> Plan:
         skipped=skipped,
         policy=policy,
         loss=loss,
-        supervised=getattr(loss.func, "supervised", False),  # type: ignore[attr-defined]
+        supervised=getattr(loss.func, "supervised", False),
         make_strategy=make_strategy,
         mods=mods,
         validation=tokens(split.validation),
@@ -100,6 +105,8 @@ def prepare(settings: Settings) -> Plan:
         clients=clients,
     )
     _check_scoring(plan)
+    _check_decay(plan)
+    _check_lengths(plan)
     return plan
 
 
@@ -110,6 +117,7 @@ def create_folder(plan: Plan, config_yaml: str) -> Path:
         ValueError: If it cannot be written.
     """
     config = plan.config
+    check_cache_folder(config.cache_dir)
     folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device)
     write_partition(folder / "partition.json", plan.split.parts, plan.split.pool)
     return folder
@@ -196,6 +204,29 @@ def _local_settings(plan: Plan) -> LocalSettings:
     return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, **same)
 
 
+def _check_loss(loss: functools.partial[Any]) -> None:
+    """The loss must make one number per pair of two made-up pairs."""
+    logps = Logps(*(torch.full((2,), value) for value in (-3.0, -4.0, 2.0, 2.0)))
+    found = loss(logps, logps)
+    if not isinstance(found, torch.Tensor) or found.shape != (2,):
+        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"loss: {loss.func.__name__} gives {got} for 2 pairs; expected a tensor of shape (2,)")
+
+
+def _check_is_strategy(strategy: object, config: Config) -> None:
+    if not isinstance(strategy, Strategy):
+        raise ValueError(
+            f"strategy._target_={config.strategy['_target_']} makes no Flower Strategy but {type(strategy).__name__}; "
+            "expected a subclass of flwr.serverapp.strategy.Strategy"
+        )
+
+
+def _mod(path: str) -> Any:
+    mod = components.imported("client_mods", path)
+    components.check_call(f"client_mods={path}", mod, 3, {})  # message, context, next
+    return mod
+
+
 def _set_up_torch(config: Config) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -215,8 +246,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
     partitioner = components.create("partition", config.partition, given)
+    if not hasattr(partitioner, "load_partition"):
+        raise ValueError(
+            f"partition._target_={config.partition['_target_']} makes no partitioner but "
+            f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
+        )
     load_split = functools.partial(
-        load, config.datasets, data_dir=config.data_dir, seed=config.seed, cache_dir=config.cache_dir
+        load,
+        config.datasets,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+        test_fraction=config.test_fraction,
     )
     train, test = load_split("train"), load_split("test")
     settings = SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
@@ -236,12 +277,16 @@ def _policy(config: Config) -> Policy:
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name} cannot be used: {reason}; leave it out or use device=cpu") from error
     seed_globals(config.seed, "model")
-    return load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
+    policy = load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
+    if not policy.tokenizer(["text"])["input_ids"][0]:  # what transformers makes of a directory without a tokenizer
+        directory = config.model.tokenizer_name_or_path or config.model.name_or_path
+        raise ValueError(f"{directory} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
+    return policy
 
 
 def _check_scoring(plan: Plan) -> None:
@@ -259,6 +304,28 @@ def _check_scoring(plan: Plan) -> None:
             f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise "
             "it or use "
             "accuracy_on=client"
+        )
+
+
+def _check_decay(plan: Plan) -> None:
+    strategy = plan.make_strategy()
+    decays = getattr(strategy, "needs_server_accuracy", False) or getattr(strategy, "decay", None) == "constant"
+    if decays and not plan.validation:
+        raise ValueError(
+            f"server_fraction={plan.config.server_fraction} leaves the server no pairs, but the strategy decays "
+            "clients that do not beat its accuracy on them; raise it, or use strategy=fedpo decay_rate=1"
+        )
+
+
+def _check_lengths(plan: Plan) -> None:
+    """Positions a model was not made for are an index error in some and nonsense in others."""
+    positions = getattr(plan.policy.model.config, "max_position_embeddings", None)
+    train = (example for client in plan.clients for example in (*client.train, *client.held_out))
+    longest = max(example.length for example in (*train, *plan.validation, *plan.test))
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"max_length={plan.config.max_length} allows pairs of {longest} tokens but the model has {positions} "
+            f"positions; use max_length={positions} and a smaller max_prompt_length"
         )
 
 

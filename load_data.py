@@ -60,7 +60,13 @@ Row = TypeVar("Row", bound=Preference)
 
 
 def load(
-    names: Sequence[str], split: Split, *, data_dir: str | None, seed: int, cache_dir: str | None = None
+    names: Sequence[str],
+    split: Split,
+    *,
+    data_dir: str | None,
+    seed: int,
+    cache_dir: str | None = None,
+    test_fraction: float | None = None,
 ) -> Loaded:
     """Rows of all named data sets, one after the other.
 
@@ -73,6 +79,7 @@ def load(
         data_dir: A .jsonl or .jsonl.gz file, a folder of such files, or a folder with one folder per data set;
             None: the hub.
         seed: Decides that division and the demo's text.
+        test_fraction: Share to test on of data that says nothing of train and test; None: the data set's own.
         cache_dir: Where the hub's downloads are kept; None: the default of `datasets`.
 
     Raises:
@@ -82,7 +89,8 @@ def load(
         raise ValueError(f"split is {split!r}; expected train or test")
     _check_names(names)
     sources = [
-        Source(name, split, _path(name, names, data_dir), seed, cache_dir, DATASETS[name].test_share) for name in names
+        Source(name, split, _path(name, names, data_dir), seed, cache_dir, test_fraction or DATASETS[name].test_share)
+        for name in names
     ]
     parts = [_read(source) for source in sources]
     rows = [row for part in parts for row in part.rows]
@@ -170,7 +178,7 @@ def _read(source: Source) -> Loaded:
     rows = [item for item in read if isinstance(item, Preference)]
     skipped = Counter(item.reason for item in read if isinstance(item, Skip))
     if source.undivided:
-        train, test = split_by_conversation(rows, 1 - DATASETS[source.name].test_share, source.seed)
+        train, test = split_by_conversation(rows, 1 - source.test_share, source.seed)
         return Loaded(train, skipped) if source.split == "train" else Loaded(test, {})
     return Loaded(rows, skipped)
 

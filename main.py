@@ -1,6 +1,7 @@
 """Entry point: `python main.py key=value ...`. Composes the configuration and tells the user's mistakes in one line."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,11 +24,17 @@ def main() -> int:
     """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
     config.register()
     try:
+        config.check_arguments(sys.argv[1:])
+    except ValueError as error:
+        return _refuse(str(error))
+    try:
         _compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(config.explain(f"{error}\n{error.__cause__ or ''}"))
     except KeyboardInterrupt:
         return 130
+    finally:
+        shutil.rmtree(config.scratch(), ignore_errors=True)
     return 0
 
 
@@ -40,9 +47,9 @@ def _compose_and_run(composed: DictConfig) -> None:
         settings = config.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
         plan = experiment.prepare(settings)
         folder = experiment.create_folder(plan, OmegaConf.to_yaml(composed, resolve=True))
-    except ValueError as error:
+    except (ValueError, OmegaConfBaseException) as error:
         # Leaves by SystemExit: Hydra would print its own report of an exception.
-        sys.exit(_refuse(str(error)))
+        sys.exit(_refuse(config.explain(str(error)) if isinstance(error, OmegaConfBaseException) else str(error)))
     experiment.run(plan, folder)
 
 

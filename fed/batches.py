@@ -95,7 +95,15 @@ def tokenize(
     No special token is added or recognised in the text. When prompt plus longer response exceed `max_length`, the
     prompt is cut to `max_prompt_length` at the end its row names; if that is not enough, responses are cut to
     `max_length - max_prompt_length` tokens, the last of which stays end-of-text.
+
+    Raises:
+        ValueError: If a prompt has no token, or the lengths leave no room for a response.
     """
+    if not 1 <= max_prompt_length < max_length:
+        raise ValueError(
+            f"max_prompt_length={max_prompt_length} must be at least 1 and below max_length={max_length}: what it "
+            "leaves is for the response"
+        )
 
     def ids(texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -103,9 +111,14 @@ def tokenize(
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     end = tokenizer.eos_token_id
-    columns = zip(
-        rows, ids([r.prompt for r in rows]), ids([r.chosen for r in rows]), ids([r.rejected for r in rows]), strict=True
-    )
+    prompts = ids([row.prompt for row in rows])
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        if not prompt:
+            raise ValueError(
+                f"row {number} has the prompt {row.prompt!r}, which is no token, so nothing predicts its responses' "
+                f"first token (chosen: {row.chosen[:40]!r}); drop the row or give it a prompt"
+            )
+    columns = zip(rows, prompts, ids([row.chosen for row in rows]), ids([row.rejected for row in rows]), strict=True)
     return [
         truncate(prompt, [*chosen, end], [*rejected, end], row.truncation, max_length, max_prompt_length)
         for row, prompt, chosen, rejected in columns
@@ -126,7 +139,7 @@ def truncate(
 
 
 def collate(examples: Sequence[Example], *, paired: bool = True, device: torch.device | str = "cpu") -> Batch:
-    """One padded batch; `paired=False` leaves the rejected responses out."""
+    """One padded batch; `paired=False` leaves the rejected responses out. No prompt may be empty."""
     sides = [[(e.prompt, e.chosen) for e in examples]]
     if paired:
         sides.append([(e.prompt, e.rejected) for e in examples])
@@ -164,13 +177,8 @@ def _column(
     known = [pair for pair in column if pair is not None]
     if len(known) < len(column):
         return None
-    return as_logps(
-        torch.tensor([pair.chosen for pair in known] + ([pair.rejected for pair in known] if paired else [])).to(
-            device
-        ),
-        torch.tensor(lengths, device=device),
-        paired,
-    )
+    logps = [pair.chosen for pair in known] + ([pair.rejected for pair in known] if paired else [])
+    return as_logps(torch.tensor(logps, device=device), torch.tensor(lengths, device=device), paired)
 
 
 def as_logps(logps_N: Tensor, lengths_N: Tensor, paired: bool) -> Logps:

@@ -3,8 +3,18 @@
 import functools
 import importlib
 import inspect
+import types
+import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
 
 
 def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
@@ -29,51 +39,117 @@ def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
         raise ValueError(f"{group}: {node['_target_']} refuses its values: {error}") from error
 
 
-def bind(group: str, node: Mapping[str, Any], given: Collection[str]) -> Callable[..., Any]:
-    """The function `node["_target_"]` with the node's other values as keyword arguments.
+def bind(group: str, node: Mapping[str, Any], given: Collection[str]) -> functools.partial[Any]:
+    """The function `node["_target_"]`, called with two tensors' worth of log-probs, with the node's other values bound.
 
     Raises:
-        ValueError: If the path cannot be imported or does not take a value.
+        ValueError: If the path cannot be imported, does not take a value, or lacks one.
     """
-    target, values = _target_and_values(group, node, given)
+    target, values = _target_and_values(group, node, given, supplied=2)
+    check_call(f"{group}._target_={node['_target_']}", target, 2, values)
     return functools.partial(target, **values)
 
 
 def imported(key: str, path: str) -> Any:
-    """The object at a dotted path.
+    """The callable at a dotted path.
 
     Raises:
         ValueError: If there is none.
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        if not module:
+            raise ImportError("the path has no module")
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{key}={path} cannot be imported: {error}; expected module.Name, with the module in this folder or "
             "installed"
         ) from error
+    if not callable(found):
+        raise ValueError(f"{key}={path} is no class or function but {type(found).__name__}; expected module.Name")
+    return found
+
+
+def check_call(name: str, function: Callable[..., Any], supplied: int, values: Mapping[str, Any]) -> None:
+    """Refuse a function that could not be called so.
+
+    Raises:
+        ValueError: If it does not take `supplied` values by position and these keyword arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none
+        return
+    try:
+        signature.bind(*[None] * supplied, **values)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called with {supplied} values and {dict(values)}: {error}") from error
 
 
 def _target_and_values(
-    group: str, node: Mapping[str, Any], given: Collection[str]
+    group: str, node: Mapping[str, Any], given: Collection[str], supplied: int = 0
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The callable and the values meant for it.
+    """The callable and the values meant for it, of the types it asks for.
 
     A target typed on the command line inherits the values of the file it replaces: those it does not take are dropped,
-    but a value that was itself typed is never dropped in silence.
+    but a value that was itself typed is never dropped in silence. `supplied`: how many come by position at each call.
     """
     target = imported(f"{group}._target_", node["_target_"])
     values = {key: value for key, value in node.items() if key != "_target_"}
     try:
-        parameters = inspect.signature(target).parameters.values()
+        taken = _parameters(target, supplied)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{group}._target_={node['_target_']} is not a Python class or function: {error}") from error
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if taken is None:
         return target, values
-    taken = {parameter.name for parameter in parameters}
-    for key in set(values) - taken:
+    for key in sorted(set(values) - set(taken)):
         if f"{group}.{key}" in given or f"{group}._target_" not in given:
-            raise ValueError(f"{group}.{key}: {node['_target_']} takes no {key}; it takes {', '.join(sorted(taken))}")
+            listed = ", ".join(sorted(taken)) or "nothing"
+            raise ValueError(f"{group}.{key}: {node['_target_']} takes no {key}; it takes {listed}")
         del values[key]
+    for key, value in values.items():
+        if not _fits(value, taken[key]):
+            expected = " or ".join(WORDS[kind] for kind in _kinds(taken[key]))
+            raise ValueError(f"{group}.{key}={value} is of the wrong type; {node['_target_']} expects {expected}")
     return target, values
+
+
+def _parameters(target: Callable[..., Any], supplied: int) -> dict[str, Any] | None:
+    """Keyword arguments with their types; None: any. A class that passes **kwargs on takes what its bases take."""
+    if isinstance(target, type):
+        functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
+        supplied = 1  # self
+    else:
+        functions = [target]
+    found: dict[str, Any] = {}
+    for function in functions:
+        parameters = list(inspect.signature(function).parameters.values())
+        hints = _hints(function)
+        for parameter in parameters[supplied:]:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            return found
+    return found if isinstance(target, type) else None
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker imports
+        return {}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether YAML's value is of this type; true where the type is none of YAML's own."""
+    kinds = _kinds(hint)
+    if any(kind not in WORDS for kind in kinds):
+        return True
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return True
+    return type(value) in kinds

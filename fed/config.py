@@ -5,10 +5,14 @@ its own.
 """
 
 import difflib
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -60,6 +64,7 @@ class Config:
     # Data
     datasets: list[str] = field(default_factory=lambda: ["demo"])
     data_dir: str | None = None
+    test_fraction: float | None = None  # of data without a test split of its own; null: 0.1 (se: 0.01)
     n_train_examples: int | None = None  # training pairs used at most, drawn by seed; null: all
     use_small_dataset: bool = False  # a seeded tenth of the training pairs
     data_evenly_distributed: bool = True  # partition=contiguous: equal blocks, or random cuts
@@ -131,6 +136,7 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = ("seed", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
 POSITIVE = ("lr", "max_grad_norm", "decay_rate")
+GROUPS = ("model", "loss", "partition", "strategy")
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -146,19 +152,36 @@ REFUSED = {
     "n_eval_model_samples": "this version draws no samples during evaluation",
     "wandb": "curves go to TensorBoard and metrics.jsonl; wandb is not supported",
     "server_not_train": "it did nothing in the original; the server never trains",
+    "learning_rate": "use lr",
     "n_clients": "use client_num_in_total",
     "num_clients": "use client_num_in_total",
     "client_num_per_round": "use clients_per_round",
     "resume": "this version cannot resume a run",
 }
 
-# Top-level keys that are parameters of a group: without effect unless the chosen file of the group reads them.
+# Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
 READ_BY_GROUP = {
-    "temp": "strategy",
-    "decay_rate": "strategy",
-    "weighting": "strategy",
-    "clients_per_round": "strategy",
-    "data_evenly_distributed": "partition",
+    "temp": ("strategy", "temp"),
+    "decay_rate": ("strategy", "decay_rate"),
+    "decay_target": ("strategy", "decay_rate"),
+    "weighting": ("strategy", "weighting"),
+    "clients_per_round": ("strategy", "clients_per_round"),
+    "data_evenly_distributed": ("partition", "data_evenly_distributed"),
+}
+# Keys that other settings leave without effect: the key, when, and the reason.
+WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("anchor_norm", lambda config: not config.alpha, "alpha=0"),
+    ("temp", lambda config: config.weighting == "samples", "weighting=samples"),
+    ("decay_target", lambda config: config.decay_rate == 1, "decay_rate=1"),
+    ("n_eval_examples", lambda config: not config.server_fraction, "server_fraction=0"),
+    ("eval_every", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
+    ("do_first_eval", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
+    ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
+)
+# Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
+CLIPPING_MODS = {
+    "DifferentialPrivacyClientSideFixedClipping": "flwr.clientapp.mod.fixedclipping_mod",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "flwr.clientapp.mod.adaptiveclipping_mod",
 }
 
 
@@ -167,6 +190,12 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("either", lambda value, default: default if value is None else value, replace=True)
     OmegaConf.register_new_resolver("fraction", lambda part, whole: 1.0 if part is None else part / whole, replace=True)
+    OmegaConf.register_new_resolver("scratch", lambda: str(scratch()), replace=True)
+
+
+def scratch() -> Path:
+    """Where Hydra writes its own record of a `--multirun`; `main` removes it."""
+    return Path(tempfile.gettempdir()) / f"fedpo-multirun-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -189,13 +218,44 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
         ValueError: Naming the value, what was expected, and the way out.
     """
     given = frozenset(re.split("[=@]", override.lstrip("+~"), maxsplit=1)[0] for override in overrides)
+    _check_known(composed)
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     _check_values(config)
+    _check_loss(config.loss)
     _check_together(config)
+    _check_strategy(config)
     _check_effect(config, given)
-    for group in ("strategy", "partition"):
-        _check_read(given, group, str(OmegaConf.to_container(composed[group])), choices.get(group))
-    return Settings(config if config.mode == "federated" else _without_federation(config, given), given)
+    unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
+    _check_read(given, unresolved, choices)
+    settings = config if config.mode == "federated" else _without_federation(config, given)
+    return Settings(settings, given | _passed_on(given, unresolved))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would take in silence or give up on without naming it.
+
+    Raises:
+        ValueError: Naming the argument, what was expected, and the way out.
+    """
+    flags = [argument.startswith("-") for argument in arguments]
+    settings = [place for place, argument in enumerate(arguments) if "=" in argument and not flags[place]]
+    for place, argument in enumerate(arguments):
+        name = argument.lstrip("-").partition("=")[0]
+        if flags[place] and name in (*keys(), *GROUPS):
+            raise ValueError(f"{argument} is refused: settings have no dashes; write {argument.lstrip('-')}")
+        if flags[place] and settings and settings[0] < place < settings[-1]:
+            raise ValueError(f"{argument} stands between settings; put it before the first or after the last")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        name = key.lstrip("+~")
+        if equals and not name:
+            raise ValueError(_malformed(argument))
+        if name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir"):
+            raise ValueError(f"{name} is refused: a run writes to output_dir/exp_name/date_time; use output_dir")
+        if key.startswith("~") and name in keys():
+            raise ValueError(f"{argument} is refused: a key cannot be removed; leave it out to get its default")
+        if equals and name in GROUPS and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
+            raise ValueError(f"{argument} is refused; expected the name of one file in config/{name}/, without .yaml")
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
@@ -234,6 +294,14 @@ def _check_values(config: Config) -> None:
                 if refused
                 else f"{key}={value} is unknown; expected {_or(choices)}{_nearest(str(value), choices)}"
             )
+    if not re.fullmatch(r"[^/\\\x00]+", config.exp_name) or config.exp_name.strip(". ") == "":
+        raise ValueError(
+            f"exp_name={config.exp_name} names no folder; expected a name without slashes, e.g. exp_name=a"
+        )
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.type is float and not math.isfinite(value):
+            raise ValueError(f"{item.name}={value} is out of range; expected a finite number")
     for names, bound, text in ((AT_LEAST_ONE, 1, "at least 1"), (AT_LEAST_ZERO, 0, "at least 0")):
         for key in names:
             value = getattr(config, key)
@@ -242,9 +310,52 @@ def _check_values(config: Config) -> None:
     for key in POSITIVE:
         if not getattr(config, key) > 0:
             raise ValueError(f"{key}={getattr(config, key)} is out of range; expected more than 0")
+    if config.decay_rate > 1:
+        raise ValueError(f"decay_rate={config.decay_rate} is out of range; expected at most 1, which never decays")
     for key in ("server_fraction", "client_eval_fraction"):
         if not getattr(config, key) < 1:
             raise ValueError(f"{key}={getattr(config, key)} leaves nothing to train on; expected less than 1")
+
+
+def _check_known(composed: DictConfig) -> None:
+    """`+key=value` adds any key; only a group's own parameters may be added."""
+    parts = {"": (composed, Config), "model.": (composed.model, ModelSettings)}
+    parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
+    for prefix, (node, schema) in parts.items():
+        for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
+            raise ValueError(_unknown(prefix + key))
+    for group in ("loss", "partition", "strategy"):
+        if "_target_" not in composed[group]:
+            raise ValueError(f"{group} has no _target_; choose a file of config/{group}/ or give {group}._target_")
+
+
+def _check_loss(loss: Mapping[str, Any]) -> None:
+    """`beta` scales rewards whatever the loss; the other range is that of our own losses."""
+    ranges: dict[str, tuple[Callable[[float], bool], str]] = {"beta": (lambda value: value > 0, "a number above 0")}
+    if str(loss["_target_"]).startswith("losses."):
+        ranges["label_smoothing"] = (lambda value: 0 <= value < 0.5, "a number from 0 to below 0.5")
+    for key, (fits, text) in ranges.items():
+        value = loss.get(key, 0.1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
+            raise ValueError(f"loss.{key}={value} is out of range; expected {text}")
+
+
+def _check_strategy(config: Config) -> None:
+    """What Flower would wait for in vain, or leave undone without a word."""
+    node: Any = config.strategy
+    prefix = "strategy"
+    while isinstance(node, Mapping):
+        for key in ("fraction_train", "fraction_evaluate"):
+            value = node.get(key, 0.0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{prefix}.{key}={value} is out of range; expected a number from 0 to 1")
+        mod = CLIPPING_MODS.get(str(node.get("_target_")).rpartition(".")[2])
+        if mod and mod not in config.client_mods:
+            raise ValueError(
+                f"client_mods={config.client_mods} lacks {mod}: {node['_target_']} adds its noise but clients would "
+                "not clip; add the mod"
+            )
+        node, prefix = node.get("strategy"), f"{prefix}.strategy"
 
 
 def _check_together(config: Config) -> None:
@@ -272,34 +383,102 @@ def _check_effect(config: Config, given: frozenset[str]) -> None:
     if "local_steps" in given and "local_epochs" in given and config.local_steps is not None:
         raise ValueError("local_steps and local_epochs are both given; choose one")
     if config.mode != "federated":
-        for key in given & {"clients_per_round", "temp", "weighting", "decay_rate", "decay_target", "strategy"}:
+        aggregation = {"clients_per_round", "temp", "weighting", "decay_rate", "decay_target"}
+        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] == "strategy"):
             raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
-    if "anchor_norm" in given and not config.alpha:
-        raise ValueError("anchor_norm has no effect with alpha=0; leave it out")
+    for key, applies, reason in WITHOUT_EFFECT:
+        if key in given and applies(config):
+            raise ValueError(f"{key} has no effect with {reason}; leave it out")
 
 
-def _check_read(given: Iterable[str], group: str, unresolved: str, chosen: str | None) -> None:
-    """A given top-level key that is a parameter of this group must be read by the chosen file, as "${key}"."""
-    for key in given:
-        if READ_BY_GROUP.get(key) == group and f"${{{key}}}" not in unresolved:
-            raise ValueError(f"{key} has no effect with {group}={chosen}, which does not read it; leave it out")
+def _check_read(given: Iterable[str], unresolved: Mapping[str, object], choices: Mapping[str, str | None]) -> None:
+    """A given top-level key that is a parameter of a group must be read by the chosen file, as "${key}"."""
+    for key in sorted(given & READ_BY_GROUP.keys()):
+        group, read = READ_BY_GROUP[key]
+        if f"${{{read}}}" not in str(unresolved[group]):
+            raise ValueError(
+                f"{key} has no effect with {group}={choices.get(group)}, which reads no {read}; leave it out"
+            )
 
 
-def explain(message: str, known: Iterable[str] | None = None) -> str:
-    """Hydra's and OmegaConf's complaint about the command line as one line that names the way out."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = " ".join(
-        line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "Set the"))
+def _passed_on(given: Iterable[str], unresolved: Mapping[str, Any]) -> frozenset[str]:
+    """The group parameters that given top-level keys fill: `temp` gives `strategy.temp`."""
+    return frozenset(
+        f"{group}.{parameter}"
+        for key in given & READ_BY_GROUP.keys()
+        for group, read in [READ_BY_GROUP[key]]
+        for parameter, value in unresolved[group].items()
+        if f"${{{read}}}" in str(value) and not isinstance(value, Mapping)
     )
+
+
+def explain(message: str) -> str:
+    """Hydra's and OmegaConf's complaint about the command line as one line that names the way out."""
+    full_key = re.search(r"full_key: (\S+)", message)
+    message = re.sub(r"(?m)^\s*(full_key|object_type|reference_type|Set the|See https).*$", "", message)
+    text = " ".join(message.split())
+    if found := re.search(
+        r"Could not find '(.+?)/([^'/]*)'(?: Available options in '\w+': (.*?) Config search)?", text
+    ):
+        group, name, options = found.group(1), found.group(2), (found.group(3) or "").split()
+        return f"{group}={name} is unknown; expected {_or(options)}{_nearest(name, options)}"
+    if found := re.search(r"Error parsing override '(.*?)' |LexerNoViableAltException: (.*?)(?: \^|$)", text):
+        return _malformed(found.group(1) or found.group(2))
+    if found := re.search(
+        r"Error merging override \+*([\w.]+)=(.*?) (?:Value|field|Invalid|Incompatible|Cannot)", text
+    ):
+        return f"{found.group(1)}={found.group(2)} is of the wrong type; expected {_expected(found.group(1))}"
+    if found := re.search(r"Multiple values for (\w+)", text):
+        return f"{found.group(1)} is chosen twice; write {found.group(1)}=name once and without +"
+    if found := re.search(r"Ambiguous value for argument '(.*?)' ", text):
+        key, _, value = found.group(1).partition("=")
+        return f"{found.group(1)} has several values; use {key}=[{value}] for a list or add --multirun for several runs"
     unknown = re.search(r"(?:Could not override|Key|key) '\+?([\w.]+)'", text)
     if unknown and ("not in" in text or "override" in text):
-        key = unknown.group(1)
-        refused = REFUSED.get(key) or REFUSED.get(key.split(".")[0])
-        if refused:
-            return f"{key} is refused: {refused}"
-        known = list(known or keys())
-        return f"unknown key {key}{_nearest(key, known)}; every key is in fed/config.py and config/"
-    return text
+        return _unknown(unknown.group(1))
+    if text.startswith("Interpolation key"):
+        return f"{text}; ${{...}} must name a key, e.g. ${{lr}}"
+    return f"{full_key.group(1)}: {text}" if full_key and full_key.group(1) not in text else text
+
+
+def _malformed(argument: str) -> str:
+    return f"{argument!r} is no setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
+
+
+def _unknown(key: str) -> str:
+    refused = REFUSED.get(key) or REFUSED.get(key.split(".")[0])
+    if refused:
+        return f"{key} is refused: {refused}"
+    group = key.split(".")[0]
+    own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in GROUPS[1:] else ""
+    return (
+        f"unknown key {key}{_nearest(key, [*keys(), *_group_keys()])}; every key is in fed/config.py and config/{own}"
+    )
+
+
+def _group_keys() -> list[str]:
+    """Dotted parameters of all files of the groups whose keys the schema leaves open."""
+    found = set()
+    for group in GROUPS[1:]:
+        for path in (Path(__file__).parents[1] / "config" / group).glob("*.yaml"):
+            node: Any = OmegaConf.to_container(OmegaConf.load(path))
+            found |= {f"{group}.{key}" for key in node.get(group, node)}
+    return sorted(found)
+
+
+def _expected(key: str) -> str:
+    """What the schema wants, in words, with the default as an example."""
+    schema: Any = Config
+    for name in key.split("."):
+        item = {item.name: item for item in fields(schema)}.get(name) if is_dataclass(schema) else None
+        if item is None:
+            return "another type"
+        schema = item.type
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list, [a,b]"}
+    kinds = (
+        " or ".join(words.get(kind, "null") for kind in get_args(schema) or (schema,)) if schema != list[str] else ""
+    )
+    return kinds or words[list[str]]
 
 
 def _or(choices: Iterable[str]) -> str:
@@ -307,5 +486,12 @@ def _or(choices: Iterable[str]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    """The known name with the same last part, or that begins `name` or is begun by it, or that looks most like it."""
+    known = list(known)
+    parent, _, last = name.rpartition(".")
+    same = [other for other in known if other.rpartition(".")[2] == last]
+    siblings = [other for other in known if other.rpartition(".")[0] == parent] or known
+    begins = [other for other in siblings if len(other) > 1 and (other.startswith(name) or name.startswith(other))]
+    alike = difflib.get_close_matches(name, siblings, n=1, cutoff=0)
+    found = same or sorted(begins, key=len, reverse=True) or alike
+    return f" (nearest: {found[0]})" if found else ""

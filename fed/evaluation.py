@@ -47,7 +47,7 @@ def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(chosen)),
         "ties": float((chosen == rejected).double().mean()),
         "margin": beta * float((chosen - rejected).mean()),
-        "kl": -float((chosen + rejected).mean()) / 2,
+        "kl": (0.0 - float((chosen + rejected).mean())) / 2,  # 0.0 - x: an untrained policy's is 0, not -0
         "reward_chosen": beta * float(chosen.mean()),
         "reward_rejected": beta * float(rejected.mean()),
         "logps_chosen": float(policy.chosen.mean()),

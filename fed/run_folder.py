@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -21,6 +22,21 @@ PACKAGES = (
     "numpy",
     "tensorboardX",
 )
+
+
+def check_cache_folder(cache_dir: str) -> None:
+    """Make the folder, so that a run does not fail on it later.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    folder = Path(cache_dir) / "reference"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write {folder}")
+    except OSError as error:
+        raise ValueError(f"cache_dir={cache_dir} cannot be written: {error}; give another cache_dir") from error
 
 
 def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: torch.device) -> Path:

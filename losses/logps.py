@@ -27,12 +27,18 @@ class Logps(NamedTuple):
         Raises:
             ValueError: If the token counts are unknown.
         """
-        if self.chosen_tokens is None:
-            raise ValueError("log-probs per token need chosen_tokens and rejected_tokens; they are None")
-        rejected = None
-        if self.rejected is not None and self.rejected_tokens is not None:
-            rejected = self.rejected / self.rejected_tokens
-        return Logps(self.chosen / self.chosen_tokens, rejected, self.chosen_tokens, self.rejected_tokens)
+        return Logps(
+            _mean(self.chosen, self.chosen_tokens),
+            None if self.rejected is None else _mean(self.rejected, self.rejected_tokens),
+            self.chosen_tokens,
+            self.rejected_tokens,
+        )
+
+
+def _mean(logps: Tensor, tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        raise ValueError("log-probs per token need chosen_tokens and rejected_tokens; one of them is None")
+    return logps / tokens
 
 
 def summed_logps(
@@ -49,4 +55,6 @@ def summed_logps(
     """
     logits_RV = head(hidden_RD).float()
     logps_R = logits_RV.gather(1, targets_R[:, None]).squeeze(1) - logits_RV.logsumexp(1)
-    return torch.zeros(num_sequences, device=logps_R.device).index_add(0, sequence_R, logps_R)
+    # Not index_add: on a GPU it adds in whatever order threads come, so untrained weights would no longer tie exactly.
+    own_NR = sequence_R == torch.arange(num_sequences, device=sequence_R.device)[:, None]
+    return torch.where(own_NR, logps_R, 0.0).sum(1)

@@ -60,7 +60,7 @@ class Source:
     path: Path | None  # None: the hub
     seed: int
     cache_dir: str | None
-    test_share: float  # drawn to test on where the hub has no test split
+    test_share: float  # drawn to test on where the data has no test split
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True

@@ -18,7 +18,8 @@ from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
 from fed import components, config
 from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
 from fed.evaluation import evaluate
-from fed.policy import Policy, with_reference
+from fed.policy import Policy
+from fed.references import with_reference
 from fed.seeding import seed_globals
 from fed.simulation import simulate
 from losses.preference import dpo

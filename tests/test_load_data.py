@@ -179,6 +179,14 @@ def test_a_single_file_is_divided_90_to_10_whatever_its_name(tmp_path):
     assert (len(train), len(test)) == (90, 10)
 
 
+def test_a_test_fraction_of_undivided_data_is_held_out(tmp_path):
+    path = str(write(tmp_path / "own.jsonl", pairs(40)))
+    sizes = [
+        len(load(["jsonl"], split, data_dir=path, seed=0, test_fraction=0.25).rows) for split in ("train", "test")
+    ]
+    assert sizes == [30, 10]
+
+
 def test_files_named_test_are_the_test_split_and_all_others_train(tmp_path):
     write(tmp_path / "a-train.jsonl", pairs(5))
     write(tmp_path / "latest.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])

@@ -11,7 +11,8 @@ from torch import nn
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
 from fed.batches import BatchOrder, Example, collate
-from fed.policy import Policy, response_logps, with_reference
+from fed.policy import Policy, response_logps
+from fed.references import with_reference
 from losses.preference import dpo
 from losses.sft import sft
 

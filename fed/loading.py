@@ -1,0 +1,234 @@
+"""Model and tokenizer from a directory, the hub, a GGUF file or code, and the archive that seeds their weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fed.config import ModelSettings
+from fed.demo import demo_model, demo_tokenizer
+from fed.policy import Policy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
+DERIVED_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
+# Have transformers say which weights it left random, instead of a log line or an exception that names none.
+REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
+
+def load_policy(settings: ModelSettings, *, device: torch.device, activation_checkpointing: bool = False) -> Policy:
+    """Model, tokenizer and archive as `settings` name them, dropout off, on `device`.
+
+    Raises:
+        ValueError: If anything cannot be loaded or does not fit together, with the way out.
+    """
+    dtype, compute_dtype = _dtype("model.policy_dtype", settings.policy_dtype), _compute_dtype(settings)
+    if settings.reference_dtype not in (None, settings.policy_dtype):
+        raise ValueError(
+            f"model.reference_dtype={settings.reference_dtype} differs from policy_dtype={settings.policy_dtype}: "
+            "round 0 would measure rounding noise instead of ties; leave it null"
+        )
+    if settings.name_or_path is None and settings.gguf_file is None:
+        raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
+    tokenizer = _load_tokenizer(settings)
+    model = _load_model(settings, tokenizer, dtype)
+    if settings.archive is not None:
+        _load_archive(model, Path(settings.archive).expanduser())
+    if settings.block_name is not None:
+        _check_block_name(model, settings.block_name)
+    if activation_checkpointing:
+        # The first name of newer transformers 5, where the second warns.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    model.train(activation_checkpointing)  # checkpointing works in training mode only; dropout is 0 either way
+    model.to(device)
+    return Policy(model, tokenizer, device, compute_dtype, _head_can_be_split(model))
+
+
+def _dtype(key: str, name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"{key}={name} is not a dtype; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _compute_dtype(settings: ModelSettings) -> torch.dtype | None:
+    if settings.fsdp_policy_mp in (None, settings.policy_dtype):
+        return None
+    compute = _dtype("model.fsdp_policy_mp", settings.fsdp_policy_mp)
+    if compute == torch.float32:
+        raise ValueError(
+            f"model.fsdp_policy_mp=float32 is not less than policy_dtype={settings.policy_dtype}; set "
+            "policy_dtype=float32 and fsdp_policy_mp to null or the shorter dtype"
+        )
+    return compute
+
+
+def _load_tokenizer(settings: ModelSettings) -> Any:
+    name = settings.tokenizer_name_or_path or settings.name_or_path or "."
+    gguf = settings.gguf_file if settings.tokenizer_name_or_path is None else None
+    if name == "demo" and gguf is None:
+        return demo_tokenizer()
+    tokenizer = _from_pretrained("tokenizer", AutoTokenizer.from_pretrained, name, gguf, settings.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no end-of-text token, so a response could never end; set eos_token in its "
+            "tokenizer_config.json or give model.tokenizer_name_or_path"
+        )
+    return tokenizer
+
+
+def _load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> Any:
+    name, gguf, trust = settings.name_or_path or ".", settings.gguf_file, settings.trust_remote_code
+    if name == "demo" and gguf is None:
+        return demo_model(tokenizer).to(dtype)
+    config = _from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
+    for key, value in vars(config).items():  # DPO compares log-probs of the same weights: dropout would be noise
+        if "drop" in key and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop, ...
+            setattr(config, key, 0.0)
+    model, report = _from_pretrained(
+        "model", AutoModelForCausalLM.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
+    )
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:  # transformers would go on with random ones
+        raise ValueError(
+            f"{name} lacks {len(lacking)} weights of {type(model).__name__} (first: {lacking[0]}); give a complete "
+            "causal language model"
+        )
+    if gguf is not None:
+        model = _without_quantization(model, dtype)
+    embedded = model.get_input_embeddings().num_embeddings
+    if embedded < len(tokenizer):
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but model {name} embeds {embedded}; they do not fit"
+        )
+    return model
+
+
+def _from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str | None, trust: bool, **more: Any) -> Any:
+    """What `load` returns, its failures told in one line."""
+    if gguf is not None:
+        file = Path(name) / gguf if (Path(name) / gguf).is_file() else Path(gguf)
+        if not file.is_file():
+            raise ValueError(f"model.gguf_file={gguf}: no such file")
+        name, more = str(file.parent), {**more, "gguf_file": file.name}
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
+    try:
+        return load(str(folder) if folder.is_dir() else name, trust_remote_code=trust, **more)
+    except Exception as error:  # whatever a damaged, incomplete or foreign file makes the readers raise
+        raise ValueError(
+            f"cannot load the {what} of {name}: {_one_line(error)} | expected a directory with config, tokenizer and "
+            "weights, a GGUF file (model.gguf_file=), or a hub name with the hub reachable (HF_HUB_OFFLINE unset)"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
+    """The same weights in a plain model: one loaded from GGUF refuses to be saved."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def _load_archive(model: Any, path: Path) -> None:
+    """Overwrite the weights; every one of them must be there and fit.
+
+    Reads an HF directory, a *.safetensors file, or the original code's `policy.pt` (a dict with the weights under
+    "state"). No pickled object is ever run.
+    """
+    state = _read_directory(model, path) if path.is_dir() else _read_file(path)
+    own = model.state_dict()
+    common = sorted(own.keys() & state.keys())
+    values: dict[int, Tensor] = {}  # by memory, which tied weights share
+    for name in common:
+        values.setdefault(own[name].data_ptr(), state[name])
+    problems = {
+        "missing": [name for name in own if own[name].data_ptr() not in values],
+        "unknown": sorted(n for n in state.keys() - own.keys() if not n.endswith(DERIVED_BUFFERS)),
+        "of another shape": [name for name in common if own[name].shape != state[name].shape],
+        "tied in the model only": [n for n in common if not torch.equal(values[own[n].data_ptr()], state[n])],
+    }
+    found = {problem: names for problem, names in problems.items() if names}
+    if found:
+        counts = ", ".join(f"{len(names)} weights {problem} (first: {names[0]})" for problem, names in found.items())
+        raise ValueError(
+            f"archive {path} does not match the model: {counts}; give the archive of this very architecture"
+        )
+    model.load_state_dict({name: state[name] for name in common}, strict=False)
+
+
+def _read_directory(model: Any, path: Path) -> dict[str, Tensor]:
+    """Its weights under this model's names: transformers knows shards, prefixes and renamed weights."""
+    own = {"config": model.config, "dtype": model.dtype}
+    loaded, report = _from_pretrained("archive", type(model).from_pretrained, str(path), None, False, **own, **REPORT)
+    found = {name: tensor for name, tensor in loaded.state_dict().items() if name not in report["missing_keys"]}
+    foreign = {*report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    return {**found, **{name: torch.empty(0) for name in foreign}}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"archive {path} does not exist; give an HF directory, a *.safetensors file or a policy.pt")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
+        raise ValueError(
+            f"cannot read archive {path}: {_one_line(error)} | expected *.safetensors, or a policy.pt of tensors only"
+        ) from error
+    state = content.get("state", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"archive {path} holds no weights; expected a policy.pt with a dict of tensors under 'state'")
+    return state
+
+
+def _check_block_name(model: Any, block_name: str) -> None:
+    classes = {type(module).__name__ for module in model.modules()}
+    if block_name not in classes:
+        repeated = sorted(name for name in classes if "Block" in name or "Layer" in name)
+        raise ValueError(f"model.block_name={block_name} is no module of the model; it has {', '.join(repeated)}")
+
+
+@torch.no_grad()
+def _head_can_be_split(model: Any) -> bool:
+    """Whether the logits are head(hidden states) and nothing else; some models scale or cap one of the two.
+
+    The head is made to give values from -100 to 100: a random model's own logits are too small to show a cap.
+    """
+    head, body = model.get_output_embeddings(), model.base_model
+    if head is None or body is model:
+        return False
+    seen: dict[str, Tensor] = {}
+
+    def keep_hidden(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen["hidden"] = output.last_hidden_state
+
+    def widen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        wide = torch.linspace(-100, 100, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+        seen.update(head_input=inputs[0], wide=wide)
+        return wide
+
+    hooks = [body.register_forward_hook(keep_hidden), head.register_forward_hook(widen)]
+    try:
+        ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (
+        seen.keys() == {"hidden", "head_input", "wide"}
+        and torch.equal(seen["head_input"], seen["hidden"])
+        and torch.equal(seen["wide"].to(logits), logits)
+    )

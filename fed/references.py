@@ -1,0 +1,93 @@
+"""The reference log-probabilities: a constant column of the data, computed once and cached on disk."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from fed.batches import Example, PairLogps
+from fed.policy import Policy, pair_logps
+
+
+def with_reference(
+    policy: Policy, examples: Sequence[Example], *, batch_size: int, cache: Path | None, weights_hash: str
+) -> list[Example]:
+    """The examples with their reference column: log-probs under the policy as it is now, before any training.
+
+    Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
+    computed anew. None: no cache.
+
+    Raises:
+        ValueError: If the cache cannot be written.
+    """
+    if not examples:
+        return []
+    name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
+    column = None if cache is None else _read_column(cache / name, len(examples))
+    if column is None:
+        column = pair_logps(policy, examples, batch_size=batch_size)
+        if cache is not None:
+            _write_column(cache / name, column)
+    return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
+
+
+def weights_hash(policy: Policy) -> str:
+    """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, weights: str) -> str:
+    config = policy.model.config  # the same weights with, say, another rotary base are another model
+    settings = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+    is_cuda = policy.device.type == "cuda"
+    machine = torch.cuda.get_device_name(policy.device) if is_cuda else torch.backends.cpu.get_cpu_capability()
+    decides_the_bits = (
+        weights,
+        sorted(settings.items()),
+        config._attn_implementation,
+        policy.compute_dtype,
+        policy.split_head,
+        batch_size,
+        (policy.device.type, machine, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
+        (torch.__version__, transformers.__version__),
+    )
+    digest = hashlib.sha256(repr(decides_the_bits).encode())
+    for example in examples:
+        for ids in (example.prompt, example.chosen, example.rejected):
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
+    try:
+        with entry.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
+        return None
+    if values.shape != (length, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
+        return None
+    return [PairLogps(float(chosen), float(rejected)) for chosen, rejected in values]
+
+
+def _write_column(entry: Path, column: Sequence[PairLogps]) -> None:
+    """By way of a partial file: a reader never sees half an entry."""
+    partial = entry.with_suffix(f".{os.getpid()}.partial")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.lib.format.write_array(file, np.asarray(column, dtype=np.float64), allow_pickle=False)
+        partial.replace(entry)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write reference log-probs to {entry.parent}: {error.strerror or error}; set cache_dir to a folder "
+            "that can be written"
+        ) from error

@@ -1,0 +1,220 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed.batches import BatchOrder, Example, PairLogps, by_length, collate, tokenize, truncate
+from fed.demo import END_OF_TEXT, demo_tokenizer
+from load_data import Preference
+
+TOKENIZER = demo_tokenizer()  # one token per byte, so lengths can be counted in the text
+END = TOKENIZER.eos_token_id
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER(text)["input_ids"])
+
+
+def tokens(*rows: Preference, max_length: int = 20, max_prompt_length: int = 8) -> list[Example]:
+    return tokenize(rows, TOKENIZER, max_length=max_length, max_prompt_length=max_prompt_length)
+
+
+def token(row: Preference) -> Example:
+    return tokens(row)[0]
+
+
+# S1.9: the four truncation fixtures; 20 tokens at most, prompts of 8 if they must be cut
+
+
+def test_a_pair_that_fits_is_left_alone_even_with_a_prompt_above_max_prompt_length():
+    """12 + max(7, 3) + 1 end = 20."""
+    example = token(Preference("abcdefghijkl", "mnopqrs", "tuv"))
+    assert example == Example(ids("abcdefghijkl"), (*ids("mnopqrs"), END), (*ids("tuv"), END))
+    assert example.length == 20
+
+
+def test_a_long_prompt_keeps_its_end():
+    """12 + 8 + 1 = 21 is one too many, so the prompt's last 8 stay; 8 + 9 fit."""
+    example = token(Preference("abcdefghijkl", "mnopqrst", "u", truncation="keep_end"))
+    assert example == Example(ids("efghijkl"), (*ids("mnopqrst"), END), (*ids("u"), END))
+
+
+def test_a_long_prompt_keeps_its_start_where_its_row_says_so():
+    example = token(Preference("abcdefghijkl", "u", "mnopqrst", truncation="keep_start"))
+    assert example == Example(ids("abcdefgh"), (*ids("u"), END), (*ids("mnopqrst"), END))
+
+
+def test_responses_that_are_still_too_long_are_cut_and_keep_their_end_of_text():
+    """8 + 14 + 1 = 23: responses get 20 - 8 = 12 tokens, 11 of text and the end; the short one is untouched."""
+    example = token(Preference("abcdefghijkl", "0123456789ABCD", "xyz"))
+    assert example == Example(ids("efghijkl"), (*ids("0123456789A"), END), (*ids("xyz"), END))
+    assert example.length == 20
+
+
+def test_a_short_prompt_is_kept_whole_while_responses_are_cut():
+    """2 + 23 + 1 is too long; the response still gets no more than 20 - 8, as in the original code."""
+    example = token(Preference("ab", "0" * 23, "1"))
+    assert example == Example(ids("ab"), (*ids("0" * 11), END), (*ids("1"), END))
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(
+    sizes=st.tuples(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60)),
+    keep=st.sampled_from(["keep_end", "keep_start"]),
+    limits=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+)
+def test_what_is_kept_fits_and_is_a_start_or_an_end(sizes, keep, limits):
+    max_prompt_length, max_length = limits[0], sum(limits)
+    prompt = list(range(sizes[0]))
+    responses = [[*range(100, 100 + size), END] for size in sizes[1:]]
+    example = truncate(prompt, *responses, keep, max_length, max_prompt_length)
+    assert 1 <= example.length <= max_length
+    if len(prompt) + max(map(len, responses)) <= max_length:
+        assert example == Example(tuple(prompt), *map(tuple, responses))
+    else:
+        assert len(example.prompt) == min(len(prompt), max_prompt_length)
+    kept = len(example.prompt)
+    assert list(example.prompt) == (prompt[-kept:] if keep == "keep_end" else prompt[:kept])
+    for response, found in zip(responses, (example.chosen, example.rejected), strict=True):
+        assert found[-1] == END and found.count(END) == 1
+        assert list(found[:-1]) == response[: len(found) - 1]
+        assert len(found) in (len(response), max_length - max_prompt_length)
+
+
+@pytest.mark.parametrize("text", [END_OF_TEXT, f"so{END_OF_TEXT}", f"{END_OF_TEXT} and on", "<|im_end|>"])
+def test_special_tokens_in_the_text_stay_text(text):
+    tokenizer = demo_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    special = set(tokenizer.all_special_ids)
+    assert special & set(tokenizer(text)["input_ids"]), "the tokenizer left to itself does recognise it"
+    (example,) = tokenize([Preference(text, text, "x")], tokenizer, max_length=99, max_prompt_length=49)
+    assert not special & set(example.prompt)
+    assert example.chosen[-1] == END and not special & set(example.chosen[:-1])
+    assert tokenizer.decode(example.chosen[:-1]) == text == tokenizer.decode(example.prompt)
+
+
+def test_a_tokenizer_that_adds_special_tokens_by_itself_is_not_let():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = demo_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{END_OF_TEXT} $A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, END)]
+    )
+    assert tokenizer("a")["input_ids"] == [END, *ids("a"), END]
+    (example,) = tokenize([Preference("p", "c", "r")], tokenizer, max_length=9, max_prompt_length=4)
+    assert example == Example(ids("p"), (*ids("c"), END), (*ids("r"), END))
+
+
+def test_a_prompt_without_tokens_is_refused_naming_the_row():
+    rows = [Preference("p", "c", "r"), Preference("", "the answer", "r")]
+    with pytest.raises(ValueError, match=r"row 1 has the prompt '', which is no token.*chosen: 'the answer'"):
+        tokens(*rows)
+
+
+@pytest.mark.parametrize("max_prompt_length", [0, -1, 20, 21])
+def test_lengths_that_leave_nothing_for_prompt_or_response_are_refused(max_prompt_length):
+    with pytest.raises(ValueError, match=f"max_prompt_length={max_prompt_length} must be at least 1 and below"):
+        tokens(Preference("p", "c", "r"), max_prompt_length=max_prompt_length)
+
+
+def test_no_rows_are_no_examples():
+    assert tokens() == []
+
+
+def test_collate_by_hand():
+    """Two pairs, width 4. Position t predicts token t + 1: rows count from the last prompt token of each sequence."""
+    pairs = [Example((1, 2), (3, 9), (4, 9)), Example((5,), (9,), (6, 7, 9))]
+    batch = collate(pairs)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 9], [5, 9, 0, 0], [1, 2, 4, 9], [5, 6, 7, 9]]
+    assert batch.rows.tolist() == [1, 2, 4, 9, 10, 12, 13, 14]
+    assert batch.targets.tolist() == [3, 9, 9, 4, 9, 6, 7, 9]
+    assert batch.sequence.tolist() == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert batch.lengths.tolist() == [2, 1, 2, 3]
+    assert batch.num_pairs == 2
+
+
+def test_a_supervised_batch_holds_and_pads_to_the_chosen_side_only():
+    batch = collate([Example((1, 2), (3, 9), (4, 5, 6, 7, 9))], paired=False)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 9]]
+    assert batch.num_pairs == 1
+
+
+def test_columns_travel_with_their_pairs_and_carry_the_lengths():
+    pairs = [
+        Example((1,), (2, 9), (9,), reference=PairLogps(-1.5, -2.5), anchor=PairLogps(-0.5, -0.25)),
+        Example((1,), (9,), (3, 9), reference=PairLogps(-3.5, -4.5)),
+    ]
+    batch = collate(pairs)
+    assert batch.reference.chosen.tolist() == [-1.5, -3.5]
+    assert batch.reference.rejected.tolist() == [-2.5, -4.5]
+    assert batch.reference.chosen_tokens.tolist() == [2, 1]
+    assert batch.reference.rejected_tokens.tolist() == [1, 2]
+    assert batch.anchor is None, "a column that some pairs lack is no column"
+    assert collate(pairs[:1]).anchor.chosen.tolist() == [-0.5]
+    supervised = collate(pairs, paired=False)
+    assert supervised.reference.chosen.tolist() == [-1.5, -3.5] and supervised.reference.rejected is None
+
+
+def order(**changes: int) -> BatchOrder:
+    return BatchOrder(**{"num_examples": 10, "batch_size": 4, "seed": 0, "client_id": 0, **changes})
+
+
+def listed(order: BatchOrder, first: int, count: int) -> list[list[int]]:
+    return [batch.tolist() for batch in order.batches(first, count)]
+
+
+def test_eight_pairs_in_batches_of_sixteen_are_one_partial_batch_per_epoch():
+    small = order(num_examples=8, batch_size=16)
+    assert small.per_epoch == 1
+    assert [sorted(batch) for batch in listed(small, 0, 3)] == [list(range(8))] * 3
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size", "per_epoch"), [(10, 4, 3), (8, 4, 2), (1, 4, 1), (7, 1, 7)])
+def test_every_epoch_covers_every_example_once(num_examples, batch_size, per_epoch):
+    batches = order(num_examples=num_examples, batch_size=batch_size)
+    assert batches.per_epoch == per_epoch
+    for epoch in range(3):
+        found = listed(batches, epoch * per_epoch, per_epoch)
+        assert all(len(batch) == batch_size for batch in found[:-1])
+        assert sorted(index for batch in found for index in batch) == list(range(num_examples))
+
+
+def test_any_position_can_be_asked_for():
+    assert listed(order(), 0, 7) == listed(order(), 0, 3) + listed(order(), 3, 4)
+    assert [listed(order(), position, 1)[0] for position in range(7)] == listed(order(), 0, 7)
+    assert listed(order(), 5, 0) == []
+
+
+def test_the_order_depends_on_seed_client_and_epoch_and_on_nothing_else():
+    before = listed(order(), 0, 6)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert listed(order(), 0, 6) == before
+    assert before[:3] != before[3:], "another epoch"
+    assert before != listed(order(seed=1), 0, 6)
+    assert before != listed(order(client_id=1), 0, 6)
+
+
+def test_the_batch_size_cuts_the_same_permutation_elsewhere():
+    by_four, by_five = (
+        [i for batch in listed(order(batch_size=size), 0, epochs) for i in batch] for size, epochs in ((4, 3), (5, 2))
+    )
+    assert by_four == by_five
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 99])
+def test_by_length_covers_all_in_full_batches_longest_first(batch_size):
+    pairs = examples(23)
+    batches = by_length(pairs, batch_size)
+    assert Counter(i for batch in batches for i in batch) == Counter(range(23))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    lengths = [pairs[i].length for batch in batches for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_by_length_of_nothing_is_nothing():
+    assert by_length([], 4) == []

@@ -1,0 +1,467 @@
+"""The command line from end to end: exit codes, messages, and what a run leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import experiment
+import main
+from fed.demo import demo_tokenizer
+
+SMALL = ("comm_round=1", "client_num_in_total=2", "n_train_examples=40", "n_test_examples=16")
+ROOT = Path(main.__file__).parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call of the command line did."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path  # the working folder; runs go to its runs/
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted(self.folder.glob("runs/*/*"))
+
+    @property
+    def run(self) -> Path:
+        assert self.code == 0, self.err
+        (run,) = self.runs
+        return run
+
+    def lines(self, who: str = "server", split: str | None = None) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["who"] == who and split in (None, line["split"])]
+
+
+CommandLine = Callable[..., Result]
+
+
+@pytest.fixture
+def command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Iterator[CommandLine]:
+    """`python main.py ...` in this process, each call in a working folder of its own."""
+    calls = iter(range(100))
+    threads = torch.get_num_threads()
+
+    if request.function is not test_a_run_leaves_the_files_of_the_contract:  # they take longer than training
+        monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
+
+    def call(*arguments: str) -> Result:
+        folder = tmp_path / f"call-{next(calls)}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        where = {"output_dir": "runs", "cache_dir": str(tmp_path / "cache")}
+        typed = {argument.partition("=")[0] for argument in arguments}
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["main.py", *arguments, *(f"{key}={value}" for key, value in where.items() if key not in typed)],
+        )
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        try:
+            code = main.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err, folder)
+
+    yield call
+    GlobalHydra.instance().clear()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a two-layer GPT-2 and the demo's tokenizer."""
+    directory = tmp_path_factory.mktemp("gpt2")
+    save_gpt2(directory)
+    return directory
+
+
+def save_gpt2(directory: Path, *, layers: int = 2, positions: int = 512) -> None:
+    tokenizer, end = demo_tokenizer(), demo_tokenizer().eos_token_id
+    torch.manual_seed(layers)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=layers,
+        n_head=2,
+        n_positions=positions,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def hh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the layout of Anthropic's data."""
+    folder = tmp_path_factory.mktemp("hh")
+    for name, numbers in (("train", range(60)), ("test", range(60, 80))):
+        (folder / f"{name}.jsonl").write_text("".join(hh_line(number) for number in numbers))
+    return folder
+
+
+def hh_line(number: int) -> str:
+    start = f"\n\nHuman: What is {number}?\n\nAssistant:"
+    return json.dumps({"chosen": f"{start} A number.", "rejected": f"{start} Go away, {number}."}) + "\n"
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2, one line that holds all words, nothing written."""
+    assert result.code == 2
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
+    assert all(word in result.err for word in words), result.err
+    assert list(result.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("comm_rounds=3", "comm_rounds comm_round)"),
+        ("+strategy.foo=1", "strategy.foo FeDPO weighting"),
+        ("+loss.gamma=1", "loss.gamma label_smoothing"),
+        ("strategy=foo", "strategy=foo fedavg nearest"),
+        ("a==b", "a==b key=value"),
+        ("exp_name=${nope}", "nope ${lr}"),
+        ("loss.beta=???", "loss.beta"),
+        ("~loss.beta", "dpo beta"),
+        ("+wandb.enabled=true", "wandb refused TensorBoard"),
+        ("loss.reference_free=7", "loss.reference_free=7 true or false"),
+        ("n_train_examples=5 client_num_in_total=10", "client_num_in_total=10 lower"),
+        ("datasets=[jsonl] data_dir=nowhere", "data_dir=nowhere exist"),
+        ("datasets=[hh]", "Anthropic/hh-rlhf data_dir"),
+        ("model=gpt2", "gpt2 hub HF_HUB_OFFLINE"),
+        ("model=blank_model model.name_or_path=./nowhere", "nowhere exist"),
+        ("model.block_name=Wrong", "model.block_name=Wrong LlamaDecoderLayer"),
+        ("model.archive=nowhere.pt", "nowhere.pt exist"),
+        ("strategy.min_available_nodes=99", "min_available_nodes=99 client_num_in_total=2"),
+        ("strategy=fedavg client_num_in_total=1 strategy.min_train_nodes=2", "min_train_nodes=2 lower"),
+        ("strategy._target_=os.getcwd", "os.getcwd Strategy str"),
+        ("loss._target_=os.getcwd", "os.getcwd values"),
+        ("loss._target_=builtins.print", "print tensor"),
+        ("partition._target_=os.getcwd", "os.getcwd partitioner"),
+        ("client_mods=[no_such.mod]", "client_mods=no_such.mod imported"),
+        ("client_mods=[os.getcwd]", "client_mods=os.getcwd"),
+        ("device=nonsense", "device=nonsense device=cpu"),
+        ("device=meta", "device=meta device=cpu"),
+        ("server_fraction=0", "server_fraction=0 raise"),
+        ("server_fraction=0 accuracy_on=test", "server_fraction=0 decay"),
+        ("output_dir=/proc/nowhere", "output_dir=/proc/nowhere another"),
+        ("cache_dir=/proc/nowhere", "cache_dir=/proc/nowhere another"),
+        ("hydra.run.dir=elsewhere", "hydra.run.dir output_dir"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_nothing_is_written(
+    command_line: CommandLine, typed: str, words: str
+) -> None:
+    refused(command_line(*SMALL, *typed.split()), *words.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
+    refused(command_line(*SMALL, "device=cuda"), "device=cuda", "device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"train.jsonl": hh_line(1) + "{bad\n", "test.jsonl": hh_line(2)}, "train.jsonl:2: JSON"),
+        ({"train.jsonl": hh_line(1), "test.jsonl": ""}, "test split rows data_dir"),
+        ({"train.jsonl": '{"chosen": "a"}\n', "test.jsonl": hh_line(2)}, "train.jsonl:1: rejected"),
+        ({}, "data_dir .jsonl"),
+    ],
+)
+def test_bad_data_files_are_told(command_line: CommandLine, tmp_path: Path, files: dict[str, str], words: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    refused(command_line(*SMALL, "datasets=[hh]", f"data_dir={folder}"), *words.split())
+
+
+def without_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def without_tokenizer(directory: Path) -> None:
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+
+
+def without_end(directory: Path) -> None:
+    file = directory / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("eos_token")
+    file.write_text(json.dumps(settings))
+
+
+def without_all(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_weights, "model.safetensors weights"),
+        (without_tokenizer, "tokenizer model.tokenizer_name_or_path"),
+        (without_end, "end-of-text eos_token"),
+        (without_all, "tokenizer directory"),
+    ],
+)
+def test_incomplete_model_directories_are_told(
+    command_line: CommandLine, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    directory = tmp_path / "model"
+    save_gpt2(directory)
+    damage(directory)
+    refused(command_line(*SMALL, "model=blank_model", f"model.name_or_path={directory}"), *words.split())
+
+
+def test_archives_and_lengths_that_do_not_fit_are_told(command_line: CommandLine, gpt2: Path, tmp_path: Path) -> None:
+    refused(command_line(*SMALL, f"model.archive={gpt2}"), "does not match", "architecture")
+    short = tmp_path / "short"
+    save_gpt2(short, positions=32)
+    result = command_line(*SMALL, "model=blank_model", f"model.name_or_path={short}")
+    refused(result, "max_length=512", "32 positions", "max_length=32")
+
+
+def test_the_real_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", "comm_rounds=3", "output_dir=runs"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: unknown key comm_rounds (nearest: comm_round)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flags", "words"), [("--help", "Configuration groups strategy:"), ("--cfg job", "temp: 0.1")])
+def test_hydra_flags_work(command_line: CommandLine, flags: str, words: str) -> None:
+    result = command_line(*flags.split())
+    assert result.code == 0 and result.err == ""
+    assert all(word in result.out for word in words.split())
+    assert list(result.folder.iterdir()) == []
+
+
+def test_multirun_makes_one_folder_per_run_and_leaves_nothing_else(command_line: CommandLine) -> None:
+    result = command_line("--multirun", *SMALL[1:], "comm_round=1,2")
+    assert result.code == 0, result.err
+    assert [path.name for path in result.folder.iterdir()] == ["runs"]
+    rounds = [yaml.safe_load((run / "config.yaml").read_text())["comm_round"] for run in result.runs]
+    assert sorted(rounds) == [1, 2]
+    assert not main.config.scratch().exists()
+
+
+def test_the_published_command_runs_as_it_stands(
+    command_line: CommandLine, gpt2: Path, hh: Path, tmp_path: Path
+) -> None:
+    """Word for word but for the directory, the data, and fewer rounds and clients."""
+    archive = tmp_path / "policy.pt"
+    torch.save({"state": GPT2LMHeadModel.from_pretrained(gpt2).state_dict(), "step_idx": 1}, archive)
+    result = command_line(
+        *f"model=blank_model model.name_or_path={gpt2} model.block_name=GPT2Block datasets=[hh] loss=dpo loss.beta=0.1 "
+        "temp=0.1 decay_rate=0.995 exp_name=published gradient_accumulation_steps=2 batch_size=64 eval_batch_size=32 "
+        f"trainer=FSDPTrainer model.fsdp_policy_mp=bfloat16 model.archive={archive} eval_every=6000 "
+        "client_num_in_total=3 comm_round=2 frequency_of_test=1".split(),
+        f"data_dir={hh}",
+    )
+    assert result.run.parent.name == "published"
+    # Untrained weights tie with themselves exactly, in bfloat16 too.
+    assert [line["ties"] for line in result.lines()[:2]] == [1.0, 1.0]
+    assert "not sharded" in result.out
+
+
+IDEAS = """
+from flwr.serverapp.strategy import FedAvg
+
+
+class MyStrategy(FedAvg):
+    def __init__(self, note: str = "", **fedavg):
+        super().__init__(**fedavg)
+        open("strategy-was-here", "w").close()
+
+
+def hinge(policy, reference, *, delta: float):
+    return (delta - (policy.chosen - policy.rejected)).clamp(min=0)
+
+
+def scalar(policy, reference):
+    return policy.chosen.mean()
+"""
+
+
+@pytest.fixture
+def ideas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module of the user's, importable as one in the working folder is."""
+    (tmp_path / "my_ideas.py").write_text(IDEAS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_ideas", None)
+
+
+@pytest.mark.usefixtures("ideas")
+def test_a_users_strategy_and_loss_need_no_registration(command_line: CommandLine) -> None:
+    result = command_line(
+        *SMALL, "strategy._target_=my_ideas.MyStrategy", "loss._target_=my_ideas.hinge", "+loss.delta=2"
+    )
+    assert result.run and (result.folder / "strategy-was-here").exists()
+    # The mean of max(0, 2 - margin) is no less than that of the mean margin, and not DPO's log 2.
+    first = result.lines(split="test")[0]
+    assert first["loss"] >= 2 - first["logps_chosen"] + first["logps_rejected"]
+    assert first["loss"] > 1
+
+
+@pytest.mark.usefixtures("ideas")
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("strategy._target_=my_ideas.MyStrategy temp=1", "strategy.temp MyStrategy note"),
+        ("strategy._target_=my_ideas.MyStrategy strategy.decay=constant", "strategy.decay MyStrategy"),
+        ("loss._target_=my_ideas.hinge", "hinge delta"),
+        ("loss._target_=my_ideas.hinge +loss.delta=2 loss.label_smoothing=0.1", "loss.label_smoothing hinge"),
+        ("loss._target_=my_ideas.scalar", "scalar shape (2,)"),
+    ],
+)
+def test_a_typed_value_that_a_users_component_does_not_take_is_refused(
+    command_line: CommandLine, typed: str, words: str
+) -> None:
+    refused(command_line(*SMALL, *typed.split()), *words.split())
+
+
+def test_a_module_in_the_working_folder_is_found_by_the_real_command(tmp_path: Path) -> None:
+    assert os.getcwd() in sys.path or str(ROOT) in sys.path
+    (tmp_path / "my_ideas.py").write_text(IDEAS)
+    code = "import main; from fed.components import imported; imported('loss._target_', 'my_ideas.hinge')"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, check=True, timeout=60)
+
+
+def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "comm_round=2", "client_num_in_total=3")
+    names = {"config.yaml", "environment.json", "partition.json", "metrics.jsonl", "summary.json", "curves.png"}
+    assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy"}
+    assert {path.name for path in (result.run / "tensorboard").iterdir()} == {
+        "Server",
+        *map("Client-{}".format, range(3)),
+    }
+    assert [path.name for path in result.folder.iterdir()] == ["runs"]
+    assert result.run.parent.name == "fedpo"
+    assert result.err == ""
+
+    for split in ("validation", "test"):
+        lines = result.lines(split=split)
+        assert [line["round"] for line in lines] == [0, 1, 2]
+        assert lines[0]["pairs"] == 0 and lines[0]["accuracy"] == 0 and lines[0]["ties"] == 1
+        assert all(isinstance(line["margin"], float) and "accuracy_se" in line for line in lines)
+    assert [line["round"] for line in result.lines("client-2", "train")] == [1, 2]
+    assert sum(line["weight"] for k in range(3) for line in result.lines(f"client-{k}", "aggregate")) == pytest.approx(
+        2
+    )
+
+    settings = yaml.safe_load((result.run / "config.yaml").read_text())
+    assert settings["strategy"]["temp"] == settings["temp"] == 0.1
+    assert "${" not in (result.run / "config.yaml").read_text()
+    environment = json.loads((result.run / "environment.json").read_text())
+    assert environment["argv"][0] == "main.py" and "comm_round=2" in environment["argv"]
+    assert {"started", "commit", "python", "platform", "device", "threads"} <= environment.keys()
+    assert environment["packages"]["torch"] == torch.__version__
+    parts = json.loads((result.run / "partition.json").read_text())
+    assert parts["cover"] and parts["disjoint"] and parts["num_clients"] == 3
+    summary = json.loads((result.run / "summary.json").read_text())
+    assert summary["final"]["test"]["accuracy"] == result.lines(split="test")[-1]["accuracy"]
+
+    model = AutoModelForCausalLM.from_pretrained(result.run / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(result.run / "policy")
+    assert model.config.vocab_size == len(tokenizer) and tokenizer.eos_token_id is not None
+
+
+def test_sparse_evaluation_sampled_clients_and_no_model(command_line: CommandLine) -> None:
+    result = command_line(
+        *SMALL,
+        *["comm_round=3", "frequency_of_test=2", "client_num_in_total=4", "clients_per_round=2"],
+        *["debug=true", "tensorboard.enabled=false"],
+    )
+    assert [line["round"] for line in result.lines(split="test")] == [0, 2, 3]
+    assert [line["round"] for line in result.lines(split="validation")] == [0, 2, 3]
+    trained = [line["round"] for client in range(4) for line in result.lines(f"client-{client}", "train")]
+    assert sorted(trained) == [1, 1, 2, 2, 3, 3]
+    assert not (result.run / "policy").exists()
+    assert not list(result.run.rglob("events.out*"))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(command_line: CommandLine) -> None:
+    def weights(result: Result) -> bytes:
+        return (result.run / "policy" / "model.safetensors").read_bytes()
+
+    first, again, other = (command_line(*SMALL, f"seed={seed}") for seed in (3, 3, 4))
+    assert weights(first) == weights(again) != weights(other)
+    metrics = [(result.run / "metrics.jsonl").read_text() for result in (first, again, other)]
+    assert metrics[0] == metrics[1] != metrics[2]
+
+
+def test_centralized_training_is_one_client_with_all_pairs(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "mode=centralized", "client_num_in_total=4")
+    assert [path.name for path in (result.run / "tensorboard").iterdir() if path.name != "Server"] == ["Client-0"]
+    parts = json.loads((result.run / "partition.json").read_text())
+    assert result.lines("client-0", "train") and not result.lines("client-1")
+    # All pairs but the one or two that each of the four clients would have held out.
+    assert parts["num_rows"] - 8 <= result.lines(split="test")[-1]["pairs"] <= parts["num_rows"] - 4
+    assert (result.run / "policy" / "config.json").exists()
+
+
+def test_local_training_saves_a_model_per_client(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "mode=local")
+    assert sorted(path.name for path in (result.run / "policy").iterdir()) == ["client-0", "client-1"]
+    assert not result.lines("server")
+    for client in ("client-0", "client-1"):
+        assert [line["round"] for line in result.lines(client, "test")] == [0, 1]
+    one, other = ((result.run / f"policy/client-{k}/model.safetensors").read_bytes() for k in (0, 1))
+    assert one != other
+
+
+def test_a_small_dataset_is_a_tenth(command_line: CommandLine, hh: Path) -> None:
+    """Of 60 training pairs 6 are left, of which the server holds one."""
+    result = command_line(
+        "comm_round=1",
+        "client_num_in_total=2",
+        "datasets=[hh]",
+        f"data_dir={hh}",
+        "use_small_dataset=true",
+        "debug=true",
+    )
+    validation = result.lines(split="validation")[0]["examples"]
+    assert json.loads((result.run / "partition.json").read_text())["num_rows"] + validation == 6
+
+
+def test_supervised_training_runs(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "loss=sft", "strategy=fedavg", "debug=true")
+    losses = [line["loss"] for line in result.lines(split="test")]
+    assert losses[1] < losses[0]
