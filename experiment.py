@@ -19,7 +19,8 @@ from clients.trainer import LocalSettings, LocalTrainer
 from fed import components
 from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.batches import Example, tokenize
-from fed.config import Config, Settings
+from fed.checks import Settings
+from fed.config import Config
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.loading import load_policy
@@ -282,11 +283,7 @@ def _policy(config: Config) -> Policy:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name} cannot be used: {reason}; leave it out or use device=cpu") from error
     seed_globals(config.seed, "model")
-    policy = load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
-    if not policy.tokenizer(["text"])["input_ids"][0]:  # what transformers makes of a directory without a tokenizer
-        directory = config.model.tokenizer_name_or_path or config.model.name_or_path
-        raise ValueError(f"{directory} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
-    return policy
+    return load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
 
 
 def _check_scoring(plan: Plan) -> None:
@@ -296,8 +293,7 @@ def _check_scoring(plan: Plan) -> None:
         if without:
             raise ValueError(
                 f"accuracy_on=client but client {without[0]} has no held-out pairs ({len(without)} such clients); "
-                "raise "
-                f"client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
+                f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
             )
     elif config.accuracy_on == "server" and not plan.validation:
         raise ValueError(

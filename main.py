@@ -17,20 +17,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fed import config
+from fed import checks, complaints, config
 
 
 def main() -> int:
     """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
     config.register()
     try:
-        config.check_arguments(sys.argv[1:])
+        checks.check_arguments(sys.argv[1:])
     except ValueError as error:
         return _refuse(str(error))
     try:
         _compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(config.explain(f"{error}\n{error.__cause__ or ''}"))
+        return _refuse(complaints.explain(f"{error}\n{error.__cause__ or ''}"))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -44,12 +44,12 @@ def _compose_and_run(composed: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     try:
-        settings = config.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+        settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
         plan = experiment.prepare(settings)
         folder = experiment.create_folder(plan, OmegaConf.to_yaml(composed, resolve=True))
     except (ValueError, OmegaConfBaseException) as error:
         # Leaves by SystemExit: Hydra would print its own report of an exception.
-        sys.exit(_refuse(config.explain(str(error)) if isinstance(error, OmegaConfBaseException) else str(error)))
+        sys.exit(_refuse(complaints.explain(str(error)) if isinstance(error, OmegaConfBaseException) else str(error)))
     experiment.run(plan, folder)
 
 

@@ -1,5 +1,6 @@
 """Model and tokenizer from a directory, the hub, a GGUF file or code, and the archive that seeds their weights."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def _load_tokenizer(settings: ModelSettings) -> Any:
             f"the tokenizer of {name} has no end-of-text token, so a response could never end; set eos_token in its "
             "tokenizer_config.json or give model.tokenizer_name_or_path"
         )
+    if not tokenizer("text")["input_ids"]:  # what transformers makes of a directory without a tokenizer
+        raise ValueError(f"{name} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
     return tokenizer
 
 
@@ -184,6 +187,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"cannot read archive {path}: it is damaged or holds more than tensors, and pickled code is never run | "
+            "expected *.safetensors, or a policy.pt of tensors only"
+        ) from error
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         raise ValueError(
             f"cannot read archive {path}: {_one_line(error)} | expected *.safetensors, or a policy.pt of tensors only"

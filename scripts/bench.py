@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     print(f"{'clients':>7} {'wall s':>8} {'pairs/s':>8} {'federation s':>13} {'share':>7} {'peak GB':>8}")
     for clients, row in results.items():
         print(
-            f"{clients:>7} {row['wall_seconds']:>8.1f} {row['pairs_per_second']:>8.0f} {row['federation_seconds']:>13.2f} "
-            f"{row['federation_share']:>7.1%} {row['peak_memory_gb']:>8.3f}"
+            f"{clients:>7} {row['wall_seconds']:>8.1f} {row['pairs_per_second']:>8.0f} "
+            f"{row['federation_seconds']:>13.2f} {row['federation_share']:>7.1%} {row['peak_memory_gb']:>8.3f}"
         )
     print(f"peak memory, 10 clients over 2: {results[10]['peak_memory_gb'] / results[2]['peak_memory_gb']:.3f}")
     if target is not None:

@@ -4,7 +4,7 @@ import math
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Bulyan, Strategy
 
 from server.evaluate import ServerEvaluation
 
@@ -48,4 +48,24 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
                     f"client_num_in_total={num_clients}; lower "
                     f"strategy.{key} or raise client_num_in_total"
                 )
+        _check_byzantine(layer, num_clients)
         layer = getattr(layer, "strategy", None)
+
+
+def _check_byzantine(layer: object, num_clients: int) -> None:
+    """Against f malicious clients Krum needs 2f + 3 (arXiv 1703.02757), Bulyan 4f + 3 (arXiv 1802.07927)."""
+    sampled = max(int(num_clients * getattr(layer, "fraction_train", 1.0)), getattr(layer, "min_train_nodes", 0))
+    malicious = getattr(layer, "num_malicious_nodes", None)
+    if malicious is not None:
+        needed = (4 if isinstance(layer, Bulyan) else 2) * malicious + 3
+        if sampled < needed:
+            raise ValueError(
+                f"{type(layer).__name__} with num_malicious_nodes={malicious} needs {needed} clients a round, there "
+                f"are {sampled}; lower strategy.num_malicious_nodes or raise client_num_in_total"
+            )
+    selected = getattr(layer, "num_nodes_to_select", 0)
+    if selected > sampled:
+        raise ValueError(
+            f"{type(layer).__name__} is to select {selected} of {sampled} clients a round; lower "
+            "strategy.num_nodes_to_select"
+        )

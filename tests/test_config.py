@@ -12,8 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fed import components, config
-from fed.config import GROUPS, REFUSED, Settings, check_arguments, checked, explain, keys
+from fed import checks, components, config
+from fed.checks import Settings, check_arguments, checked
+from fed.complaints import REFUSED, explain
+from fed.config import GROUPS, keys
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(path.relative_to(CONFIG) for path in CONFIG.glob("*/*.yaml"))
@@ -281,8 +283,8 @@ def test_no_key_is_both_valid_and_refused() -> None:
 
 
 def test_every_key_named_by_a_check_exists() -> None:
-    named: set[str] = {*config.CHOICES, *config.AT_LEAST_ONE, *config.AT_LEAST_ZERO, *config.POSITIVE}
-    named |= {*config.READ_BY_GROUP, *(key for key, _, _ in config.WITHOUT_EFFECT)}
+    named: set[str] = {*checks.CHOICES, *checks.AT_LEAST_ONE, *checks.AT_LEAST_ZERO, *checks.POSITIVE}
+    named |= {*checks.READ_BY_GROUP, *(key for key, _, _ in checks.WITHOUT_EFFECT)}
     assert named <= set(keys())
 
 

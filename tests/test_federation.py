@@ -259,3 +259,20 @@ def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
     )
     evaluation(0, snapshot(model_tensors(policy.model)))
     assert evaluation.train_config["server-accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "clients", "needed"),
+    [("Krum", 4, 10, 11), ("MultiKrum", 1, 4, 5), ("Bulyan", 2, 10, 11), ("Bulyan", 0, 2, 3)],
+)
+def test_byzantine_strategies_need_enough_honest_clients(name, values, clients, needed):
+    strategy = components.imported("x", f"flwr.serverapp.strategy.{name}")(num_malicious_nodes=values, **everyone())
+    with pytest.raises(ValueError, match=f"needs {needed} clients a round, there are {clients}"):
+        check_strategy(strategy, clients)
+    check_strategy(strategy, needed)
+
+
+def test_multikrum_cannot_select_more_clients_than_train():
+    strategy = components.imported("x", "flwr.serverapp.strategy.MultiKrum")(num_nodes_to_select=6, **everyone())
+    with pytest.raises(ValueError, match="select 6 of 5 clients"):
+        check_strategy(strategy, 5)

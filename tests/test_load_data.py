@@ -181,9 +181,7 @@ def test_a_single_file_is_divided_90_to_10_whatever_its_name(tmp_path):
 
 def test_a_test_fraction_of_undivided_data_is_held_out(tmp_path):
     path = str(write(tmp_path / "own.jsonl", pairs(40)))
-    sizes = [
-        len(load(["jsonl"], split, data_dir=path, seed=0, test_fraction=0.25).rows) for split in ("train", "test")
-    ]
+    sizes = [len(load(["jsonl"], split, data_dir=path, seed=0, test_fraction=0.25).rows) for split in ("train", "test")]
     assert sizes == [30, 10]
 
 

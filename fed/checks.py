@@ -1,0 +1,273 @@
+"""Checks of the command line: values that cannot work and keys that would do nothing are refused."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fed.complaints import REFUSED, listed, malformed, nearest, unknown
+from fed.config import GROUPS, Config, ModelSettings, TensorBoardSettings, keys
+
+CHOICES = {
+    "mode": ("federated", "centralized", "local"),
+    "decay_target": ("lr", "loss"),
+    "weighting": ("accuracy", "samples", "accuracy_times_samples"),
+    "accuracy_on": ("server", "client", "test"),
+    "anchor_norm": ("token", "sum"),
+    "client_optimizer": ("reset", "persist"),
+    "optimizer": ("RMSprop", "AdamW", "Adam", "SGD"),
+    "trainer": ("BasicTrainer", "FSDPTrainer"),
+}
+AT_LEAST_ONE = (
+    "client_num_in_total",
+    "clients_per_round",
+    "comm_round",
+    "frequency_of_test",
+    "batch_size",
+    "eval_batch_size",
+    "gradient_accumulation_steps",
+    "local_epochs",
+    "local_steps",
+    "n_train_examples",
+    "n_eval_examples",
+    "n_test_examples",
+    "max_prompt_length",
+    "eval_every",
+    "num_threads",
+)
+AT_LEAST_ZERO = ("seed", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
+POSITIVE = ("lr", "max_grad_norm", "decay_rate")
+
+# Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
+READ_BY_GROUP = {
+    "temp": ("strategy", "temp"),
+    "decay_rate": ("strategy", "decay_rate"),
+    "decay_target": ("strategy", "decay_rate"),
+    "weighting": ("strategy", "weighting"),
+    "clients_per_round": ("strategy", "clients_per_round"),
+    "data_evenly_distributed": ("partition", "data_evenly_distributed"),
+}
+# Keys that other settings leave without effect: the key, when, and the reason.
+WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("anchor_norm", lambda config: not config.alpha, "alpha=0"),
+    ("temp", lambda config: config.weighting == "samples", "weighting=samples"),
+    ("decay_target", lambda config: config.decay_rate == 1, "decay_rate=1"),
+    ("n_eval_examples", lambda config: not config.server_fraction, "server_fraction=0"),
+    ("eval_every", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
+    ("do_first_eval", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
+    ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
+    ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
+)
+# Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
+CLIPPING_MODS = {
+    "DifferentialPrivacyClientSideFixedClipping": "flwr.clientapp.mod.fixedclipping_mod",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "flwr.clientapp.mod.adaptiveclipping_mod",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration and what was typed to get it."""
+
+    config: Config
+    given: frozenset[str]  # keys typed on the command line
+
+
+def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, str | None]) -> Settings:
+    """The composed configuration as plain values, with what `mode` implies.
+
+    Args:
+        composed: Unresolved, as Hydra gives it.
+        overrides: What was typed, e.g. ["temp=1", "strategy=fedavg"].
+        choices: The file chosen for each group.
+
+    Raises:
+        ValueError: Naming the value, what was expected, and the way out.
+    """
+    given = frozenset(re.split("[=@]", override.lstrip("+~"), maxsplit=1)[0] for override in overrides)
+    _check_known(composed)
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    _check_values(config)
+    _check_loss(config.loss)
+    _check_together(config)
+    _check_strategy(config)
+    _check_effect(config, given)
+    unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
+    _check_read(given, unresolved, choices)
+    settings = config if config.mode == "federated" else _without_federation(config, given)
+    return Settings(settings, given | _passed_on(given, unresolved))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would take in silence or give up on without naming it.
+
+    Raises:
+        ValueError: Naming the argument, what was expected, and the way out.
+    """
+    flags = [argument.startswith("-") for argument in arguments]
+    settings = [place for place, argument in enumerate(arguments) if "=" in argument and not flags[place]]
+    for place, argument in enumerate(arguments):
+        name = argument.lstrip("-").partition("=")[0]
+        if flags[place] and name in (*keys(), *GROUPS):
+            raise ValueError(f"{argument} is refused: settings have no dashes; write {argument.lstrip('-')}")
+        if flags[place] and settings and settings[0] < place < settings[-1]:
+            raise ValueError(f"{argument} stands between settings; put it before the first or after the last")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        name = key.lstrip("+~")
+        if equals and not name:
+            raise ValueError(malformed(argument))
+        if name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir"):
+            raise ValueError(f"{name} is refused: a run writes to output_dir/exp_name/date_time; use output_dir")
+        if key.startswith("~") and name in keys():
+            raise ValueError(f"{argument} is refused: a key cannot be removed; leave it out to get its default")
+        if equals and name in GROUPS and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
+            raise ValueError(f"{argument} is refused; expected the name of one file in config/{name}/, without .yaml")
+
+
+def _without_federation(config: Config, given: frozenset[str]) -> Config:
+    """Plain DPO, one client at a time: no weights, no decay, no anchor, an optimizer that is never reset."""
+    one_client = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
+    steps = config.local_steps
+    if steps is not None and config.mode == "centralized":
+        steps *= config.client_num_in_total  # as many pairs a round as all clients together
+    return replace(
+        config,
+        strategy={"_target_": "server.strategies.StreamingFedAvg", **one_client},
+        alpha=config.alpha if "alpha" in given else 0.0,
+        client_optimizer=config.client_optimizer if "client_optimizer" in given else "persist",
+        local_steps=steps,
+    )
+
+
+def _check_values(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        value = getattr(config, key)
+        if value not in choices:
+            refused = REFUSED.get(f"{key}={value}")
+            raise ValueError(
+                f"{key}={value} is refused: {refused}"
+                if refused
+                else f"{key}={value} is unknown; expected {listed(choices)}{nearest(str(value), choices)}"
+            )
+    if not re.fullmatch(r"[^/\\\x00]+", config.exp_name) or config.exp_name.strip(". ") == "":
+        raise ValueError(
+            f"exp_name={config.exp_name} names no folder; expected a name without slashes, e.g. exp_name=a"
+        )
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.type is float and not math.isfinite(value):
+            raise ValueError(f"{item.name}={value} is out of range; expected a finite number")
+    for names, bound, text in ((AT_LEAST_ONE, 1, "at least 1"), (AT_LEAST_ZERO, 0, "at least 0")):
+        for key in names:
+            value = getattr(config, key)
+            if value is not None and not value >= bound:
+                raise ValueError(f"{key}={value} is out of range; expected {text}")
+    for key in POSITIVE:
+        if not getattr(config, key) > 0:
+            raise ValueError(f"{key}={getattr(config, key)} is out of range; expected more than 0")
+    if config.decay_rate > 1:
+        raise ValueError(f"decay_rate={config.decay_rate} is out of range; expected at most 1, which never decays")
+    if config.test_fraction is not None and not 0 < config.test_fraction < 1:
+        raise ValueError(f"test_fraction={config.test_fraction} is out of range; expected more than 0 and less than 1")
+    for key in ("server_fraction", "client_eval_fraction"):
+        if not getattr(config, key) < 1:
+            raise ValueError(f"{key}={getattr(config, key)} leaves nothing to train on; expected less than 1")
+
+
+def _check_known(composed: DictConfig) -> None:
+    """`+key=value` adds any key; only a group's own parameters may be added."""
+    parts = {"": (composed, Config), "model.": (composed.model, ModelSettings)}
+    parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
+    for prefix, (node, schema) in parts.items():
+        for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
+            raise ValueError(unknown(prefix + key))
+    for group in ("loss", "partition", "strategy"):
+        if "_target_" not in composed[group]:
+            raise ValueError(f"{group} has no _target_; choose a file of config/{group}/ or give {group}._target_")
+
+
+def _check_loss(loss: Mapping[str, Any]) -> None:
+    """`beta` scales rewards whatever the loss; the other range is that of our own losses."""
+    ranges: dict[str, tuple[Callable[[float], bool], str]] = {"beta": (lambda value: value > 0, "a number above 0")}
+    if str(loss["_target_"]).startswith("losses."):
+        ranges["label_smoothing"] = (lambda value: 0 <= value < 0.5, "a number from 0 to below 0.5")
+    for key, (fits, text) in ranges.items():
+        value = loss.get(key, 0.1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
+            raise ValueError(f"loss.{key}={value} is out of range; expected {text}")
+
+
+def _check_strategy(config: Config) -> None:
+    """What Flower would wait for in vain, or leave undone without a word."""
+    node: Any = config.strategy
+    prefix = "strategy"
+    while isinstance(node, Mapping):
+        for key in ("fraction_train", "fraction_evaluate"):
+            value = node.get(key, 0.0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{prefix}.{key}={value} is out of range; expected a number from 0 to 1")
+        mod = CLIPPING_MODS.get(str(node.get("_target_")).rpartition(".")[2])
+        if mod and mod not in config.client_mods:
+            raise ValueError(
+                f"client_mods={config.client_mods} lacks {mod}: {node['_target_']} adds its noise but clients would "
+                "not clip; add the mod"
+            )
+        node, prefix = node.get("strategy"), f"{prefix}.strategy"
+
+
+def _check_together(config: Config) -> None:
+    if config.batch_size % config.gradient_accumulation_steps:
+        raise ValueError(
+            f"batch_size={config.batch_size} is not divisible by "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}; batch_size counts the pairs of a "
+            "whole step"
+        )
+    if config.max_length - config.max_prompt_length < 2:
+        raise ValueError(
+            f"max_length={config.max_length} leaves fewer than 2 response tokens beside "
+            f"max_prompt_length={config.max_prompt_length}; raise max_length or lower max_prompt_length"
+        )
+    if config.clients_per_round is not None and config.clients_per_round > config.client_num_in_total:
+        raise ValueError(
+            f"clients_per_round={config.clients_per_round} is more than "
+            f"client_num_in_total={config.client_num_in_total}"
+        )
+    if not config.datasets:
+        raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")
+
+
+def _check_effect(config: Config, given: frozenset[str]) -> None:
+    if "local_steps" in given and "local_epochs" in given and config.local_steps is not None:
+        raise ValueError("local_steps and local_epochs are both given; choose one")
+    if config.mode != "federated":
+        aggregation = {"clients_per_round", "temp", "weighting", "decay_rate", "decay_target"}
+        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] == "strategy"):
+            raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
+    for key, applies, reason in WITHOUT_EFFECT:
+        if key in given and applies(config):
+            raise ValueError(f"{key} has no effect with {reason}; leave it out")
+
+
+def _check_read(given: Iterable[str], unresolved: Mapping[str, object], choices: Mapping[str, str | None]) -> None:
+    """A given top-level key that is a parameter of a group must be read by the chosen file, as "${key}"."""
+    for key in sorted(given & READ_BY_GROUP.keys()):
+        group, read = READ_BY_GROUP[key]
+        if f"${{{read}}}" not in str(unresolved[group]):
+            raise ValueError(
+                f"{key} has no effect with {group}={choices.get(group)}, which reads no {read}; leave it out"
+            )
+
+
+def _passed_on(given: Iterable[str], unresolved: Mapping[str, Any]) -> frozenset[str]:
+    """The group parameters that given top-level keys fill: `temp` gives `strategy.temp`."""
+    return frozenset(
+        f"{group}.{parameter}"
+        for key in given & READ_BY_GROUP.keys()
+        for group, read in [READ_BY_GROUP[key]]
+        for parameter, value in unresolved[group].items()
+        if f"${{{read}}}" in str(value) and not isinstance(value, Mapping)
+    )
