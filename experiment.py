@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import transformers
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from clients.app import ClientPairs, client_app
@@ -34,7 +35,7 @@ from fed.splits import Split, SplitSettings, split_rows
 from fed.tracking import Tracker
 from load_data import load
 from losses.logps import Logps
-from server.app import check_strategy, server_app
+from server.app import check_strategy, layers, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
 
@@ -111,7 +112,7 @@ def prepare(settings: Settings) -> Plan:
     return plan
 
 
-def create_folder(plan: Plan, config_yaml: str) -> Path:
+def create_folder(plan: Plan) -> Path:
     """The run's folder with everything that is known before it starts.
 
     Raises:
@@ -119,6 +120,7 @@ def create_folder(plan: Plan, config_yaml: str) -> Path:
     """
     config = plan.config
     check_cache_folder(config.cache_dir)
+    config_yaml = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))  # with what `mode` implies
     folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device)
     write_partition(folder / "partition.json", plan.split.parts, plan.split.pool)
     return folder
@@ -185,9 +187,11 @@ def _federation(
         log=log,
         num_rounds=config.comm_round,
         frequency_of_test=config.frequency_of_test,
-        always_accuracy=getattr(strategy, "needs_server_accuracy", False),
+        always_accuracy=any(getattr(layer, "needs_server_accuracy", False) for layer in layers(strategy)),
         seed=config.seed,
-        client_weights=lambda: getattr(strategy, "client_weights", {}),
+        client_weights=lambda: next(
+            (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
+        ),
     )
     trainer = LocalTrainer(plan.policy, _local_settings(plan))
     return simulate(
@@ -288,24 +292,24 @@ def _policy(config: Config) -> Policy:
 
 def _check_scoring(plan: Plan) -> None:
     config = plan.config
-    if config.accuracy_on == "client":
+    evaluates = any(getattr(layer, "fraction_evaluate", 0.0) for layer in layers(plan.make_strategy()))
+    if evaluates or config.accuracy_on == "client":
+        asked = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(plan.clients) if not client.held_out]
         if without:
             raise ValueError(
-                f"accuracy_on=client but client {without[0]} has no held-out pairs ({len(without)} such clients); "
+                f"{asked} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
                 f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
             )
-    elif config.accuracy_on == "server" and not plan.validation:
+    if config.accuracy_on == "server" and not plan.validation:
         raise ValueError(
             f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise "
-            "it or use "
-            "accuracy_on=client"
+            "it or use accuracy_on=client"
         )
 
 
 def _check_decay(plan: Plan) -> None:
-    strategy = plan.make_strategy()
-    decays = getattr(strategy, "needs_server_accuracy", False) or getattr(strategy, "decay", None) == "constant"
+    decays = any(getattr(layer, "needs_server_accuracy", False) for layer in layers(plan.make_strategy()))
     if decays and not plan.validation:
         raise ValueError(
             f"server_fraction={plan.config.server_fraction} leaves the server no pairs, but the strategy decays "

@@ -14,7 +14,7 @@ sys.path.insert(0, os.getcwd())  # a user's own my_ideas.py, beside main.py or i
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fed import checks, complaints, config
@@ -46,7 +46,7 @@ def _compose_and_run(composed: DictConfig) -> None:
     try:
         settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
         plan = experiment.prepare(settings)
-        folder = experiment.create_folder(plan, OmegaConf.to_yaml(composed, resolve=True))
+        folder = experiment.create_folder(plan)
     except (ValueError, OmegaConfBaseException) as error:
         # Leaves by SystemExit: Hydra would print its own report of an exception.
         sys.exit(_refuse(complaints.explain(str(error)) if isinstance(error, OmegaConfBaseException) else str(error)))

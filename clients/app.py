@@ -89,7 +89,8 @@ def client_app(
         with log.phase("evaluate"):
             scored = _score(trainer, pairs.scoring)
         _update_decay(state, config, scored["accuracy"])
-        log.client(client_id, server_round, "train", {**trained, "decay": state.decay})
+        decay = _round_settings(config, state).decay
+        log.client(client_id, server_round, "train", {**trained, "decay": decay})
         log.client(client_id, server_round, "validation", scored)
         with log.phase("copy"):
             write_state(context.state, state)
@@ -98,18 +99,19 @@ def client_app(
             "num-examples": len(pairs.train),
             "train_loss": trained["loss"],
             "accuracy": scored["accuracy"],
-            "decay": state.decay,
+            "decay": decay,
         }
         return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
     @app.evaluate()
     def evaluate_own(message: Message, context: Context) -> Message:
-        pairs = clients[int(context.node_config["partition-id"])]
-        own = pairs.held_out or pairs.train
+        client_id = int(context.node_config["partition-id"])
+        own = clients[client_id].held_out
         with log.phase("copy"):
             _receive(message, trainer)
         with log.phase("evaluate"):
             found = _score(trainer, own)
+        log.client(client_id, int(_config(message).get("server-round", 1)), "held-out", found)  # type: ignore[arg-type]
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
@@ -136,6 +138,8 @@ def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:
 
 def _update_decay(state: ClientState, config: ConfigRecord, accuracy: float) -> None:
     """lambda_k <- decay_rate lambda_k if the client's result is no better than the model it started from."""
+    if config.get("decay-mode") == "constant":
+        return
     if "decay-rate" in config and accuracy <= config["server-accuracy"]:  # type: ignore[operator]
         state.decay *= config["decay-rate"]  # type: ignore[operator]
 

@@ -4,7 +4,7 @@ Shapes: B pairs of a micro-batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,7 +107,7 @@ class LocalTrainer:
         sums: dict[str, float] = {}
         seen = 0
         for number, indices in enumerate(steps):
-            if held_out and self._evaluation_is_due(seen, steps[number - 1] if number else ()):
+            if held_out and number == 0 and settings.do_first_eval:
                 on_update("eval", _tags("eval", self._evaluate(held_out)), state.updates)
             decay = this_round.decay if settings.decay_target == "lr" else 1.0
             position = state.updates if settings.client_optimizer == "persist" else number
@@ -119,6 +119,11 @@ class LocalTrainer:
             state.examples += len(indices)
             on_pairs(len(indices))
             on_update("train", self._update_tags(metrics, state, optimizer.param_groups[0]["lr"]), state.updates)
+            if (
+                held_out
+                and state.examples // settings.eval_every > (state.examples - len(indices)) // settings.eval_every
+            ):
+                on_update("eval", _tags("eval", self._evaluate(held_out)), state.updates)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices)
         state.batches = first + len(steps)
@@ -127,12 +132,6 @@ class LocalTrainer:
 
     def _order(self, num_examples: int, client_id: int) -> BatchOrder:
         return BatchOrder(num_examples, self.settings.batch_size, self.settings.seed, client_id)
-
-    def _evaluation_is_due(self, seen: int, last_step: Sized) -> bool:
-        """Before the first step if asked for, then whenever the last step passed a multiple of `eval_every`."""
-        if not seen:
-            return self.settings.do_first_eval
-        return seen // self.settings.eval_every > (seen - len(last_step)) // self.settings.eval_every
 
     def _evaluate(self, held_out: Sequence[Example]) -> Metrics:
         settings = self.settings
@@ -234,7 +233,7 @@ class LocalTrainer:
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         return {
-            f"{name}/{slot}": torch.as_tensor(value)
+            f"{name}/{slot}": torch.as_tensor(value).cpu()
             for name, parameter in self.parameters.items()
             for slot, value in optimizer.state[parameter].items()
             if value is not None

@@ -94,6 +94,9 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     _check_loss(config.loss)
     _check_together(config)
     _check_strategy(config)
+    if config.alpha is None:
+        is_fedpo = config.mode == "federated" and config.strategy["_target_"] == "server.strategies.FeDPO"
+        config = replace(config, alpha=1.0 if is_fedpo else 0.0)
     _check_effect(config, given)
     unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
     _check_read(given, unresolved, choices)
@@ -129,7 +132,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
-    """Plain DPO, one client at a time: no weights, no decay, no anchor, an optimizer that is never reset."""
+    """Plain DPO, one client at a time: no weights, no decay, an optimizer that is never reset."""
     one_client = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
     steps = config.local_steps
     if steps is not None and config.mode == "centralized":
@@ -137,7 +140,6 @@ def _without_federation(config: Config, given: frozenset[str]) -> Config:
     return replace(
         config,
         strategy={"_target_": "server.strategies.StreamingFedAvg", **one_client},
-        alpha=config.alpha if "alpha" in given else 0.0,
         client_optimizer=config.client_optimizer if "client_optimizer" in given else "persist",
         local_steps=steps,
     )
@@ -159,7 +161,7 @@ def _check_values(config: Config) -> None:
         )
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.type is float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{item.name}={value} is out of range; expected a finite number")
     for names, bound, text in ((AT_LEAST_ONE, 1, "at least 1"), (AT_LEAST_ZERO, 0, "at least 0")):
         for key in names:

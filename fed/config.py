@@ -83,7 +83,7 @@ class Config:
     decay_target: str = "lr"  # lr | loss
     weighting: str = "accuracy"  # accuracy | samples | accuracy_times_samples
     accuracy_on: str = "server"  # server | client | test: pairs that a client's result is scored on
-    alpha: float = 1.0  # weight of the anchor term
+    alpha: float | None = None  # weight of the anchor term; null: 1 with strategy=fedpo, 0 with others
     anchor_norm: str = "token"  # token | sum
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods
 

@@ -1,6 +1,8 @@
 """The `ServerApp`: runs a strategy over the grid it is given."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -38,8 +40,7 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
     Raises:
         ValueError: If the strategy, or one it wraps, wants more clients than exist: `sample_nodes` would never return.
     """
-    layer: object = strategy
-    while layer is not None:
+    for layer in layers(strategy):
         for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "num_sampled_clients"):
             needed = getattr(layer, key, 0)
             if needed > num_clients:
@@ -49,6 +50,13 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
                     f"strategy.{key} or raise client_num_in_total"
                 )
         _check_byzantine(layer, num_clients)
+
+
+def layers(strategy: Strategy) -> Iterator[Any]:
+    """The strategy and those it wraps, outermost first."""
+    layer: Any = strategy
+    while layer is not None:
+        yield layer
         layer = getattr(layer, "strategy", None)
 
 

@@ -46,6 +46,7 @@ class StreamingFedAvg(FedAvg):
                 mean.add(to_tensors(next(iter(reply.content.array_records.values()))), self.log_weight(metrics))
                 contents.append(RecordDict({"metrics": metrics}))
                 nodes.append(reply.metadata.src_node_id)
+            del reply  # or it would stay alive while the next client trains
         if not contents:
             return None, None
         self.client_weights = dict(zip(nodes, mean.weights(), strict=True))

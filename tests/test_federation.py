@@ -24,7 +24,7 @@ from fed.seeding import seed_globals
 from fed.simulation import simulate
 from losses.preference import dpo
 from losses.sft import sft
-from server.app import check_strategy, server_app
+from server.app import check_strategy, layers, server_app
 from server.evaluate import ServerEvaluation
 from server.strategies import FeDPO, StreamingFedAvg
 
@@ -86,7 +86,7 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
 
     evaluation = ServerEvaluation(
         policy, {"validation": validation, "test": test}, score, log, rounds, frequency,
-        always_accuracy=getattr(strategy, "needs_server_accuracy", False),
+        always_accuracy=any(getattr(layer, "needs_server_accuracy", False) for layer in layers(strategy)),
     )  # fmt: skip
     seed_globals(0, "test")
     final = simulate(
@@ -190,15 +190,28 @@ def test_decay_compares_with_the_accuracy_of_the_model_sent_even_between_logged_
     assert [server_round for server_round, _ in log.rounds["validation"]] == [0, 3]
 
 
+def test_a_wrapped_strategy_decays_as_if_alone(policy):
+    """Clipping at 1e9 without noise changes nothing, so FeDPO inside the wrapper must decay on the same rounds."""
+    wrapper = components.imported("x", "flwr.serverapp.strategy.DifferentialPrivacyServerSideFixedClipping")
+    decays = {}
+    for frequency in (1, 3):
+        strategy = wrapper(FeDPO(decay_rate=0.5, **everyone()), 0.0, 1e9, 3)
+        _, log = federate(policy, strategy, rounds=3, frequency=frequency, lr=0.0)
+        decays[frequency] = [metrics["decay"] for _, metrics in log.clients[0, "train"]]
+    assert decays[1] == decays[3]
+    assert decays[1][-1] < 1
+
+
 def test_a_strategy_without_decay_never_decays(policy):
     _, log = federate(policy, StreamingFedAvg(**everyone()), lr=0.0)
     assert {metrics["decay"] for _, metrics in log.clients[0, "train"]} == {1.0}
 
 
 def test_constant_decay_scales_every_round_and_is_not_kept(policy):
-    half, _ = federate(policy, FeDPO(decay="constant", decay_rate=0.5, **everyone()), lr=2e-3, rounds=1)
+    half, log = federate(policy, FeDPO(decay="constant", decay_rate=0.5, **everyone()), lr=2e-3, rounds=1)
     plain, _ = federate(policy, FeDPO(decay_rate=1.0, **everyone()), lr=1e-3, rounds=1)
     assert same(half, plain)
+    assert [metrics["decay"] for _, metrics in log.clients[0, "train"]] == [0.5]
 
 
 def test_clients_per_round_trains_exactly_that_many_and_not_always_the_same(policy):

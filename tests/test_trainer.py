@@ -238,6 +238,16 @@ def test_counters_and_the_original_tags_are_told_at_every_update(policy):
     assert (state.examples, state.updates, state.batches) == (6, 2, 2)
 
 
+def test_evaluations_come_each_time_the_examples_ever_seen_pass_a_multiple_of_eval_every(policy):
+    """Steps of 4, 4 and the 2 that are left, one a round: 4, 8, 10 examples; only the second passes 6."""
+    pairs, held_out = referenced(policy, examples(10)), referenced(policy, examples(4, seed=1))
+    state, evaluated = ClientState(), []
+    for _ in range(3):
+        _, told = train(policy, pairs, state=state, held_out=held_out, local_steps=1, batch_size=4, eval_every=6)
+        evaluated += [step for split, _, step in told if split == "eval"]
+    assert evaluated == [2]
+
+
 def test_supervised_training_needs_no_reference_and_lowers_the_loss_of_chosen_responses(policy):
     pairs = examples(32)
     first, _ = train(policy, pairs, loss=sft, supervised=True, local_epochs=1)
