@@ -191,7 +191,7 @@ def test_decay_compares_with_the_accuracy_of_the_model_sent_even_between_logged_
 
 
 def test_a_wrapped_strategy_decays_whatever_is_logged(policy):
-    """The wrapper clips at 1e9 and adds no noise; a long step makes some clients worse than the model they were sent."""
+    """The wrapper clips at 1e9 and adds no noise; long steps make some clients worse than what they were sent."""
     wrapper = components.imported("x", "flwr.serverapp.strategy.DifferentialPrivacyServerSideFixedClipping")
     decays = {}
     for frequency in (1, 4):
