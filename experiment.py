@@ -35,7 +35,7 @@ from fed.splits import Split, SplitSettings, split_rows
 from fed.tracking import Tracker
 from load_data import load
 from losses.logps import Logps
-from server.app import check_strategy, layers, server_app
+from server.app import asks, check_strategy, layers, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
 
@@ -78,9 +78,9 @@ def prepare(settings: Settings) -> Plan:
     loss = components.bind("loss", config.loss, given)
     _check_loss(loss)
     make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
-    num_clients = config.client_num_in_total if config.mode == "federated" else 1
-    _check_is_strategy(make_strategy(), config)
-    check_strategy(make_strategy(), num_clients)
+    strategy = make_strategy()
+    _check_is_strategy(strategy, config)
+    check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
     mods = [_mod(path) for path in config.client_mods]
     split, skipped = _split(config, given)
     policy = _policy(config)
@@ -106,8 +106,8 @@ def prepare(settings: Settings) -> Plan:
         test=tokens(split.test),
         clients=clients,
     )
-    _check_scoring(plan)
-    _check_decay(plan)
+    _check_scoring(plan, strategy)
+    _check_decay(plan, strategy)
     _check_lengths(plan)
     return plan
 
@@ -187,7 +187,7 @@ def _federation(
         log=log,
         num_rounds=config.comm_round,
         frequency_of_test=config.frequency_of_test,
-        always_accuracy=any(getattr(layer, "needs_server_accuracy", False) for layer in layers(strategy)),
+        always_accuracy=asks(strategy, "needs_server_accuracy"),
         seed=config.seed,
         client_weights=lambda: next(
             (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
@@ -290,10 +290,9 @@ def _policy(config: Config) -> Policy:
     return load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
 
 
-def _check_scoring(plan: Plan) -> None:
+def _check_scoring(plan: Plan, strategy: Strategy) -> None:
     config = plan.config
-    evaluates = any(getattr(layer, "fraction_evaluate", 0.0) for layer in layers(plan.make_strategy()))
-    if evaluates or config.accuracy_on == "client":
+    if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
         asked = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(plan.clients) if not client.held_out]
         if without:
@@ -308,9 +307,8 @@ def _check_scoring(plan: Plan) -> None:
         )
 
 
-def _check_decay(plan: Plan) -> None:
-    decays = any(getattr(layer, "needs_server_accuracy", False) for layer in layers(plan.make_strategy()))
-    if decays and not plan.validation:
+def _check_decay(plan: Plan, strategy: Strategy) -> None:
+    if asks(strategy, "needs_server_accuracy") and not plan.validation:
         raise ValueError(
             f"server_fraction={plan.config.server_fraction} leaves the server no pairs, but the strategy decays "
             "clients that do not beat its accuracy on them; raise it, or use strategy=fedpo decay_rate=1"

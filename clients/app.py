@@ -13,7 +13,7 @@ from clients.state import ClientState, read_state, write_state
 from clients.trainer import LocalTrainer, RoundSettings
 from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.batches import Example
-from fed.evaluation import Metrics, evaluate
+from fed.evaluation import Metrics
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,7 @@ class ClientPairs:
 
     train: Sequence[Example]
     held_out: Sequence[Example] = ()
-    scoring: Sequence[
-        Example
-    ] = ()  # `accuracy_on`: the server's validation pairs, its own held-out ones, or the test pairs
+    scoring: Sequence[Example] = ()  # `accuracy_on`: the server's, its own held-out, or the test pairs
 
 
 class ClientLog(Protocol):
@@ -62,7 +60,7 @@ def client_app(
     def train(message: Message, context: Context) -> Message:
         client_id = int(context.node_config["partition-id"])
         pairs, config = clients[client_id], _config(message)
-        server_round = int(config.get("server-round", 1))  # type: ignore[arg-type]
+        server_round = _server_round(config)
         state = read_state(context.state)
         log.start_client(server_round, client_id, trainer.num_pairs(len(pairs.train)))
 
@@ -87,7 +85,7 @@ def client_app(
                 on_pairs=on_pairs,
             )
         with log.phase("evaluate"):
-            scored = _score(trainer, pairs.scoring)
+            scored = trainer.evaluate(pairs.scoring)
         _update_decay(state, config, scored["accuracy"])
         decay = _round_settings(config, state).decay
         log.client(client_id, server_round, "train", {**trained, "decay": decay})
@@ -110,8 +108,8 @@ def client_app(
         with log.phase("copy"):
             _receive(message, trainer)
         with log.phase("evaluate"):
-            found = _score(trainer, own)
-        log.client(client_id, int(_config(message).get("server-round", 1)), "held-out", found)  # type: ignore[arg-type]
+            found = trainer.evaluate(own)
+        log.client(client_id, _server_round(_config(message)), "held-out", found)
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
@@ -130,6 +128,10 @@ def _config(message: Message) -> ConfigRecord:
     return next(iter(message.content.config_records.values()), ConfigRecord())
 
 
+def _server_round(config: ConfigRecord) -> int:
+    return int(config.get("server-round", 1))  # type: ignore[arg-type]
+
+
 def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:
     constant = config.get("decay-mode") == "constant"
     decay = config["decay-rate"] if constant else state.decay
@@ -142,8 +144,3 @@ def _update_decay(state: ClientState, config: ConfigRecord, accuracy: float) -> 
         return
     if "decay-rate" in config and accuracy <= config["server-accuracy"]:  # type: ignore[operator]
         state.decay *= config["decay-rate"]  # type: ignore[operator]
-
-
-def _score(trainer: LocalTrainer, pairs: Sequence[Example]) -> Metrics:
-    settings = trainer.settings
-    return evaluate(trainer.policy, pairs, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size)

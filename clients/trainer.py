@@ -108,7 +108,7 @@ class LocalTrainer:
         seen = 0
         for number, indices in enumerate(steps):
             if held_out and number == 0 and settings.do_first_eval:
-                on_update("eval", _tags("eval", self._evaluate(held_out)), state.updates)
+                on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
             decay = this_round.decay if settings.decay_target == "lr" else 1.0
             position = state.updates if settings.client_optimizer == "persist" else number
             for group in optimizer.param_groups:
@@ -123,7 +123,7 @@ class LocalTrainer:
                 held_out
                 and state.examples // settings.eval_every > (state.examples - len(indices)) // settings.eval_every
             ):
-                on_update("eval", _tags("eval", self._evaluate(held_out)), state.updates)
+                on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices)
         state.batches = first + len(steps)
@@ -133,11 +133,10 @@ class LocalTrainer:
     def _order(self, num_examples: int, client_id: int) -> BatchOrder:
         return BatchOrder(num_examples, self.settings.batch_size, self.settings.seed, client_id)
 
-    def _evaluate(self, held_out: Sequence[Example]) -> Metrics:
+    def evaluate(self, pairs: Sequence[Example]) -> Metrics:
+        """Metrics of the model's present weights on these pairs, by the loss that is trained."""
         settings = self.settings
-        return evaluate(
-            self.policy, held_out, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size
-        )
+        return evaluate(self.policy, pairs, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size)
 
     def _step(
         self,

@@ -52,6 +52,11 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
         _check_byzantine(layer, num_clients)
 
 
+def asks(strategy: Strategy, key: str) -> bool:
+    """Whether the strategy or one it wraps has this attribute and it is not 0."""
+    return any(getattr(layer, key, False) for layer in layers(strategy))
+
+
 def layers(strategy: Strategy) -> Iterator[Any]:
     """The strategy and those it wraps, outermost first."""
     layer: Any = strategy

@@ -24,7 +24,7 @@ from fed.seeding import seed_globals
 from fed.simulation import simulate
 from losses.preference import dpo
 from losses.sft import sft
-from server.app import check_strategy, layers, server_app
+from server.app import asks, check_strategy, server_app
 from server.evaluate import ServerEvaluation
 from server.strategies import FeDPO, StreamingFedAvg
 
@@ -86,7 +86,7 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
 
     evaluation = ServerEvaluation(
         policy, {"validation": validation, "test": test}, score, log, rounds, frequency,
-        always_accuracy=any(getattr(layer, "needs_server_accuracy", False) for layer in layers(strategy)),
+        always_accuracy=asks(strategy, "needs_server_accuracy"),
     )  # fmt: skip
     seed_globals(0, "test")
     final = simulate(
