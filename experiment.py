@@ -21,10 +21,13 @@ from fed import components
 from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.batches import Example, tokenize
 from fed.checks import Settings
+from fed.collate import Layout
 from fed.config import Config
+from fed.cpu import has_bfloat16, set_up
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.loading import load_policy
+from fed.matmul import choose_library
 from fed.partition import partition, write_partition
 from fed.policy import Policy, save_policy
 from fed.references import weights_hash, with_reference
@@ -38,6 +41,12 @@ from losses.logps import Logps
 from server.app import asks, check_strategy, layers, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
+# Log-probs of two pairs under policy and reference: chosen, rejected, and their tokens.
+MADE_UP = (
+    ((-3.0, -7.0), (-4.0, -5.0), (2.0, 3.0), (2.0, 4.0)),
+    ((-3.5, -6.0), (-4.5, -4.0), (2.0, 3.0), (2.0, 4.0)),
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,11 +58,13 @@ class Plan:
     policy: Policy
     loss: Loss
     supervised: bool  # the loss reads chosen responses only
+    by_pair: bool  # the loss of a pair is the same whichever pairs stand beside it
     make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
     mods: list[Any]
     validation: list[Example]
     test: list[Example]
     clients: list[ClientPairs]
+    cpu: str  # threads, memory and library, in words
 
     @property
     def beta(self) -> float:
@@ -74,9 +85,9 @@ def prepare(settings: Settings) -> Plan:
     """
     config, given = settings.config, settings.given
     _quiet_libraries()
-    _set_up_torch(config)
+    cpu = _set_up_torch(config)
     loss = components.bind("loss", config.loss, given)
-    _check_loss(loss)
+    by_pair = _check_loss(loss)
     make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
     strategy = make_strategy()
     _check_is_strategy(strategy, config)
@@ -84,6 +95,7 @@ def prepare(settings: Settings) -> Plan:
     mods = [_mod(path) for path in config.client_mods]
     split, skipped = _split(config, given)
     policy = _policy(config)
+    cpu += _choose_library(policy, config)
     tokens = functools.partial(
         tokenize,
         tokenizer=policy.tokenizer,
@@ -100,11 +112,13 @@ def prepare(settings: Settings) -> Plan:
         policy=policy,
         loss=loss,
         supervised=getattr(loss.func, "supervised", False),
+        by_pair=by_pair,
         make_strategy=make_strategy,
         mods=mods,
         validation=tokens(split.validation),
         test=tokens(split.test),
         clients=clients,
+        cpu=cpu,
     )
     _check_scoring(plan, strategy)
     _check_decay(plan, strategy)
@@ -121,7 +135,7 @@ def create_folder(plan: Plan) -> Path:
     config = plan.config
     check_cache_folder(config.cache_dir)
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))  # with what `mode` implies
-    folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device)
+    folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device, plan.cpu)
     write_partition(folder / "partition.json", plan.split.parts, plan.split.pool)
     return folder
 
@@ -206,16 +220,21 @@ def _local_settings(plan: Plan) -> LocalSettings:
     """The keys of the configuration that local training knows under the same name."""
     names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
     same = {name: getattr(plan.config, name) for name in names}
-    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, **same)
+    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
 
 
-def _check_loss(loss: functools.partial[Any]) -> None:
-    """The loss must make one number per pair of two made-up pairs."""
-    logps = Logps(*(torch.full((2,), value) for value in (-3.0, -4.0, 2.0, 2.0)))
-    found = loss(logps, logps)
+def _check_loss(loss: functools.partial[Any]) -> bool:
+    """Whether a pair's loss does not depend on the pairs beside it; it must make one number per pair."""
+    logps = [Logps(*(torch.tensor(pair) for pair in columns)) for columns in MADE_UP]
+    found = loss(*logps)
     if not isinstance(found, torch.Tensor) or found.shape != (2,):
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"loss: {loss.func.__name__} gives {got} for 2 pairs; expected a tensor of shape (2,)")
+    try:
+        alone = [loss(*(column.part(slice(i, i + 1)) for column in logps)) for i in range(2)]
+    except (RuntimeError, IndexError):  # it cannot do with one pair
+        return False
+    return torch.allclose(found, torch.cat(alone), rtol=1e-5, equal_nan=True)
 
 
 def _check_is_strategy(strategy: object, config: Config) -> None:
@@ -232,10 +251,10 @@ def _mod(path: str) -> Any:
     return mod
 
 
-def _set_up_torch(config: Config) -> None:
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+def _set_up_torch(config: Config) -> str:
+    """Threads and memory, in words; before anything large is allocated."""
     torch.use_deterministic_algorithms(config.deterministic)
+    return set_up(config.num_threads, keep_freed=config.keep_freed_memory)
 
 
 def _quiet_libraries() -> None:
@@ -287,7 +306,29 @@ def _policy(config: Config) -> Policy:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name} cannot be used: {reason}; leave it out or use device=cpu") from error
     seed_globals(config.seed, "model")
-    return load_policy(config.model, device=device, activation_checkpointing=config.activation_checkpointing)
+    return load_policy(
+        replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
+        device=device,
+        activation_checkpointing=config.activation_checkpointing,
+        lora=config.lora,
+        layout=Layout(**{name: getattr(config, name) for name in Layout.__dataclass_fields__}),
+        max_length=config.max_length,
+    )
+
+
+def _choose_library(policy: Policy, config: Config) -> str:
+    """What multiplies float32 matrices on a CPU, in words; empty where there are none."""
+    if policy.device.type != "cpu" or policy.compute_dtype is not None or policy.model.dtype != torch.float32:
+        if config.cpu_matmul != "auto":
+            dtype = str(policy.compute_dtype or policy.model.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"cpu_matmul={config.cpu_matmul} has no effect with {dtype} on {policy.device}; leave it out"
+            )
+        return ""
+    choice = choose_library(
+        policy.model, config.cpu_matmul, cache_dir=config.cache_dir, deterministic=config.deterministic
+    )
+    return f", {choice}"
 
 
 def _check_scoring(plan: Plan, strategy: Strategy) -> None:
@@ -362,6 +403,20 @@ def _device_memory(device: torch.device) -> dict[str, float]:
     return {"peak_device_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
 
 
+def _how(policy: Policy, config: Config) -> str:
+    """How its steps are computed, in a few words."""
+    layout = policy.layout
+    parts = {
+        "padded": not layout.packing,
+        "packed": layout.packing,
+        "prompts shared": layout.packing and layout.prefix_sharing,
+        "fused head": layout.fused_head,
+        f"computing in {str(policy.compute_dtype).removeprefix('torch.')}": policy.compute_dtype is not None,
+        "activation checkpointing": config.activation_checkpointing,
+    }
+    return ", ".join(part for part, applies in parts.items() if applies)
+
+
 def _describe(plan: Plan, console: Console) -> None:
     """Say in a few lines what is about to run."""
     config, split, model = plan.config, plan.split, plan.policy.model
@@ -371,15 +426,22 @@ def _describe(plan: Plan, console: Console) -> None:
         f"{config.strategy['_target_'].rsplit('.', 1)[-1]}",
         f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
         "parameters, "
-        f"{config.model.policy_dtype} on {plan.policy.device}",
+        f"{config.model.policy_dtype} on {plan.policy.device}, {_how(plan.policy, config)}",
+        f"cpu: {plan.cpu}",
         f"data: {'+'.join(config.datasets)}; clients train on {sum(sizes)} pairs ({min(sizes)} to {max(sizes)} "
         "each), server "
         f"validates on {len(plan.validation)}, test {len(plan.test)}",
     ]
+    computes = (plan.policy.compute_dtype, model.dtype)
+    if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():
+        lines.append("this CPU has no bfloat16 instructions and emulates them: float32 is faster here")
     if plan.skipped:
         lines.append("skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in plan.skipped.items()))
     if split.overlapping:
         lines.append(f"dropped {split.overlapping} training pairs whose conversation is in the test pairs")
+    if config.lora.r:
+        lines.append(f"lora: {sum(p.numel() for p in model.parameters() if p.requires_grad)} trained weights")
+    lines += plan.policy.remarks
     if config.trainer == "FSDPTrainer":
         lines.append("trainer=FSDPTrainer: one device, so the model is not sharded")
     if config.accuracy_on == "test":

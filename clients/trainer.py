@@ -3,7 +3,6 @@
 Shapes: B pairs of a micro-batch.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,19 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clients.optimizers import clip_grad_norm, make_optimizer
 from clients.state import ClientState
-from fed.batches import Batch, BatchOrder, Example, PairLogps, collate
+from fed.batches import BatchOrder, Example
+from fed.collate import Batch, num_tokens
 from fed.evaluation import Loss, Metrics, evaluate
-from fed.policy import Policy, response_logps
+from fed.policy import Policy, pair_logps, total_loss
 from losses.anchor import anchor
 from losses.logps import Logps
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "RMSprop": torch.optim.RMSprop,
-    "AdamW": torch.optim.AdamW,
-    "Adam": torch.optim.Adam,
-    "SGD": torch.optim.SGD,
-}
 # Told of each optimizer step or evaluation: split ("train" or "eval"), tags with values, update count.
 OnUpdate = Callable[[str, Metrics, int], None]
 OnPairs = Callable[[int], None]
@@ -36,11 +31,13 @@ class LocalSettings:
     loss: Loss
     beta: float = 1.0  # scales reported rewards
     supervised: bool = False  # the loss reads chosen responses only
+    by_pair: bool = True  # the loss of a pair is the same whichever pairs stand beside it
     optimizer: str = "RMSprop"
     lr: float = 5e-7
     warmup_steps: int = 150
     max_grad_norm: float = 10.0
     batch_size: int = 4  # pairs per optimizer step
+    max_tokens_per_step: int | None = None  # pairs per optimizer step: as many as hold no more tokens
     gradient_accumulation_steps: int = 1  # micro-batches per step
     eval_batch_size: int = 16
     local_epochs: int = 1
@@ -71,16 +68,9 @@ class LocalTrainer:
         self.settings = settings
         self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
 
-    def num_steps(self, num_examples: int) -> int:
-        """Optimizer steps a client with that many pairs takes in a round."""
-        if self.settings.local_steps is not None:
-            return self.settings.local_steps
-        return self.settings.local_epochs * self._order(num_examples, 0).per_epoch
-
-    def num_pairs(self, num_examples: int) -> int:
-        """Pairs such a client trains on in its first round; later rounds may differ by a partial batch."""
-        order = self._order(num_examples, 0)
-        return sum(len(batch) for batch in order.batches(0, self.num_steps(num_examples)))
+    def num_pairs(self, examples: Sequence[Example]) -> int:
+        """Pairs a client with these examples trains on in its first round; later rounds may differ by a few."""
+        return sum(map(len, self._steps(self._order(examples, 0), 0)))
 
     def train(
         self,
@@ -98,10 +88,9 @@ class LocalTrainer:
         The weights afterwards are the client's result.
         """
         settings = self.settings
-        order = self._order(len(examples), client_id)
         first = state.batches if settings.reshuffle else 0
-        steps = list(order.batches(first, self.num_steps(len(examples))))
-        examples = self._with_anchor(examples, steps)
+        steps = self._steps(self._order(examples, client_id), first)
+        anchored = self._with_anchor(examples, steps)
         received = {name: p.detach().clone() for name, p in self.parameters.items()} if this_round.proximal_mu else {}
         optimizer = self._optimizer(state)
         sums: dict[str, float] = {}
@@ -113,7 +102,8 @@ class LocalTrainer:
             position = state.updates if settings.client_optimizer == "persist" else number
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * decay * min(1.0, (position + 1) / (settings.warmup_steps + 1))
-            metrics = self._step(optimizer, [examples[i] for i in indices], this_round, received)
+            pairs = [(anchored if number else examples)[i] for i in indices]
+            metrics = self.step(optimizer, pairs, this_round, received)
             seen += len(indices)
             state.updates += 1
             state.examples += len(indices)
@@ -130,15 +120,26 @@ class LocalTrainer:
         state.optimizer = self._optimizer_state(optimizer) if settings.client_optimizer == "persist" else {}
         return {name: value / seen for name, value in sums.items()}
 
-    def _order(self, num_examples: int, client_id: int) -> BatchOrder:
-        return BatchOrder(num_examples, self.settings.batch_size, self.settings.seed, client_id)
+    def _order(self, examples: Sequence[Example], client_id: int) -> BatchOrder:
+        settings, layout = self.settings, self.policy.layout
+        order = BatchOrder(len(examples), settings.batch_size, settings.seed, client_id)
+        if settings.max_tokens_per_step is None:
+            return order
+        tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
+        return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
+
+    def _steps(self, order: BatchOrder, first: int) -> list[np.ndarray]:
+        """The example indices of a round's optimizer steps."""
+        if self.settings.local_steps is not None:
+            return order.batches(first, self.settings.local_steps)
+        return order.epochs(first, self.settings.local_epochs)
 
     def evaluate(self, pairs: Sequence[Example]) -> Metrics:
         """Metrics of the model's present weights on these pairs, by the loss that is trained."""
         settings = self.settings
         return evaluate(self.policy, pairs, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size)
 
-    def _step(
+    def step(
         self,
         optimizer: torch.optim.Optimizer,
         examples: Sequence[Example],
@@ -146,38 +147,45 @@ class LocalTrainer:
         received: Mapping[str, Tensor],
     ) -> Metrics:
         """One optimizer step on the mean loss over `examples`; their mean metrics before the step."""
+
+        def loss(policy: Logps, reference: Logps | None, received: Logps | None) -> Tensor:
+            return self._losses(policy, reference, received, this_round)[0] / len(examples)
+
         sums: dict[str, float] = {}
         for batch in self._micro_batches(examples):
-            logps = response_logps(self.policy, batch)
-            losses, parts = self._losses(batch, logps, this_round)
-            (losses.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
+            total, logps = total_loss(self.policy, batch, loss, by_pair=self.settings.by_pair)
+            total.backward()  # type: ignore[no-untyped-call]
+            parts = self._losses(logps, batch.reference, batch.anchor, this_round)[1]
             for name, value in {**parts, **_rewards(logps, batch.reference, self.settings.beta)}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach().double().sum())
+                sums[name] = sums.get(name, 0.0) + float(value.double().sum())
         self._add_proximal_gradient(this_round.proximal_mu, received)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        norm = clip_grad_norm(self.parameters.values(), self.settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return {**{name: value / len(examples) for name, value in sums.items()}, "grad_norm": float(norm)}
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
-        settings = self.settings
-        size = settings.batch_size // settings.gradient_accumulation_steps
+        settings, parts = self.settings, self.settings.gradient_accumulation_steps
+        size = settings.batch_size // parts if settings.max_tokens_per_step is None else -(-len(examples) // parts)
+        if not self.policy.layout.packing:  # pairs of like length together: less padding, the same gradient
+            examples = sorted(examples, key=lambda example: -example.length)
         for start in range(0, len(examples), size):
-            yield collate(examples[start : start + size], paired=not settings.supervised, device=self.policy.device)
+            yield self.policy.collate(examples[start : start + size], paired=not settings.supervised)
 
-    def _losses(self, batch: Batch, logps: Logps, this_round: RoundSettings) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_k of each pair, (B,), and its parts."""
+    def _losses(
+        self, policy: Logps, reference: Logps | None, received: Logps | None, this_round: RoundSettings
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_k of each pair, (B,), and its parts. Without `received`, the policy itself is the model received."""
         settings = self.settings
-        losses = settings.loss(logps, batch.reference)
+        losses = settings.loss(policy, reference)
         parts = {"loss": losses}
         if settings.decay_target == "loss":
             losses = this_round.decay * losses
         if settings.alpha:
-            assert batch.anchor is not None
-            per_token = settings.anchor_norm == "token"
-            parts["anchor"] = anchor(
-                logps.per_token() if per_token else logps, batch.anchor.per_token() if per_token else batch.anchor
-            )
+            received = received or policy.detach()
+            if settings.anchor_norm == "token":
+                policy, received = policy.per_token(), received.per_token()
+            parts["anchor"] = anchor(policy, received)
             losses = losses + settings.alpha * parts["anchor"]
         return losses, parts
 
@@ -189,45 +197,34 @@ class LocalTrainer:
                 assert parameter.grad is not None
                 parameter.grad.add_(parameter - received[name], alpha=mu)
 
-    @torch.no_grad()
     def _with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
         """The examples with their anchor column, from the weights as received.
 
-        Filled in the very micro-batches that training will use first, so that the term is exactly 0 at the first step:
-        another batch of the same pairs may differ in the last bit.
+        Only what later steps read: at the first step the policy is still the model received.
         """
         if not self.settings.alpha:
             return examples
-        filled = list(examples)
-        todo = {int(i) for indices in steps for i in indices}
-        size = self.settings.batch_size // self.settings.gradient_accumulation_steps
-        for indices in steps:
-            for start in range(0, len(indices), size):
-                micro = indices[start : start + size]
-                if not todo.isdisjoint(micro.tolist()):
-                    self._fill_anchor(filled, [int(i) for i in micro], todo)
-        return filled
-
-    def _fill_anchor(self, filled: list[Example], micro: list[int], todo: set[int]) -> None:
-        paired = not self.settings.supervised
-        logps = response_logps(
-            self.policy, collate([filled[i] for i in micro], paired=paired, device=self.policy.device)
+        needed = sorted({int(i) for indices in steps[1:] for i in indices})
+        column = pair_logps(
+            self.policy,
+            [examples[i] for i in needed],
+            batch_size=self.settings.eval_batch_size,
+            paired=not self.settings.supervised,
         )
-        chosen = logps.chosen.tolist()
-        rejected = [math.nan] * len(chosen) if logps.rejected is None else logps.rejected.tolist()
-        for i, pair in zip(micro, map(PairLogps, chosen, rejected), strict=True):
-            if i in todo:
-                filled[i] = replace(filled[i], anchor=pair)
-                todo.remove(i)
+        filled = list(examples)
+        for i, pair in zip(needed, column, strict=True):
+            filled[i] = replace(filled[i], anchor=pair)
+        return filled
 
     def _optimizer(self, state: ClientState) -> torch.optim.Optimizer:
         """A new optimizer, continued from the stored state when there is one."""
-        optimizer = OPTIMIZERS[self.settings.optimizer](self.parameters.values(), lr=self.settings.lr)  # type: ignore[call-arg]
+        optimizer = make_optimizer(self.settings.optimizer, self.parameters.values(), self.settings.lr)
         for key, tensor in state.optimizer.items():
             name, slot = key.rsplit("/", 1)
             parameter = self.parameters[name]
-            # AdamW keeps its step count on the CPU.
-            optimizer.state[parameter][slot] = tensor.clone() if slot == "step" else tensor.to(parameter.device).clone()
+            # Unless it is fused, AdamW keeps its step count on the CPU.
+            here = slot != "step" or optimizer.param_groups[0].get("fused")
+            optimizer.state[parameter][slot] = tensor.to(parameter.device if here else "cpu", copy=True)
         return optimizer
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

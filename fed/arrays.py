@@ -9,6 +9,8 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fed.lora import has_adapter
+
 
 class TensorArray(Array):
     """A Flower `Array` that holds a tensor and becomes bytes only when something asks for them.
@@ -39,10 +41,13 @@ class TensorArray(Array):
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
 
-    A tied tensor is listed once. Integer buffers stay at home: a mean of counters means nothing.
+    A tied tensor is listed once. Integer buffers stay at home: a mean of counters means nothing. So do all buffers of
+    a model with an adapter: they belong to its frozen part.
     """
-    persistent = model.state_dict(keep_vars=True).keys()
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if has_adapter(model):
+        return tensors
+    persistent = model.state_dict(keep_vars=True).keys()
     for name, buffer in model.named_buffers():
         if name in persistent and buffer.is_floating_point():
             tensors[name] = buffer

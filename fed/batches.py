@@ -1,19 +1,13 @@
-"""Rows to token ids (`Example`), examples to padded tensors (`Batch`), and the order in which batches come.
+"""Rows to token ids (`Example`), and the order in which batches of them come."""
 
-Shapes: B pairs, N sequences (2B when paired: chosen 0..B-1, then rejected), T tokens of the longest sequence, R
-    response tokens of all sequences.
-"""
-
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fed.seeding import generator
-from losses.logps import Logps
 
 
 class Preference(Protocol):
@@ -68,25 +62,6 @@ class Example:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded sequences. Causal attention never lets a real token see padding, so no mask is needed."""
-
-    input_ids: Tensor  # (N, T)
-    rows: Tensor  # (R,) index into N*T of the position that predicts each response token
-    targets: Tensor  # (R,)
-    sequence: Tensor  # (R,) in [0, N)
-    lengths: Tensor  # (N,) response tokens, float32
-    paired: bool
-    reference: Logps | None = None
-    anchor: Logps | None = None
-
-    @property
-    def num_pairs(self) -> int:
-        """B."""
-        return self.input_ids.shape[0] // (2 if self.paired else 1)
-
-
 def tokenize(
     rows: Sequence[Preference], tokenizer: Tokenizer, *, max_length: int, max_prompt_length: int
 ) -> list[Example]:
@@ -138,83 +113,66 @@ def truncate(
     return Example(tuple(prompt), tuple(chosen), tuple(rejected))
 
 
-def collate(examples: Sequence[Example], *, paired: bool = True, device: torch.device | str = "cpu") -> Batch:
-    """One padded batch; `paired=False` leaves the rejected responses out. No prompt may be empty."""
-    sides = [[(e.prompt, e.chosen) for e in examples]]
-    if paired:
-        sides.append([(e.prompt, e.rejected) for e in examples])
-    sequences = [pair for side in sides for pair in side]
-    width = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = np.zeros((len(sequences), width), dtype=np.int64)
-    rows, targets, owner = [], [], []
-    for n, (prompt, response) in enumerate(sequences):
-        end = len(prompt) + len(response)
-        input_ids[n, :end] = prompt + response
-        first = n * width + len(prompt) - 1  # the last prompt token predicts the first response token
-        rows.append(np.arange(first, first + len(response)))
-        targets.append(response)
-        owner.append(np.full(len(response), n))
-    lengths = [float(len(response)) for _, response in sequences]
-
-    def tensor(values: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.asarray(v, dtype=np.int64) for v in values])).to(device)
-
-    return Batch(
-        input_ids=torch.from_numpy(input_ids).to(device),
-        rows=tensor(rows),
-        targets=tensor(targets),
-        sequence=tensor(owner),
-        lengths=torch.tensor(lengths, device=device),
-        paired=paired,
-        reference=_column([e.reference for e in examples], lengths, paired, device),
-        anchor=_column([e.anchor for e in examples], lengths, paired, device),
-    )
-
-
-def _column(
-    column: Sequence[PairLogps | None], lengths: list[float], paired: bool, device: torch.device | str
-) -> Logps | None:
-    known = [pair for pair in column if pair is not None]
-    if len(known) < len(column):
-        return None
-    logps = [pair.chosen for pair in known] + ([pair.rejected for pair in known] if paired else [])
-    return as_logps(torch.tensor(logps, device=device), torch.tensor(lengths, device=device), paired)
-
-
-def as_logps(logps_N: Tensor, lengths_N: Tensor, paired: bool) -> Logps:
-    """Log-probs and lengths of N sequences, split into chosen and rejected."""
-    if not paired:
-        return Logps(logps_N, None, lengths_N, None)
-    half = len(logps_N) // 2
-    return Logps(logps_N[:half], logps_N[half:], lengths_N[:half], lengths_N[half:])
-
-
 @dataclass(frozen=True)
 class BatchOrder:
     """An endless, seeded order of one client's batches; any position can be asked for at any time.
 
-    Each epoch is a new permutation and ends in a smaller batch when `batch_size` does not divide `num_examples`.
+    Each epoch is a new permutation, cut into batches of `batch_size` examples, or, with `max_tokens`, of as many as
+    stay within that many tokens (one example if it alone exceeds them); an epoch's last batch may be smaller.
     """
 
     num_examples: int
     batch_size: int
     seed: int
     client_id: int
+    tokens: Sequence[int] = ()  # of each example
+    max_tokens: int | None = None
+    padded: bool = False  # every example of a batch counts as many tokens as the largest
 
-    @property
-    def per_epoch(self) -> int:
-        """Batches in one pass over the data."""
-        return -(-self.num_examples // self.batch_size)
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The example indices of each batch of one epoch."""
+        order = generator(self.seed, "batches", self.client_id, number).permutation(self.num_examples)
+        cuts = range(self.batch_size, len(order), self.batch_size) if self.max_tokens is None else self._cuts(order)
+        return np.split(order, list(cuts))
 
-    def batches(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Example indices of batches `first` to `first + count - 1`."""
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for position in range(first, first + count):
-            if position // self.per_epoch != epoch:
-                epoch = position // self.per_epoch
-                order = generator(self.seed, "batches", self.client_id, epoch).permutation(self.num_examples)
-            start = position % self.per_epoch * self.batch_size
-            yield order[start : start + self.batch_size]
+    def _cuts(self, order: np.ndarray) -> Iterator[int]:
+        assert self.max_tokens is not None
+        start = held = largest = 0
+        for place, index in enumerate(order):
+            largest = max(largest, self.tokens[index])
+            held = (place - start + 1) * largest if self.padded else held + self.tokens[index]
+            if held > self.max_tokens and place > start:
+                yield place
+                start, held = place, self.tokens[index]
+                largest = held
+
+    def batches(self, first: int, count: int) -> list[np.ndarray]:
+        """Example indices of batches `first` to `first + count - 1`, counted over epochs."""
+        return list(itertools.islice(self._from(first), count))
+
+    def epochs(self, first: int, count: int) -> list[np.ndarray]:
+        """Batches from `first` to the end of the `count`-th epoch, the one that holds `first` included."""
+        number, before = self._epoch_at(first)
+        return [batch for epoch in range(number, number + count) for batch in self.epoch(epoch)][first - before :]
+
+    def _from(self, first: int) -> Iterator[np.ndarray]:
+        number, before = self._epoch_at(first)
+        yield from self.epoch(number)[first - before :]
+        for later in itertools.count(number + 1):
+            yield from self.epoch(later)
+
+    def _epoch_at(self, position: int) -> tuple[int, int]:
+        """The epoch that holds a position, and the position of its first batch."""
+        if self.max_tokens is None:
+            per_epoch = -(-self.num_examples // self.batch_size)
+            return position // per_epoch, position // per_epoch * per_epoch
+        before = 0
+        for number in itertools.count():
+            length = len(self.epoch(number))
+            if position < before + length:
+                return number, before
+            before += length
+        raise AssertionError
 
 
 def by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:

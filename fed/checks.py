@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fed.complaints import REFUSED, listed, malformed, nearest, unknown
-from fed.config import GROUPS, Config, ModelSettings, TensorBoardSettings, keys
+from fed.config import GROUPS, Config, LoraSettings, ModelSettings, TensorBoardSettings, keys
 
 CHOICES = {
     "mode": ("federated", "centralized", "local"),
@@ -19,7 +19,9 @@ CHOICES = {
     "anchor_norm": ("token", "sum"),
     "client_optimizer": ("reset", "persist"),
     "optimizer": ("RMSprop", "AdamW", "Adam", "SGD"),
+    "cpu_matmul": ("auto", "mkl", "onednn"),
     "trainer": ("BasicTrainer", "FSDPTrainer"),
+    "precision": ("float32", "bfloat16"),
 }
 AT_LEAST_ONE = (
     "client_num_in_total",
@@ -27,6 +29,7 @@ AT_LEAST_ONE = (
     "comm_round",
     "frequency_of_test",
     "batch_size",
+    "max_tokens_per_step",
     "eval_batch_size",
     "gradient_accumulation_steps",
     "local_epochs",
@@ -58,8 +61,13 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("n_eval_examples", lambda config: not config.server_fraction, "server_fraction=0"),
     ("eval_every", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
     ("do_first_eval", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
+    ("batch_size", lambda config: config.max_tokens_per_step is not None, "max_tokens_per_step, which counts tokens"),
+    ("prefix_sharing", lambda config: not config.packing, "packing=false"),
     ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
     ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
+    ("cpu_matmul", lambda config: (config.device or "cpu").partition(":")[0] != "cpu", "a device that is not the CPU"),
+    ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
+    ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
 )
 # Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
 CLIPPING_MODS = {
@@ -92,6 +100,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     _check_values(config)
     _check_loss(config.loss)
+    _check_lora(config.lora)
     _check_together(config)
     _check_strategy(config)
     if config.alpha is None:
@@ -148,7 +157,7 @@ def _without_federation(config: Config, given: frozenset[str]) -> Config:
 def _check_values(config: Config) -> None:
     for key, choices in CHOICES.items():
         value = getattr(config, key)
-        if value not in choices:
+        if value is not None and value not in choices:
             refused = REFUSED.get(f"{key}={value}")
             raise ValueError(
                 f"{key}={value} is refused: {refused}"
@@ -184,6 +193,7 @@ def _check_known(composed: DictConfig) -> None:
     """`+key=value` adds any key; only a group's own parameters may be added."""
     parts = {"": (composed, Config), "model.": (composed.model, ModelSettings)}
     parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
+    parts["lora."] = (composed.lora, LoraSettings)
     for prefix, (node, schema) in parts.items():
         for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
             raise ValueError(unknown(prefix + key))
@@ -201,6 +211,15 @@ def _check_loss(loss: Mapping[str, Any]) -> None:
         value = loss.get(key, 0.1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
             raise ValueError(f"loss.{key}={value} is out of range; expected {text}")
+
+
+def _check_lora(lora: LoraSettings) -> None:
+    if lora.r < 0:
+        raise ValueError(f"lora.r={lora.r} is out of range; expected at least 0, where 0 trains all weights")
+    if lora.alpha is not None and not 0 < lora.alpha < math.inf:
+        raise ValueError(f"lora.alpha={lora.alpha} is out of range; expected a finite number above 0")
+    if lora.target_modules == []:
+        raise ValueError("lora.target_modules is empty; give at least one, or leave it out")
 
 
 def _check_strategy(config: Config) -> None:
@@ -222,7 +241,7 @@ def _check_strategy(config: Config) -> None:
 
 
 def _check_together(config: Config) -> None:
-    if config.batch_size % config.gradient_accumulation_steps:
+    if config.max_tokens_per_step is None and config.batch_size % config.gradient_accumulation_steps:
         raise ValueError(
             f"batch_size={config.batch_size} is not divisible by "
             f"gradient_accumulation_steps={config.gradient_accumulation_steps}; batch_size counts the pairs of a "
@@ -232,6 +251,11 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"max_length={config.max_length} leaves fewer than 2 response tokens beside "
             f"max_prompt_length={config.max_prompt_length}; raise max_length or lower max_prompt_length"
+        )
+    if config.precision and config.model.fsdp_policy_mp not in (None, config.precision):
+        raise ValueError(
+            f"precision={config.precision} and model.fsdp_policy_mp={config.model.fsdp_policy_mp} name two precisions; "
+            "leave model.fsdp_policy_mp out"
         )
     if config.clients_per_round is not None and config.clients_per_round > config.client_num_in_total:
         raise ValueError(

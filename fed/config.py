@@ -32,6 +32,15 @@ class ModelSettings:
 
 
 @dataclass
+class LoraSettings:
+    """`lora.*`: train a low-rank adapter and leave the model's own weights as they are."""
+
+    r: int = 0  # rank; 0: train all weights
+    alpha: float | None = None  # the adapter's product is scaled by alpha / r; null: 2 r
+    target_modules: list[str] | None = None  # linear layers; null: peft's for this family, else all but the head
+
+
+@dataclass
 class TensorBoardSettings:
     """`tensorboard.*`."""
 
@@ -46,6 +55,7 @@ class Config:
     loss: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     # The run
     exp_name: str = "fedpo"
@@ -55,9 +65,18 @@ class Config:
     debug: bool = False  # keep metrics, save no model
     output_dir: str = "data"  # runs go to output_dir/exp_name/date_time
     cache_dir: str = ".cache"  # reference log-probs and downloaded data sets
-    num_threads: int | None = None  # CPU threads; null: torch's choice
+    num_threads: int | None = None  # CPU threads; null: torch's choice, but no more than the process may use
     device: str | None = None  # cpu, cuda, ...; null: cuda if there is one
     tensorboard: TensorBoardSettings = field(default_factory=TensorBoardSettings)
+
+    # How a step is computed; none of these but precision changes its result by more than rounding
+    precision: str | None = None  # float32 | bfloat16 (autocast; weights stay as they are); null: model.fsdp_policy_mp
+    packing: bool = True  # sequences end to end, no padding
+    prefix_sharing: bool = True  # with packing: a pair's prompt once for both responses
+    fused_head: bool = True  # logits in blocks that become their own gradient
+    activation_checkpointing: bool = False  # less memory, one more forward pass
+    cpu_matmul: str = "auto"  # auto (measured once) | mkl | onednn: what multiplies float32 matrices on a CPU
+    keep_freed_memory: bool = True  # on Linux: a step's memory stays with the process, which takes it again at once
 
     # Data
     datasets: list[str] = field(default_factory=lambda: ["demo"])
@@ -91,6 +110,7 @@ class Config:
     trainer: str = "BasicTrainer"  # BasicTrainer | FSDPTrainer
     batch_size: int = 4  # pairs per optimizer step
     eval_batch_size: int = 16
+    max_tokens_per_step: int | None = None  # instead: as many pairs per optimizer step as hold no more tokens
     gradient_accumulation_steps: int = 2
     local_epochs: int = 1  # passes over a client's pairs per round
     local_steps: int | None = None  # optimizer steps per round instead
@@ -100,7 +120,6 @@ class Config:
     max_grad_norm: float = 10.0
     client_optimizer: str = "reset"  # reset | persist: optimizer state and warm-up across rounds
     reshuffle: bool = True  # false: every round replays the same order from its start, as published
-    activation_checkpointing: bool = False
     eval_every: int = 20_000  # pairs between a client's evaluations on its held-out pairs
     do_first_eval: bool = False  # also before its first step of a round
 

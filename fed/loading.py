@@ -2,17 +2,21 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fed.config import ModelSettings
+from fed.collate import PADDED, Layout
+from fed.config import LoraSettings, ModelSettings
 from fed.demo import demo_model, demo_tokenizer
+from fed.lora import add_adapter
 from fed.policy import Policy
+from fed.probe import head_can_be_split, start_packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
@@ -21,8 +25,19 @@ DERIVED_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".atten
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
-def load_policy(settings: ModelSettings, *, device: torch.device, activation_checkpointing: bool = False) -> Policy:
-    """Model, tokenizer and archive as `settings` name them, dropout off, on `device`.
+def load_policy(
+    settings: ModelSettings,
+    *,
+    device: torch.device,
+    activation_checkpointing: bool = False,
+    lora: LoraSettings | None = None,
+    layout: Layout = PADDED,
+    max_length: int = 512,
+) -> Policy:
+    """Model, tokenizer and archive as `settings` name them, dropout off, on `device`, with an adapter if lora.r > 0.
+
+    Of `layout`, what this model cannot do is left out; the policy's remarks say so. `max_length` is that of the longest
+    sequence.
 
     Raises:
         ValueError: If anything cannot be loaded or does not fit together, with the way out.
@@ -35,19 +50,36 @@ def load_policy(settings: ModelSettings, *, device: torch.device, activation_che
         )
     if settings.name_or_path is None and settings.gguf_file is None:
         raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
+    _check_no_adapter(settings.name_or_path, settings.archive)
     tokenizer = _load_tokenizer(settings)
     model = _load_model(settings, tokenizer, dtype)
     if settings.archive is not None:
         _load_archive(model, Path(settings.archive).expanduser())
     if settings.block_name is not None:
         _check_block_name(model, settings.block_name)
+    if lora is not None and lora.r:
+        add_adapter(model, lora, _home(settings))
     if activation_checkpointing:
         # The first name of newer transformers 5, where the second warns.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.train(activation_checkpointing)  # checkpointing works in training mode only; dropout is 0 either way
     model.to(device)
-    return Policy(model, tokenizer, device, compute_dtype, _head_can_be_split(model))
+    split_head = head_can_be_split(model)
+    layout, remarks = _possible(layout, model, split_head, max_length)
+    return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks)
+
+
+def _possible(layout: Layout, model: Any, split_head: bool, max_length: int) -> tuple[Layout, tuple[str, ...]]:
+    """As much of the layout as the model can do, and what it cannot."""
+    remarks = []
+    if layout.packing and (problem := start_packing(model, max_length)):
+        layout = replace(layout, packing=False)
+        remarks.append(f"{type(model).__name__} runs padded, not packed: {problem}")
+    if layout.fused_head and not split_head:
+        layout = replace(layout, fused_head=False)
+        remarks.append(f"{type(model).__name__} makes its logits by itself: its head is not fused")
+    return layout, tuple(remarks)
 
 
 def _dtype(key: str, name: str) -> torch.dtype:
@@ -62,10 +94,20 @@ def _compute_dtype(settings: ModelSettings) -> torch.dtype | None:
     compute = _dtype("model.fsdp_policy_mp", settings.fsdp_policy_mp)
     if compute == torch.float32:
         raise ValueError(
-            f"model.fsdp_policy_mp=float32 is not less than policy_dtype={settings.policy_dtype}; set "
-            "policy_dtype=float32 and fsdp_policy_mp to null or the shorter dtype"
+            f"precision=float32 (or model.fsdp_policy_mp=float32) is not less than policy_dtype="
+            f"{settings.policy_dtype}; set policy_dtype=float32, or leave precision out"
         )
     return compute
+
+
+def _check_no_adapter(*folders: str | None) -> None:
+    """Transformers would load base and adapter, but under other names and all frozen."""
+    for folder in folders:
+        if folder is not None and (Path(folder).expanduser() / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{folder} holds an adapter, not a whole model; give what "
+                "peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW) writes"
+            )
 
 
 def _load_tokenizer(settings: ModelSettings) -> Any:
@@ -202,41 +244,17 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _home(settings: ModelSettings) -> str | None:
+    """The directory or hub name that alone gives the weights just loaded; None: there is none."""
+    name = settings.name_or_path
+    if name is None or name == "demo" or settings.gguf_file is not None or settings.archive is not None:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def _check_block_name(model: Any, block_name: str) -> None:
     classes = {type(module).__name__ for module in model.modules()}
     if block_name not in classes:
         repeated = sorted(name for name in classes if "Block" in name or "Layer" in name)
         raise ValueError(f"model.block_name={block_name} is no module of the model; it has {', '.join(repeated)}")
-
-
-@torch.no_grad()
-def _head_can_be_split(model: Any) -> bool:
-    """Whether the logits are head(hidden states) and nothing else; some models scale or cap one of the two.
-
-    The head is made to give values from -100 to 100: a random model's own logits are too small to show a cap.
-    """
-    head, body = model.get_output_embeddings(), model.base_model
-    if head is None or body is model:
-        return False
-    seen: dict[str, Tensor] = {}
-
-    def keep_hidden(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen["hidden"] = output.last_hidden_state
-
-    def widen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        wide = torch.linspace(-100, 100, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
-        seen.update(head_input=inputs[0], wide=wide)
-        return wide
-
-    hooks = [body.register_forward_hook(keep_hidden), head.register_forward_hook(widen)]
-    try:
-        ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-        logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return (
-        seen.keys() == {"hidden", "head_input", "wide"}
-        and torch.equal(seen["head_input"], seen["hidden"])
-        and torch.equal(seen["wide"].to(logits), logits)
-    )

@@ -3,6 +3,8 @@
 Shapes: B pairs, N sequences, T tokens, R response tokens, D hidden size, V vocabulary.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,19 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fed.batches import Batch, Example, PairLogps, Tokenizer, as_logps, by_length, collate
+from fed.batches import Example, PairLogps, Tokenizer, by_length
+from fed.collate import PADDED, Batch, Layout, collate
+from fed.linear import onednn_product, uses_onednn
+from fed.lora import save_model
+from losses.fused import Head, blockwise_logps, blockwise_loss, product
 from losses.logps import Logps, summed_logps
+
+# Loss of each pair, (B,), from policy, reference and anchor log-probs.
+PairLoss = Callable[[Logps, Logps | None, Logps | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model with its tokenizer and the precision it computes in."""
+    """A causal language model with its tokenizer and the way it computes."""
 
     model: Any  # transformers.PreTrainedModel
     tokenizer: Tokenizer
     device: torch.device
     compute_dtype: torch.dtype | None = None  # None: the dtype of the weights
     split_head: bool = True  # the logits are head(hidden states), so the head can run on response rows only
+    layout: Layout = PADDED
+    remarks: tuple[str, ...] = ()  # what was asked for but this model cannot do, and why
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context in which forward passes compute."""
@@ -32,35 +43,86 @@ class Policy:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
+    def collate(self, examples: Sequence[Example], *, paired: bool = True) -> Batch:
+        """The examples as this policy takes them."""
+        return collate(examples, paired=paired, device=self.device, layout=self.layout)
+
 
 def response_logps(policy: Policy, batch: Batch) -> Logps:
-    """Summed response log-probs of each sequence of a batch, float32, with gradient."""
-    model = policy.model
+    """Summed response log-probs of each sequence of a batch, float32; with gradient unless that is switched off."""
     with policy.autocast():
-        if policy.split_head:
-            hidden_NTD = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            head: Callable[[Tensor], Tensor] = model.get_output_embeddings()
+        rows, head = _rows_and_head(policy, batch)
+        if isinstance(head, Head) and not torch.is_grad_enabled():
+            logps_N = blockwise_logps(rows, head, batch.targets, batch.sizes)
         else:
-            hidden_NTD = model(input_ids=batch.input_ids, use_cache=False).logits
-            head = nn.Identity()
-        rows_RD = hidden_NTD.flatten(0, 1).index_select(0, batch.rows)
-        logps_N = summed_logps(rows_RD, head, batch.targets, batch.sequence, len(batch.lengths))
-    return as_logps(logps_N, batch.lengths, batch.paired)
+            plain = policy.model.get_output_embeddings() if isinstance(head, Head) else head
+            logps_N = summed_logps(rows, plain, batch.targets, batch.sizes)
+    return batch.as_logps(logps_N)
+
+
+def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = True) -> tuple[Tensor, Logps]:
+    """Sum of all pairs' losses, with gradient, and the log-probs it was computed from, without.
+
+    Args:
+        policy: The model.
+        batch: What `policy.collate` gave.
+        loss: Called once with all pairs, or several times with some.
+        by_pair: Whether `loss` gives a pair the same number whichever pairs stand beside it.
+    """
+    with policy.autocast():
+        rows, head = _rows_and_head(policy, batch)
+        if not isinstance(head, Head):
+            logps = batch.as_logps(summed_logps(rows, head, batch.targets, batch.sizes))
+            return loss(logps, batch.reference, batch.anchor).sum(), logps.detach()
+        group = 2 if batch.paired else 1
+
+        def of_sequences(first: int, last: int, logps_N: Tensor) -> Tensor:
+            pairs = slice(first // group, last // group)
+            columns = (None if column is None else column.part(pairs) for column in (batch.reference, batch.anchor))
+            return loss(batch.as_logps(logps_N, pairs.start), *columns)
+
+        total, logps_N = blockwise_loss(
+            rows, head, batch.targets, batch.sizes, of_sequences, group=group if by_pair else len(batch.sizes)
+        )
+    return total, batch.as_logps(logps_N)
+
+
+def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callable[[Tensor], Tensor]]:
+    """What predicts each response token, (R, D), and what makes logits of it."""
+    model = policy.model
+    inputs = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.segments is not None:
+        inputs.update(position_ids=batch.position_ids, segments=batch.segments)
+    if not policy.split_head:  # the model scales or caps its logits: they are made by itself
+        if batch.segments is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
+            return model(**inputs, logits_to_keep=batch.rows).logits[0], nn.Identity()
+        return model(**inputs).logits.flatten(0, 1).index_select(0, batch.rows), nn.Identity()
+    hidden_RD = model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.rows)
+    head = model.get_output_embeddings()
+    if not policy.layout.fused_head or type(head) is not nn.Linear:
+        return hidden_RD, head
+    dtype = policy.compute_dtype or head.weight.dtype
+    by_onednn = dtype == torch.float32 and uses_onednn(head)
+    return hidden_RD, Head(head.weight, head.bias, dtype, onednn_product if by_onednn else product)
 
 
 @torch.no_grad()
-def pair_logps(policy: Policy, examples: Sequence[Example], *, batch_size: int) -> list[PairLogps]:
-    """Log-probs of every pair, in order. The same examples in the same batch size give the same bits."""
+def pair_logps(policy: Policy, examples: Sequence[Example], *, batch_size: int, paired: bool = True) -> list[PairLogps]:
+    """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
+
+    The same examples in the same batch size give the same bits.
+    """
     found: list[PairLogps | None] = [None] * len(examples)
     for indices in by_length(examples, batch_size):
-        logps = response_logps(policy, collate([examples[i] for i in indices], device=policy.device))
-        assert logps.rejected is not None
-        for i, chosen, rejected in zip(indices, logps.chosen.tolist(), logps.rejected.tolist(), strict=True):
-            found[i] = PairLogps(chosen, rejected)
+        logps = response_logps(policy, policy.collate([examples[i] for i in indices], paired=paired))
+        chosen = logps.chosen.tolist()
+        rejected = [math.nan] * len(chosen) if logps.rejected is None else logps.rejected.tolist()
+        for i, *pair in zip(indices, chosen, rejected, strict=True):
+            found[i] = PairLogps(*pair)
     return [pair for pair in found if pair is not None]
 
 
 def save_policy(policy: Policy, directory: Path) -> None:
-    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it."""
-    policy.model.save_pretrained(directory)
+    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it. Of LoRA, the adapter only."""
+    save_model(policy.model, directory)
     policy.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]

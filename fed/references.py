@@ -11,6 +11,8 @@ import torch
 import transformers
 
 from fed.batches import Example, PairLogps
+from fed.linear import uses_onednn
+from fed.lora import adapter_off, base_state
 from fed.policy import Policy, pair_logps
 
 
@@ -18,6 +20,8 @@ def with_reference(
     policy: Policy, examples: Sequence[Example], *, batch_size: int, cache: Path | None, weights_hash: str
 ) -> list[Example]:
     """The examples with their reference column: log-probs under the policy as it is now, before any training.
+
+    A policy with an adapter gives it with the adapter off, at any time.
 
     Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
     computed anew. None: no cache.
@@ -30,16 +34,17 @@ def with_reference(
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
     column = None if cache is None else _read_column(cache / name, len(examples))
     if column is None:
-        column = pair_logps(policy, examples, batch_size=batch_size)
+        with adapter_off(policy.model):
+            column = pair_logps(policy, examples, batch_size=batch_size)
         if cache is not None:
             _write_column(cache / name, column)
     return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
 
 
 def weights_hash(policy: Policy) -> str:
-    """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers."""
+    """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers, an adapter's left out."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(policy.model.state_dict().items()):
+    for name, tensor in sorted(base_state(policy.model).items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -56,6 +61,8 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
         config._attn_implementation,
         policy.compute_dtype,
         policy.split_head,
+        policy.layout,
+        uses_onednn(policy.model),
         batch_size,
         (policy.device.type, machine, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
         (torch.__version__, transformers.__version__),

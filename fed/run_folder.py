@@ -14,6 +14,7 @@ import torch
 PACKAGES = (
     "torch",
     "transformers",
+    "peft",
     "flwr",
     "flwr-datasets",
     "datasets",
@@ -39,8 +40,8 @@ def check_cache_folder(cache_dir: str) -> None:
         raise ValueError(f"cache_dir={cache_dir} cannot be written: {error}; give another cache_dir") from error
 
 
-def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: torch.device) -> Path:
-    """Make `output_dir/exp_name/date_time/` with `config.yaml` and `environment.json`.
+def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: torch.device, cpu: str) -> Path:
+    """Make `output_dir/exp_name/date_time/` with `config.yaml` and `environment.json`; `cpu` goes there as it is.
 
     Raises:
         ValueError: If the folder cannot be written.
@@ -49,7 +50,7 @@ def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: 
     try:
         folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
         (folder / "config.yaml").write_text(config_yaml)
-        (folder / "environment.json").write_text(json.dumps(_environment(started, device), indent=2) + "\n")
+        (folder / "environment.json").write_text(json.dumps(_environment(started, device, cpu), indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written: {error}; give another output_dir") from error
     return folder
@@ -67,7 +68,7 @@ def _new_folder(wanted: Path) -> Path:
     raise FileExistsError(wanted)
 
 
-def _environment(started: datetime, device: torch.device) -> dict[str, object]:
+def _environment(started: datetime, device: torch.device, cpu: str) -> dict[str, object]:
     return {
         "argv": sys.argv,
         "started": started.isoformat(timespec="seconds"),
@@ -75,6 +76,7 @@ def _environment(started: datetime, device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu": cpu,
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -3,7 +3,7 @@
 Shapes: N sequences (2B when paired), R rows that predict a response token, D hidden size, V vocabulary, B pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,14 @@ class Logps(NamedTuple):
             self.rejected_tokens,
         )
 
+    def part(self, pairs: slice) -> "Logps":
+        """The log-probs of some of the pairs."""
+        return Logps(*(None if values is None else values[pairs] for values in self))  # type: ignore[arg-type]
+
+    def detach(self) -> "Logps":
+        """The same numbers, as constants."""
+        return Logps(*(None if values is None else values.detach() for values in self))  # type: ignore[arg-type]
+
 
 def _mean(logps: Tensor, tokens: Tensor | None) -> Tensor:
     if tokens is None:
@@ -42,19 +50,23 @@ def _mean(logps: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def summed_logps(
-    hidden_RD: Tensor, head: Callable[[Tensor], Tensor], targets_R: Tensor, sequence_R: Tensor, num_sequences: int
+    hidden_RD: Tensor, head: Callable[[Tensor], Tensor], targets_R: Tensor, sizes: Sequence[int]
 ) -> Tensor:
     """Log-probability of each sequence's response, shape (N,), float32.
 
     Args:
-        hidden_RD: Hidden states at the positions that predict response tokens.
+        hidden_RD: Hidden states at the positions that predict response tokens, sequence after sequence.
         head: Maps (R, D) to (R, V) logits.
         targets_R: Token id that each row predicts.
-        sequence_R: Sequence, in [0, N), that each row belongs to.
-        num_sequences: N.
+        sizes: Rows of each sequence; they sum to R.
     """
     logits_RV = head(hidden_RD).float()
-    logps_R = logits_RV.gather(1, targets_R[:, None]).squeeze(1) - logits_RV.logsumexp(1)
-    # Not index_add: on a GPU it adds in whatever order threads come, so untrained weights would no longer tie exactly.
-    own_NR = sequence_R == torch.arange(num_sequences, device=sequence_R.device)[:, None]
-    return torch.where(own_NR, logps_R, 0.0).sum(1)
+    return sum_rows(logits_RV.gather(1, targets_R[:, None]).squeeze(1) - logits_RV.logsumexp(1), sizes)
+
+
+def sum_rows(logps_R: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum over each sequence's rows, shape (N,).
+
+    Not index_add: on a GPU it adds in whatever order threads come, so untrained weights would no longer tie exactly.
+    """
+    return torch.stack([rows.sum() for rows in torch.split(logps_R, list(sizes))])

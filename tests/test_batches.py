@@ -1,4 +1,6 @@
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed.batches import BatchOrder, Example, PairLogps, by_length, collate, tokenize, truncate
+from fed.batches import BatchOrder, Example, by_length, tokenize, truncate
 from fed.demo import END_OF_TEXT, demo_tokenizer
 from load_data import Preference
 
@@ -125,40 +127,6 @@ def test_no_rows_are_no_examples():
     assert tokens() == []
 
 
-def test_collate_by_hand():
-    """Two pairs, width 4. Position t predicts token t + 1: rows count from the last prompt token of each sequence."""
-    pairs = [Example((1, 2), (3, 9), (4, 9)), Example((5,), (9,), (6, 7, 9))]
-    batch = collate(pairs)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 9], [5, 9, 0, 0], [1, 2, 4, 9], [5, 6, 7, 9]]
-    assert batch.rows.tolist() == [1, 2, 4, 9, 10, 12, 13, 14]
-    assert batch.targets.tolist() == [3, 9, 9, 4, 9, 6, 7, 9]
-    assert batch.sequence.tolist() == [0, 0, 1, 2, 2, 3, 3, 3]
-    assert batch.lengths.tolist() == [2, 1, 2, 3]
-    assert batch.num_pairs == 2
-
-
-def test_a_supervised_batch_holds_and_pads_to_the_chosen_side_only():
-    batch = collate([Example((1, 2), (3, 9), (4, 5, 6, 7, 9))], paired=False)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 9]]
-    assert batch.num_pairs == 1
-
-
-def test_columns_travel_with_their_pairs_and_carry_the_lengths():
-    pairs = [
-        Example((1,), (2, 9), (9,), reference=PairLogps(-1.5, -2.5), anchor=PairLogps(-0.5, -0.25)),
-        Example((1,), (9,), (3, 9), reference=PairLogps(-3.5, -4.5)),
-    ]
-    batch = collate(pairs)
-    assert batch.reference.chosen.tolist() == [-1.5, -3.5]
-    assert batch.reference.rejected.tolist() == [-2.5, -4.5]
-    assert batch.reference.chosen_tokens.tolist() == [2, 1]
-    assert batch.reference.rejected_tokens.tolist() == [1, 2]
-    assert batch.anchor is None, "a column that some pairs lack is no column"
-    assert collate(pairs[:1]).anchor.chosen.tolist() == [-0.5]
-    supervised = collate(pairs, paired=False)
-    assert supervised.reference.chosen.tolist() == [-1.5, -3.5] and supervised.reference.rejected is None
-
-
 def order(**changes: int) -> BatchOrder:
     return BatchOrder(**{"num_examples": 10, "batch_size": 4, "seed": 0, "client_id": 0, **changes})
 
@@ -169,16 +137,15 @@ def listed(order: BatchOrder, first: int, count: int) -> list[list[int]]:
 
 def test_eight_pairs_in_batches_of_sixteen_are_one_partial_batch_per_epoch():
     small = order(num_examples=8, batch_size=16)
-    assert small.per_epoch == 1
     assert [sorted(batch) for batch in listed(small, 0, 3)] == [list(range(8))] * 3
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size", "per_epoch"), [(10, 4, 3), (8, 4, 2), (1, 4, 1), (7, 1, 7)])
 def test_every_epoch_covers_every_example_once(num_examples, batch_size, per_epoch):
     batches = order(num_examples=num_examples, batch_size=batch_size)
-    assert batches.per_epoch == per_epoch
     for epoch in range(3):
         found = listed(batches, epoch * per_epoch, per_epoch)
+        assert found == [batch.tolist() for batch in batches.epochs(epoch * per_epoch, 1)]
         assert all(len(batch) == batch_size for batch in found[:-1])
         assert sorted(index for batch in found for index in batch) == list(range(num_examples))
 
@@ -204,6 +171,39 @@ def test_the_batch_size_cuts_the_same_permutation_elsewhere():
         [i for batch in listed(order(batch_size=size), 0, epochs) for i in batch] for size, epochs in ((4, 3), (5, 2))
     )
     assert by_four == by_five
+
+
+TOKENS = [5, 1, 9, 3, 3, 7, 2, 30, 4, 6]
+
+
+def budgeted(**changes: object) -> BatchOrder:
+    return replace(order(), tokens=TOKENS, max_tokens=12, **changes)
+
+
+def test_a_token_budget_takes_the_pairs_of_the_same_permutation_until_the_next_would_not_fit():
+    permutation = [i for batch in listed(order(), 0, 3) for i in batch]
+    batches = listed(budgeted(), 0, len(budgeted().epoch(0)))
+    assert [i for batch in batches for i in batch] == permutation
+    for batch, after in itertools.pairwise(batches):
+        held = sum(TOKENS[i] for i in batch)
+        assert held <= 12 or batch == [7], "a pair that alone exceeds the budget has a batch of its own"
+        assert held + TOKENS[after[0]] > 12
+
+
+def test_padding_counts_towards_the_token_budget():
+    for batch in budgeted(padded=True).epoch(0):
+        assert len(batch) * max(TOKENS[i] for i in batch) <= 12 or len(batch) == 1
+    assert len(budgeted(padded=True).epoch(0)) > len(budgeted().epoch(0))
+
+
+def test_any_position_of_a_budgeted_order_can_be_asked_for():
+    whole = listed(budgeted(), 0, 15)
+    assert [listed(budgeted(), position, 1)[0] for position in range(15)] == whole
+    first_epoch = len(budgeted().epoch(0))
+    assert first_epoch < 15
+    assert [b.tolist() for b in budgeted().epochs(first_epoch, 2)] == listed(
+        budgeted(), first_epoch, len(budgeted().epoch(1)) + len(budgeted().epoch(2))
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 99])

@@ -465,3 +465,26 @@ def test_supervised_training_runs(command_line: CommandLine) -> None:
     result = command_line(*SMALL, "loss=sft", "strategy=fedavg", "debug=true")
     losses = [line["loss"] for line in result.lines(split="test")]
     assert losses[1] < losses[0]
+
+
+def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "cpu_matmul=onednn", "keep_freed_memory=false")
+    text = "1 thread, freed memory returned, float32 matrices by oneDNN"
+    assert f"cpu: {text}\n" in result.out
+    assert json.loads((result.run / "environment.json").read_text())["cpu"] == text
+
+
+def test_a_library_for_float32_is_refused_when_nothing_computes_in_float32(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "cpu_matmul=mkl", "model.fsdp_policy_mp=bfloat16")
+    assert result.code != 0 and not result.runs
+    assert "cpu_matmul=mkl has no effect with bfloat16 on cpu; leave it out" in result.err
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_emulated_bfloat16_is_told(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
+) -> None:
+    monkeypatch.setattr(experiment, "has_bfloat16", lambda: in_hardware)
+    result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
+    assert result.code == 0, result.err
+    assert ("float32 is faster here" in result.out) != in_hardware

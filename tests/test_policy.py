@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from fed import policy as policy_module
-from fed.batches import collate
+from fed.collate import collate
 from fed.config import ModelSettings
 from fed.demo import demo_model, demo_tokenizer
 from fed.evaluation import evaluate

@@ -1,0 +1,103 @@
+"""What the process may use of the CPU, what that CPU can do, and whether freed memory is kept."""
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+NEVER = -1
+MIB = 1 << 20
+
+
+def set_up(num_threads: int | None, *, keep_freed: bool) -> str:
+    """Threads and allocator are set, in words; call it before the model is allocated.
+
+    Args:
+        num_threads: None: torch's choice, but no more than the process may use.
+        keep_freed: Whether memory that is freed stays with the process.
+    """
+    torch.set_num_threads(num_threads or min(torch.get_num_threads(), allowed_cpus()))
+    done = keep_freed_memory(keep_freed)
+    threads = torch.get_num_threads()
+    memory = "kept" if keep_freed and done else "returned" + (" (no glibc)" if keep_freed else "")
+    return f"{threads} thread{'s' * (threads > 1)}, freed memory {memory}"
+
+
+def keep_freed_memory(keep: bool) -> bool:
+    """Keep freed memory in the process, or return it as glibc usually does; whether that took effect.
+
+    The kernel zeroes every page that comes back to it, and a training step frees and asks for the same large blocks
+    again and again. False sets the values that glibc's moving thresholds end at, and gives back what is free now.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    if keep:
+        values = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER}
+    else:
+        values = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 64 * MIB}
+    took = [libc.mallopt(name, value) == 1 for name, value in values.items()]  # type: ignore[union-attr]
+    if not keep:
+        libc.malloc_trim(0)  # type: ignore[union-attr]
+    return all(took)
+
+
+def allowed_cpus(root: Path = Path("/")) -> int:
+    """CPUs this process may keep busy: by its affinity and by the quotas of its control groups, at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([affinity, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs that each enclosing control group allows, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`)."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / controllers
+        inside = Path(group.lstrip("/"))
+        for folder in (mounted / inside, *(mounted / parent for parent in inside.parents)):
+            if controllers:
+                quota = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+            else:
+                quota = _text(folder / "cpu.max").split()
+            if len(quota) == 2 and all(part.isdigit() for part in quota):  # "max" and -1: no limit
+                yield int(quota[0]) / int(quota[1])
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; one that does not emulates it, slower than float32."""
+    known: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer torch's; the kernel's list says it elsewhere
+    listed = _cpuinfo("flags") or _cpuinfo("Features")
+    return any(known.get(name) or name in listed.split() for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def cpu_name() -> str:
+    """The model of this CPU, as far as the system tells."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first CPU in Linux's list, or an empty text."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
+
+
+def _text(path: Path) -> str:
+    """What a file of the system says, or an empty text where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,203 @@
+"""The head and the loss in one: log-probs and all gradients, a block of logits at a time.
+
+The logits of all rows, let alone of all tokens, never exist at once, and neither does their gradient: a block is turned
+into its log-probs, the loss's derivative with respect to those is taken, and the block becomes, in place, the gradient
+of its logits, from which those of hidden states and weight follow. Three matrix products in all, as in the plain path.
+
+Shapes: N sequences (2B when paired), R rows that predict a response token, D hidden size, V vocabulary, B pairs.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses.logps import sum_rows
+
+BLOCK_BYTES = 64 * 2**20  # of float32 logits alive at once; smaller blocks made the head 10 % slower on a CPU
+Product = Callable[[Tensor, Tensor], Tensor]
+# Losses of the sequences [first, last), given their log-probs.
+SequenceLoss = Callable[[int, int, Tensor], Tensor]
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left right^T."""
+    return left @ right.t()
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = hidden weight^T + bias, its products taken in `dtype` by `product`."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    dtype: torch.dtype
+    product: Product = product
+
+    @property
+    def block_rows(self) -> int:
+        """Rows whose logits may be alive at once."""
+        return max(1, BLOCK_BYTES // (4 * self.weight.shape[0]))
+
+
+@torch.no_grad()
+def blockwise_logps(hidden_RD: Tensor, head: Head, targets_R: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Log-probability of each sequence's response, shape (N,), float32, without gradient."""
+    weight = head.weight.to(head.dtype)
+    blocks = zip(torch.split(hidden_RD, head.block_rows), torch.split(targets_R, head.block_rows), strict=True)
+    logps = [_Block(head, hidden.to(head.dtype), weight, targets).logps for hidden, targets in blocks]
+    return sum_rows(torch.cat(logps), sizes)
+
+
+def blockwise_loss(
+    hidden_RD: Tensor,
+    head: Head,
+    targets_R: Tensor,
+    sizes: Sequence[int],
+    loss: SequenceLoss,
+    *,
+    group: int,
+) -> tuple[Tensor, Tensor]:
+    """Sum of all losses, with gradient, and the log-probs of the responses, (N,), without.
+
+    Args:
+        hidden_RD: Hidden states at the positions that predict response tokens, sequence after sequence.
+        head: The linear layer on top.
+        targets_R: Token id that each row predicts.
+        sizes: Rows of each sequence; they sum to R.
+        loss: Called for consecutive parts of the sequences.
+        group: Sequences that `loss` must see together: 2 for a loss of pairs, N for one that mixes all of them.
+    """
+    total, logps = _BlockwiseLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_RD, head.weight, head.bias, head, targets_R, sizes, loss, group
+    )
+    return total, logps
+
+
+class _Block:
+    """Some rows' logits, as exp(logits - their maximum), and log-probs."""
+
+    def __init__(self, head: Head, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+        self.hidden, self.targets = hidden, targets[:, None]
+        logits = head.product(hidden, weight).float()
+        if head.bias is not None:
+            logits += head.bias
+        largest = logits.amax(1, keepdim=True)
+        of_targets = logits.gather(1, self.targets) - largest
+        self.powers = logits.sub_(largest).exp_()  # in place: the one large tensor
+        self.sums = self.powers.sum(1, keepdim=True)
+        self.logps = (of_targets - self.sums.log()).squeeze(1)
+
+    def logits_gradient(self, slopes_R: Tensor) -> Tensor:
+        """slope (onehot - softmax) of each row: the gradient of sum(slopes * logps). Uses the block up."""
+        slopes = slopes_R[:, None]
+        return self.powers.mul_(-slopes / self.sums).scatter_add_(1, self.targets, slopes)
+
+
+class _BlockwiseLoss(torch.autograd.Function):
+    """Computes the gradients in the forward pass, while each block's logits are there anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        targets_R: Tensor,
+        sizes: Sequence[int],
+        loss: SequenceLoss,
+        group: int,
+    ) -> tuple[Tensor, Tensor]:
+        gradients = _Gradients(hidden_RD, head, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        total, logps = hidden_RD.new_zeros((), dtype=torch.float32), []
+        for first, last, start, end in _chunks(sizes, group, head.block_rows):
+            of_chunk = functools.partial(loss, first, last)
+            chunk_loss, chunk_logps = _chunk(gradients, targets_R, start, end, sizes[first:last], of_chunk)
+            total += chunk_loss
+            logps.append(chunk_logps)
+        ctx.gradients = gradients
+        all_logps = torch.cat(logps)
+        ctx.mark_non_differentiable(all_logps)
+        return total, all_logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if g is None else g.mul_(grad_total) for g in gradients.results()]
+        return (*scaled, None, None, None, None, None)
+
+
+class _Gradients:
+    """What accumulates over blocks."""
+
+    def __init__(self, hidden_RD: Tensor, head: Head, of_weight: bool, of_bias: bool) -> None:
+        self.hidden = hidden_RD.to(head.dtype)
+        self.weight = head.weight.to(head.dtype)
+        self.head, self.of_weight, self.of_bias = head, of_weight, of_bias
+        self.d_hidden = torch.empty_like(hidden_RD)
+        self.d_weight: Tensor | None = None
+        self.d_bias: Tensor | None = None
+
+    def block(self, start: int, end: int, targets_R: Tensor) -> _Block:
+        return _Block(self.head, self.hidden[start:end], self.weight, targets_R[start:end])
+
+    def add(self, block: _Block, start: int, slopes_R: Tensor) -> None:
+        d_logits = block.logits_gradient(slopes_R)
+        if self.of_bias:
+            of_bias = d_logits.sum(0)
+            self.d_bias = of_bias if self.d_bias is None else self.d_bias.add_(of_bias)
+        d_logits = d_logits.to(self.head.dtype)
+        self.d_hidden[start : start + len(slopes_R)] = self.head.product(d_logits, self.weight.t())
+        if self.of_weight:
+            of_weight = self.head.product(d_logits.t(), block.hidden.t())
+            own = of_weight.to(self.head.weight.dtype)
+            self.d_weight = own if self.d_weight is None else self.d_weight.add_(own)
+
+    def results(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.d_hidden, self.d_weight, self.d_bias
+
+
+def _chunk(
+    gradients: _Gradients,
+    targets_R: Tensor,
+    start: int,
+    end: int,
+    sizes: Sequence[int],
+    loss: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Loss and log-probs of a chunk; its gradients are added. Only a chunk of several blocks makes its logits twice."""
+    step = gradients.head.block_rows
+    starts = range(start, end, step)
+    rows = []
+    for at in starts:
+        kept = None  # freed before the next one is made
+        kept = gradients.block(at, min(at + step, end), targets_R)
+        rows.append(kept.logps)
+    with torch.enable_grad():
+        logps = sum_rows(torch.cat(rows), sizes).requires_grad_()
+        total = loss(logps).sum()
+    (slopes,) = torch.autograd.grad(total, logps)
+    repeats = torch.tensor(sizes, device=slopes.device)
+    slopes_R = slopes.repeat_interleave(repeats, output_size=end - start)
+    for at in reversed(starts):  # the last one's logits are still there
+        block = kept or gradients.block(at, min(at + step, end), targets_R)
+        gradients.add(block, at, slopes_R[at - start : min(at + step, end) - start])
+        kept = None
+    return total.detach(), logps.detach()
+
+
+def _chunks(sizes: Sequence[int], group: int, block_rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Consecutive parts as (first sequence, last, first row, last): whole groups, as many as fit into a block."""
+    first = start = end = 0
+    for at in range(0, len(sizes), group):
+        size = sum(sizes[at : at + group])
+        if at > first and end + size - start > block_rows:
+            yield first, at, start, end
+            first, start = at, end
+        end += size
+    yield first, len(sizes), start, end

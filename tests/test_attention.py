@@ -1,0 +1,109 @@
+"""Attention within the segments of a packed row, against one softmax with a T x T mask written by hand, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fed.attention import flex, flex_is_usable, packed_attention, segmentwise
+from fed.collate import Segment, Segments
+
+LENGTHS = ((3, 2, 4), (1, 0, 0), (5, 0, 1), (2, 3, 0), (1, 1, 1))
+
+
+def segments(lengths=LENGTHS, device: str = "cpu") -> Segments:
+    longest = max(a + max(b, c) for a, b, c in lengths)
+    return Segments(tuple(Segment(*n) for n in lengths), torch.device(device), longest)
+
+
+def sees(lengths) -> torch.Tensor:
+    """(T, T): token by token, from the definition."""
+    who = [(s, part) for s, stretches in enumerate(lengths) for part, n in enumerate(stretches) for _ in range(n)]
+    return torch.tensor(
+        [
+            [a[0] == b[0] and q >= k and not (a[1] == 2 and b[1] == 1) for k, b in enumerate(who)]
+            for q, a in enumerate(who)
+        ]
+    )
+
+
+def inputs(lengths, heads=4, key_heads=2, size=8) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    total = sum(map(sum, lengths))
+    return [torch.randn(1, n, total, size, generator=generator).requires_grad_() for n in (heads, key_heads, key_heads)]
+
+
+def by_hand(query, key, value, lengths, scaling):
+    query, key, value = query.double(), key.double(), value.double()
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~sees(lengths), -math.inf)
+    return scores.softmax(-1) @ value
+
+
+def check(attend, lengths, **shape):
+    found_inputs, exact_inputs = inputs(lengths, **shape), inputs(lengths, **shape)
+    found = attend(*found_inputs, segments(lengths), 0.3)
+    exact = by_hand(*exact_inputs, lengths, 0.3)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    weight = torch.linspace(-1, 1, found.numel()).view_as(found)
+    (found * weight).sum().backward()
+    (exact * weight).sum().backward()
+    for a, b in zip(found_inputs, exact_inputs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_a_token_sees_its_segment_and_the_second_response_not_the_first(key_heads):
+    check(segmentwise, LENGTHS, key_heads=key_heads)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("lengths", [LENGTHS, ((70, 20, 50), (5, 0, 130))], ids=["one block", "blocks"])
+@torch.no_grad()
+def test_flex_attention_gives_the_same(lengths):
+    """Its gradient exists on a GPU only; `flex_is_usable` compares that there."""
+    query, key, value = (x.detach() for x in inputs(lengths, size=16))
+    exact = by_hand(query, key, value, lengths, 0.3)
+    torch.testing.assert_close(flex(query, key, value, segments(lengths), 0.3).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
+def test_any_lengths(lengths):
+    check(segmentwise, lengths)
+
+
+def test_without_segments_rows_are_causal():
+    query, key, value = inputs(((6, 0, 0),))
+    plain = packed_attention(nn.Identity(), query, key, value, None)[0]
+    alone = packed_attention(nn.Identity(), query, key, value, None, segments=segments(((6, 0, 0),)))[0]
+    torch.testing.assert_close(plain, alone)
+    assert plain.shape == (1, 6, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"softcap": 30.0}, "softcap"),
+        ({"s_aux": torch.zeros(4)}, "s_aux"),
+        ({"sliding_window": 6}, "sliding window of 6 tokens is shorter than 7"),
+        ({"dropout": 0.1}, "no dropout"),
+    ],
+)
+def test_what_would_change_the_scores_is_refused(asked, named):
+    with pytest.raises(NotImplementedError, match=named):
+        packed_attention(nn.Identity(), *inputs(LENGTHS), None, segments=segments(), **asked)
+
+
+def test_a_window_that_reaches_over_the_longest_sequence_changes_nothing():
+    asked = packed_attention(nn.Identity(), *inputs(LENGTHS), None, segments=segments(), sliding_window=7)[0]
+    assert torch.equal(asked, packed_attention(nn.Identity(), *inputs(LENGTHS), None, segments=segments())[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_flex_attention_compiles_on_the_gpu_and_agrees():
+    assert flex_is_usable(torch.device("cuda"))

@@ -1,0 +1,154 @@
+"""The fused head against log_softmax of all logits at once, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import losses.fused
+from fed.linear import onednn_product
+from losses.fused import Head, blockwise_logps, blockwise_loss
+
+VOCABULARY, WIDTH = 23, 5
+
+
+@pytest.fixture(params=[1, 3, 1000], ids=lambda rows: f"blocks of {rows}")
+def block_rows(request, monkeypatch):
+    monkeypatch.setattr(losses.fused, "BLOCK_BYTES", 4 * VOCABULARY * request.param)
+    return request.param
+
+
+def made(sizes, *, bias=True, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(sum(sizes), WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
+    offset = torch.randn(VOCABULARY, generator=generator).to(dtype).requires_grad_() if bias else None
+    targets = torch.randint(VOCABULARY, (sum(sizes),), generator=generator)
+    return hidden, weight, offset, targets
+
+
+def by_pair(first, last, logps):
+    """A different loss for every pair, so that mixed up pairs show."""
+    pair = torch.arange(first // 2, last // 2)
+    return (1 + pair) * torch.sigmoid((logps[1::2] - logps[0::2]) / (2 + pair)) + 0.01 * logps[0::2] ** 2
+
+
+def mixing(first, last, logps):
+    """Looks at all pairs at once."""
+    margins = logps[0::2] - logps[1::2]
+    return (margins - margins.mean()) ** 2
+
+
+def plain(hidden, weight, bias, targets, sizes, loss):
+    hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    bias = None if bias is None else bias.detach().double().requires_grad_()
+    logits = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
+    rows = logits.log_softmax(1)[torch.arange(len(targets)), targets]
+    logps = torch.stack([part.sum() for part in torch.split(rows, sizes)])
+    total = loss(0, len(sizes), logps).sum()
+    total.backward()
+    return total, logps, hidden.grad, weight.grad, None if bias is None else bias.grad
+
+
+def check(sizes, *, bias, loss=by_pair, group=2):
+    hidden, weight, offset, targets = made(sizes, bias=bias)
+    head = Head(weight, offset, torch.float32)
+    total, logps = blockwise_loss(hidden, head, targets, sizes, loss, group=group)
+    (3 * total).backward()  # whatever comes from above must be passed on
+    exact_total, exact_logps, *exact = plain(hidden, weight, offset, targets, sizes, loss)
+    torch.testing.assert_close(total.double(), exact_total, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logps.double(), exact_logps, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(blockwise_logps(hidden, head, targets, sizes), logps, rtol=1e-5, atol=1e-6)
+    for found, gradient in zip((hidden, weight, offset), exact, strict=True):
+        if found is not None:
+            torch.testing.assert_close(found.grad.double() / 3, gradient, rtol=1e-5, atol=1e-5)
+    assert not logps.requires_grad
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_log_probs_and_gradients_are_those_of_the_plain_path(block_rows, bias):
+    check([2, 1, 4, 7, 1, 1], bias=bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_loss_that_mixes_pairs_is_exact_too_when_it_sees_all_of_them(block_rows, bias):
+    check([2, 1, 4, 7, 1, 1], bias=bias, loss=mixing, group=6)
+
+
+def test_a_loss_is_told_which_sequences_it_is_given(block_rows):
+    told = []
+
+    def loss(first, last, logps):
+        told.append((first, last))
+        assert len(logps) == last - first
+        return by_pair(first, last, logps)
+
+    hidden, weight, _, targets = made([2, 1, 1, 1])
+    blockwise_loss(hidden, Head(weight, None, torch.float32), targets, [2, 1, 1, 1], loss, group=2)
+    assert told == ([(0, 4)] if block_rows == 1000 else [(0, 2), (2, 4)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(lambda half: half + half[::-1]), st.integers(1, 20))
+def test_any_sizes_in_blocks_of_any_size(sizes, rows):
+    before = losses.fused.BLOCK_BYTES
+    losses.fused.BLOCK_BYTES = 4 * VOCABULARY * rows
+    try:
+        check(sizes, bias=True)
+    finally:
+        losses.fused.BLOCK_BYTES = before
+
+
+def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same(block_rows):
+    sizes = [2, 3]
+    hidden, weight, _, targets = made(sizes)
+    frozen = weight.detach()
+    blockwise_loss(hidden, Head(frozen, None, torch.float32), targets, sizes, by_pair, group=2)[0].backward()
+    *_, exact, _, _ = plain(hidden, weight, None, targets, sizes, by_pair)
+    torch.testing.assert_close(hidden.grad.double(), exact, rtol=1e-5, atol=1e-6)
+    assert frozen.grad is None
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_onednn_makes_the_same_products(block_rows):
+    sizes = [2, 1, 4, 7]
+    hidden, weight, _, targets = made(sizes)
+    head = Head(weight, None, torch.float32, onednn_product)
+    blockwise_loss(hidden, head, targets, sizes, by_pair, group=2)[0].backward()
+    _, _, of_hidden, of_weight, _ = plain(hidden, weight, None, targets, sizes, by_pair)
+    torch.testing.assert_close(hidden.grad.double(), of_hidden, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.grad.double(), of_weight, rtol=1e-5, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+def test_no_more_logits_than_a_block_holds_exist_at_once(monkeypatch):
+    sizes, rows = [40, 30] * 3, 8
+    monkeypatch.setattr(losses.fused, "BLOCK_BYTES", 4 * VOCABULARY * rows)
+    hidden, weight, _, targets = made(sizes)
+    with LargestTensor() as largest:
+        blockwise_loss(hidden, Head(weight, None, torch.float32), targets, sizes, by_pair, group=2)[0].backward()
+    assert largest.elements == max(sum(sizes) * WIDTH, rows * VOCABULARY) < sum(sizes) * VOCABULARY
+
+
+def test_bfloat16_products_keep_float32_sums():
+    sizes = [300, 200]
+    hidden, weight, _, targets = made(sizes)
+    total, logps = blockwise_loss(hidden, Head(weight, None, torch.bfloat16), targets, sizes, by_pair, group=2)
+    total.backward()
+    _, exact, _, of_weight, _ = plain(hidden, weight, None, targets, sizes, by_pair)
+    assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+    torch.testing.assert_close(logps.double(), exact, rtol=0.01, atol=0.1)
+    assert (weight.grad - of_weight).norm() < 0.02 * of_weight.norm()
