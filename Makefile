@@ -1,4 +1,4 @@
-# make demo | make test | make bench : each sets up .venv by itself.
+# make demo | make test | make bench : each sets up .venv by itself. make bench OPTIONS="shape=tiny repeats=5"
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
@@ -25,8 +25,12 @@ check: setup
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: setup
-	$(BIN)/python scripts/bench.py
+bench: .venv/bench
+	$(BIN)/python scripts/bench.py $(OPTIONS)
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -111,7 +111,7 @@ def flex(
 @functools.lru_cache(maxsize=4)  # the same for all layers of a forward pass, and again in its backward pass
 def _block_mask(segments: Segments) -> BlockMask:
     lengths = torch.tensor(segments.lengths, device=segments.device)
-    stretch = torch.repeat_interleave(lengths.flatten())  # 3 a segment: prefix, first, second
+    stretch = torch.repeat_interleave(lengths.flatten()).int()  # 3 a segment: prefix, first, second
     segment, part = stretch // 3, stretch % 3
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

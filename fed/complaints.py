@@ -95,6 +95,8 @@ def _expected(key: str) -> str:
         if item is None:
             return "another type"
         schema = item.type
+    if is_dataclass(schema):
+        return f"its own keys, e.g. {key}.{fields(schema)[0].name}=..."
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list, [a,b]"}
     kinds = (
         " or ".join(words.get(kind, "null") for kind in get_args(schema) or (schema,)) if schema != list[str] else ""
