@@ -41,10 +41,20 @@ from losses.logps import Logps
 from server.app import asks, check_strategy, layers, server_app
 from server.evaluate import ServerEvaluation, ServerLog
 
-# Log-probs of two pairs under policy and reference: chosen, rejected, and their tokens.
+# Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
 MADE_UP = (
-    ((-3.0, -7.0), (-4.0, -5.0), (2.0, 3.0), (2.0, 4.0)),
-    ((-3.5, -6.0), (-4.5, -4.0), (2.0, 3.0), (2.0, 4.0)),
+    (
+        (-3.0, -7.0, -5.0, -9.0, -4.0),
+        (-4.0, -5.0, -6.0, -2.0, -8.0),
+        (2.0, 3.0, 1.0, 4.0, 2.0),
+        (2.0, 4.0, 3.0, 1.0, 5.0),
+    ),
+    (
+        (-3.5, -6.0, -5.5, -8.0, -4.5),
+        (-4.5, -4.0, -6.0, -3.0, -9.0),
+        (2.0, 3.0, 1.0, 4.0, 2.0),
+        (2.0, 4.0, 3.0, 1.0, 5.0),
+    ),
 )
 
 
@@ -78,7 +88,7 @@ class Plan:
 
 
 def prepare(settings: Settings) -> Plan:
-    """Load and check everything; nothing is written but the download cache.
+    """Load and check everything; nothing is written but to `cache_dir`.
 
     Raises:
         ValueError: Naming the value, what was expected, and the way out.
@@ -225,16 +235,19 @@ def _local_settings(plan: Plan) -> LocalSettings:
 
 def _check_loss(loss: functools.partial[Any]) -> bool:
     """Whether a pair's loss does not depend on the pairs beside it; it must make one number per pair."""
-    logps = [Logps(*(torch.tensor(pair) for pair in columns)) for columns in MADE_UP]
+    logps = [Logps(*(torch.tensor(values) for values in columns)) for columns in MADE_UP]
+    pairs = len(logps[0].chosen)
     found = loss(*logps)
-    if not isinstance(found, torch.Tensor) or found.shape != (2,):
+    if not isinstance(found, torch.Tensor) or found.shape != (pairs,):
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-        raise ValueError(f"loss: {loss.func.__name__} gives {got} for 2 pairs; expected a tensor of shape (2,)")
+        raise ValueError(
+            f"loss: {loss.func.__name__} gives {got} for {pairs} pairs; expected a tensor of shape ({pairs},)"
+        )
     try:
-        alone = [loss(*(column.part(slice(i, i + 1)) for column in logps)) for i in range(2)]
-    except (RuntimeError, IndexError):  # it cannot do with one pair
+        apart = [loss(*(column.part(part) for column in logps)) for part in (slice(0, 1), slice(1, 3), slice(3, pairs))]
+        return torch.allclose(found, torch.cat([losses.reshape(-1) for losses in apart]), rtol=1e-5, equal_nan=True)
+    except Exception:  # whatever the user's loss raises of few pairs
         return False
-    return torch.allclose(found, torch.cat(alone), rtol=1e-5, equal_nan=True)
 
 
 def _check_is_strategy(strategy: object, config: Config) -> None:

@@ -62,7 +62,7 @@ def client_app(
         pairs, config = clients[client_id], _config(message)
         server_round = _server_round(config)
         state = read_state(context.state)
-        log.start_client(server_round, client_id, trainer.num_pairs(pairs.train))
+        log.start_client(server_round, client_id, trainer.num_pairs(pairs.train, client_id))
 
         def on_update(split: str, tags: Metrics, step: int) -> None:
             with log.phase("log"):

@@ -68,9 +68,9 @@ class LocalTrainer:
         self.settings = settings
         self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
 
-    def num_pairs(self, examples: Sequence[Example]) -> int:
+    def num_pairs(self, examples: Sequence[Example], client_id: int) -> int:
         """Pairs a client with these examples trains on in its first round; later rounds may differ by a few."""
-        return sum(map(len, self._steps(self._order(examples, 0), 0)))
+        return sum(map(len, self._steps(self._order(examples, client_id), 0)))
 
     def train(
         self,
@@ -147,17 +147,21 @@ class LocalTrainer:
         received: Mapping[str, Tensor],
     ) -> Metrics:
         """One optimizer step on the mean loss over `examples`; their mean metrics before the step."""
+        sums: dict[str, float] = {}
+
+        def add(values: Mapping[str, Tensor]) -> None:
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach().double().sum())
 
         def loss(policy: Logps, reference: Logps | None, received: Logps | None) -> Tensor:
-            return self._losses(policy, reference, received, this_round)[0] / len(examples)
+            losses, parts = self._losses(policy, reference, received, this_round)
+            add(parts)
+            return losses / len(examples)
 
-        sums: dict[str, float] = {}
         for batch in self._micro_batches(examples):
             total, logps = total_loss(self.policy, batch, loss, by_pair=self.settings.by_pair)
             total.backward()  # type: ignore[no-untyped-call]
-            parts = self._losses(logps, batch.reference, batch.anchor, this_round)[1]
-            for name, value in {**parts, **_rewards(logps, batch.reference, self.settings.beta)}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.double().sum())
+            add(_rewards(logps, batch.reference, self.settings.beta))
         self._add_proximal_gradient(this_round.proximal_mu, received)
         norm = clip_grad_norm(self.parameters.values(), self.settings.max_grad_norm)
         optimizer.step()

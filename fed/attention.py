@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fed.collate import Segment, Segments
 
 NAME = "packed"
+BLOCK = 128  # tokens that FlexAttention takes or skips together
 
 
 def packed_attention(
@@ -60,7 +61,7 @@ def packed_attention(
     if segments is None:
         grouped = query.shape[1] != key.shape[1]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    elif query.is_cuda and flex_is_usable(query.device):
+    elif query.is_cuda and flex_is_usable(query.device, value.dtype, query.shape[1], key.shape[1], query.shape[3]):
         mixed = flex(query, key, value, segments, scaling, _compiled_flex())
     else:
         mixed = segmentwise(query, key, value, segments, scaling)
@@ -110,14 +111,22 @@ def flex(
 
 @functools.lru_cache(maxsize=4)  # the same for all layers of a forward pass, and again in its backward pass
 def _block_mask(segments: Segments) -> BlockMask:
+    """Blocks of tokens that may see each other, found from the lengths: a T x T mask never exists."""
     lengths = torch.tensor(segments.lengths, device=segments.device)
-    stretch = torch.repeat_interleave(lengths.flatten()).int()  # 3 a segment: prefix, first, second
+    stretch = torch.repeat_interleave(lengths.flatten())  # 3 a segment: prefix, first, second
     segment, part = stretch // 3, stretch % 3
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (segment[q] == segment[k]) & (q >= k) & ~((part[q] == 2) & (part[k] == 1))
 
-    return create_block_mask(sees, None, None, len(stretch), len(stretch), device=segments.device)
+    total = len(stretch)
+    first = torch.arange(0, total, BLOCK, device=segments.device)
+    last = (first + BLOCK - 1).clamp(max=total - 1)
+    near = (first[:, None] >= first) & (segment[first][:, None] <= segment[last])  # (query block, key block)
+    order = near.int().argsort(dim=1, descending=True, stable=True).int()
+    return BlockMask.from_kv_blocks(
+        near.sum(1).int()[None, None], order[None, None], BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(total, total)
+    )
 
 
 @functools.cache
@@ -126,18 +135,21 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 @functools.cache
-def flex_is_usable(device: torch.device) -> bool:
-    """Whether FlexAttention compiles there and gives what `segmentwise` gives, forward and backward."""
+@torch.enable_grad()  # it may first be asked within no_grad
+def flex_is_usable(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, size: int) -> bool:
+    """Whether FlexAttention compiles there for heads of that size and gives what `segmentwise` gives, and gradients."""
     segments = Segments((Segment(70, 20, 30), Segment(5, 1, 130)), device, longest=135)
     generator = torch.Generator(device).manual_seed(0)
     query, key, value = (
-        torch.randn(1, heads, 256, 64, device=device, generator=generator).requires_grad_() for heads in (4, 2, 2)
+        torch.randn(1, n, 256, size, device=device, dtype=dtype, generator=generator).requires_grad_()
+        for n in (heads, key_heads, key_heads)
     )
     found = []
     try:
-        for attend in (segmentwise, functools.partial(flex, kernel=_compiled_flex())):
-            mixed = attend(query, key, value, segments, None)
-            found.append([mixed, *torch.autograd.grad(mixed.square().sum(), (query, key, value))])
+        with torch.autocast(device.type, enabled=False):
+            for attend in (segmentwise, functools.partial(flex, kernel=_compiled_flex())):
+                mixed = attend(query, key, value, segments, size**-0.5)
+                found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))])
     except Exception:  # whatever a missing or foreign compiler raises
         return False
     return all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))

@@ -19,7 +19,7 @@ from losses.logps import Logps
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step saves work; whatever the layout, losses and gradients are the same up to rounding."""
+    """How a forward and backward pass saves work; losses and gradients of a batch are the same up to rounding."""
 
     packing: bool = True  # sequences end to end in one row, without padding
     prefix_sharing: bool = True  # packed: prompt, chosen, rejected; the prompt once for both responses
@@ -72,11 +72,6 @@ class Batch:
     paired: bool
     reference: Logps | None = None
     anchor: Logps | None = None
-
-    @property
-    def num_pairs(self) -> int:
-        """B."""
-        return len(self.sizes) // (2 if self.paired else 1)
 
     def as_logps(self, logps_N: Tensor, first_pair: int = 0) -> Logps:
         """Log-probs of consecutive sequences, from those of `first_pair` on, as chosen and rejected ones."""

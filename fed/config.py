@@ -69,7 +69,7 @@ class Config:
     device: str | None = None  # cpu, cuda, ...; null: cuda if there is one
     tensorboard: TensorBoardSettings = field(default_factory=TensorBoardSettings)
 
-    # How a step is computed; none of these but precision changes its result by more than rounding
+    # How a step is computed; for the same pairs none of these but precision changes its result by more than rounding
     precision: str | None = None  # float32 | bfloat16 (autocast; weights stay as they are); null: model.fsdp_policy_mp
     packing: bool = True  # sequences end to end, no padding
     prefix_sharing: bool = True  # with packing: a pair's prompt once for both responses
@@ -110,7 +110,7 @@ class Config:
     trainer: str = "BasicTrainer"  # BasicTrainer | FSDPTrainer
     batch_size: int = 4  # pairs per optimizer step
     eval_batch_size: int = 16
-    max_tokens_per_step: int | None = None  # instead: as many pairs per optimizer step as hold no more tokens
+    max_tokens_per_step: int | None = None  # instead: as many pairs as hold no more tokens in their layout
     gradient_accumulation_steps: int = 2
     local_epochs: int = 1  # passes over a client's pairs per round
     local_steps: int | None = None  # optimizer steps per round instead

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fed.collate import PADDED, Layout
@@ -64,9 +64,9 @@ def load_policy(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.train(activation_checkpointing)  # checkpointing works in training mode only; dropout is 0 either way
-    model.to(device)
     split_head = head_can_be_split(model)
     layout, remarks = _possible(layout, model, split_head, max_length)
+    model.to(device)
     return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks)
 
 
@@ -76,9 +76,11 @@ def _possible(layout: Layout, model: Any, split_head: bool, max_length: int) -> 
     if layout.packing and (problem := start_packing(model, max_length)):
         layout = replace(layout, packing=False)
         remarks.append(f"{type(model).__name__} runs padded, not packed: {problem}")
-    if layout.fused_head and not split_head:
+    head = type(model.get_output_embeddings())
+    if layout.fused_head and not (split_head and head is nn.Linear):
         layout = replace(layout, fused_head=False)
-        remarks.append(f"{type(model).__name__} makes its logits by itself: its head is not fused")
+        reason = f"is a {head.__name__}" if split_head else "does not make its logits alone"
+        remarks.append(f"the head of {type(model).__name__} {reason}: it is not fused")
     return layout, tuple(remarks)
 
 

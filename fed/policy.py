@@ -99,7 +99,7 @@ def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callabl
         return model(**inputs).logits.flatten(0, 1).index_select(0, batch.rows), nn.Identity()
     hidden_RD = model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.rows)
     head = model.get_output_embeddings()
-    if not policy.layout.fused_head or type(head) is not nn.Linear:
+    if not policy.layout.fused_head:
         return hidden_RD, head
     dtype = policy.compute_dtype or head.weight.dtype
     by_onednn = dtype == torch.float32 and uses_onednn(head)

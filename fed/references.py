@@ -11,9 +11,12 @@ import torch
 import transformers
 
 from fed.batches import Example, PairLogps
+from fed.cpu import cpu_name
 from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
 from fed.policy import Policy, pair_logps
+
+FORMAT = 2  # raised when our own arithmetic changes its last bits
 
 
 def with_reference(
@@ -54,7 +57,7 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
     config = policy.model.config  # the same weights with, say, another rotary base are another model
     settings = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
     is_cuda = policy.device.type == "cuda"
-    machine = torch.cuda.get_device_name(policy.device) if is_cuda else torch.backends.cpu.get_cpu_capability()
+    machine = torch.cuda.get_device_name(policy.device) if is_cuda else cpu_name()
     decides_the_bits = (
         weights,
         sorted(settings.items()),
@@ -64,6 +67,7 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
         policy.layout,
         uses_onednn(policy.model),
         batch_size,
+        FORMAT,
         (policy.device.type, machine, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
         (torch.__version__, transformers.__version__),
     )

@@ -2,7 +2,8 @@
 
 The logits of all rows, let alone of all tokens, never exist at once, and neither does their gradient: a block is turned
 into its log-probs, the loss's derivative with respect to those is taken, and the block becomes, in place, the gradient
-of its logits, from which those of hidden states and weight follow. Three matrix products in all, as in the plain path.
+of its logits, from which those of hidden states and weight follow. Three matrix products in all, as in the plain path,
+unless what the loss must see together is more than a block: then the logits are made twice.
 
 Shapes: N sequences (2B when paired), R rows that predict a response token, D hidden size, V vocabulary, B pairs.
 """
@@ -133,7 +134,7 @@ class _BlockwiseLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """What accumulates over blocks."""
+    """What accumulates over blocks: in float32, whatever the weights are."""
 
     def __init__(self, hidden_RD: Tensor, head: Head, of_weight: bool, of_bias: bool) -> None:
         self.hidden = hidden_RD.to(head.dtype)
@@ -155,11 +156,11 @@ class _Gradients:
         self.d_hidden[start : start + len(slopes_R)] = self.head.product(d_logits, self.weight.t())
         if self.of_weight:
             of_weight = self.head.product(d_logits.t(), block.hidden.t())
-            own = of_weight.to(self.head.weight.dtype)
-            self.d_weight = own if self.d_weight is None else self.d_weight.add_(own)
+            self.d_weight = of_weight.float() if self.d_weight is None else self.d_weight.add_(of_weight)
 
     def results(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.d_hidden, self.d_weight, self.d_bias
+        sums = ((self.d_weight, self.head.weight), (self.d_bias, self.head.bias))
+        return self.d_hidden, *(None if d is None or w is None else d.to(w.dtype) for d, w in sums)  # type: ignore[return-value]
 
 
 def _chunk(
@@ -185,8 +186,8 @@ def _chunk(
     repeats = torch.tensor(sizes, device=slopes.device)
     slopes_R = slopes.repeat_interleave(repeats, output_size=end - start)
     for at in reversed(starts):  # the last one's logits are still there
-        block = kept or gradients.block(at, min(at + step, end), targets_R)
-        gradients.add(block, at, slopes_R[at - start : min(at + step, end) - start])
+        kept = kept or gradients.block(at, min(at + step, end), targets_R)
+        gradients.add(kept, at, slopes_R[at - start : min(at + step, end) - start])
         kept = None
     return total.detach(), logps.detach()
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fed import attention
 from fed.attention import flex, flex_is_usable, packed_attention, segmentwise
 from fed.collate import Segment, Segments
 
@@ -103,7 +104,48 @@ def test_a_window_that_reaches_over_the_longest_sequence_changes_nothing():
     assert torch.equal(asked, packed_attention(nn.Identity(), *inputs(LENGTHS), None, segments=segments())[0])
 
 
+def test_the_blocks_that_flex_attention_looks_at_hold_all_that_anyone_sees():
+    lengths = ((70, 20, 50), (5, 0, 130), (300, 1, 1), (2, 0, 0), (90, 40, 40))
+    mask = attention._block_mask(segments(lengths))
+    blocks = mask.to_dense()[0, 0].bool()
+    seen = sees(lengths)
+    total, side = len(seen), attention.BLOCK
+    needed = torch.zeros_like(blocks)
+    for q, k in seen.nonzero().tolist():
+        needed[q // side, k // side] = True
+    assert mask.shape[-2:] == (total, total)
+    assert (blocks | ~needed).all()
+    assert blocks.sum() < blocks.numel() / 2, "most blocks are skipped"
+    at = torch.arange(total)
+    assert torch.equal(mask.mask_mod(0, 0, at[:, None], at), seen)
+
+
+def dense(query, key, value, *, block_mask, scale, enable_gqa):
+    """What a compiled FlexAttention computes."""
+    at = torch.arange(query.shape[2])
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~block_mask.mask_mod(0, 0, at[:, None], at), -math.inf)
+    return scores.softmax(-1) @ value
+
+
+def causal_only(query, key, value, *, block_mask, scale, enable_gqa):
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+@pytest.mark.parametrize(("kernel", "usable"), [(dense, True), (causal_only, False), (None, False)])
+def test_flex_attention_is_used_if_it_agrees_also_when_first_asked_without_gradients(monkeypatch, kernel, usable):
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: kernel)
+    flex_is_usable.cache_clear()
+    with torch.no_grad():
+        assert flex_is_usable(torch.device("cpu"), torch.float32, 4, 2, 16) is usable
+    flex_is_usable.cache_clear()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_flex_attention_compiles_on_the_gpu_and_agrees():
-    assert flex_is_usable(torch.device("cuda"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_flex_attention_compiles_on_the_gpu_and_agrees(dtype):
+    assert flex_is_usable(torch.device("cuda"), dtype, 9, 3, 64)

@@ -15,7 +15,6 @@ def test_a_padded_batch_by_hand():
     assert batch.rows.tolist() == [1, 2, 4, 5, 6, 9, 10, 11]
     assert batch.targets.tolist() == [3, 9, 4, 9, 9, 6, 7, 9]
     assert batch.sizes == (2, 2, 1, 3)
-    assert batch.num_pairs == 2
     assert batch.position_ids is None and batch.segments is None
 
 
@@ -50,7 +49,7 @@ def test_a_supervised_batch_holds_the_chosen_side_only(layout):
     batch = collate([Example((1, 2), (3, 9), (4, 5, 6, 7, 9))], paired=False, layout=layout)
     assert batch.input_ids.tolist() == [[1, 2, 3]]
     assert batch.rows.tolist() == [1, 2]
-    assert batch.num_pairs == 1
+    assert batch.sizes == (2,)
 
 
 def test_tokens_are_counted_as_the_layout_holds_them():

@@ -1,5 +1,6 @@
 """The command line from end to end: exit codes, messages, and what a run leaves behind."""
 
+import functools
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import experiment
 import main
 from fed.demo import demo_tokenizer
+from losses.logps import Logps
+from losses.preference import dpo
 
 SMALL = ("comm_round=1", "client_num_in_total=2", "n_train_examples=40", "n_test_examples=16")
 ROOT = Path(main.__file__).parent
@@ -280,6 +283,28 @@ def test_multirun_makes_one_folder_per_run_and_leaves_nothing_else(command_line:
     assert not main.config.scratch().exists()
 
 
+def squeezed(policy: Logps, reference: Logps | None) -> torch.Tensor:
+    return -(policy.chosen - policy.rejected).squeeze()
+
+
+def hardest(policy: Logps, reference: Logps | None) -> torch.Tensor:
+    margin = policy.chosen - policy.rejected
+    return -margin * (margin <= margin.topk(min(2, len(margin)), largest=False).values[-1])
+
+
+def standardised(policy: Logps, reference: Logps | None) -> torch.Tensor:
+    assert len(policy.chosen) > 1
+    return (policy.chosen - policy.chosen.mean()) / policy.chosen.std()
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_pair"),
+    [(functools.partial(dpo, beta=0.1), True), (squeezed, True), (hardest, False), (standardised, False)],
+)
+def test_a_loss_that_looks_at_other_pairs_is_found_out(loss: Callable[..., torch.Tensor], by_pair: bool) -> None:
+    assert experiment._check_loss(functools.partial(loss)) is by_pair
+
+
 def test_the_published_command_runs_as_it_stands(
     command_line: CommandLine, gpt2: Path, hh: Path, tmp_path: Path
 ) -> None:
@@ -347,7 +372,7 @@ def test_a_users_strategy_and_loss_need_no_registration(command_line: CommandLin
         ("strategy._target_=my_ideas.MyStrategy strategy.decay=constant", "strategy.decay MyStrategy"),
         ("loss._target_=my_ideas.hinge", "hinge delta"),
         ("loss._target_=my_ideas.hinge +loss.delta=2 loss.label_smoothing=0.1", "loss.label_smoothing hinge"),
-        ("loss._target_=my_ideas.scalar", "scalar shape (2,)"),
+        ("loss._target_=my_ideas.scalar", "scalar shape (5,)"),
     ],
 )
 def test_a_typed_value_that_a_users_component_does_not_take_is_refused(

@@ -59,8 +59,6 @@ def test_another_machine_or_shape_is_measured_and_leaves_the_first_entry(tmp_pat
         monkeypatch.setattr(matmul, "cpu_name", lambda: "another")
     elif change == "torch":
         monkeypatch.setattr(torch, "__version__", "9.9")
-    elif change == "threads":
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
     choose_library(model_of(400 if change == "shape" else LARGE), "auto", cache_dir=str(tmp_path))
     assert len(speeds["shapes"]) == 2
     assert len(json.loads((tmp_path / "matmul.json").read_text())) == 2

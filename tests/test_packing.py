@@ -8,7 +8,15 @@ import torch
 from families import FAMILIES, SPLIT, VOCABULARY, make_policy, plain_logps, ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig, MambaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPTJConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    MistralConfig,
+    PhimoeConfig,
+)
 
 from fed.batches import Example, PairLogps, truncate
 from fed.collate import PADDED, Layout
@@ -153,6 +161,28 @@ def test_a_model_that_cannot_pack_is_told_and_left_as_it_was(config):
 def test_a_window_longer_than_any_sequence_does_not_matter():
     model = made(MistralConfig(**SMALL, sliding_window=64))
     assert start_packing(model, 64) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhimoeConfig(**SMALL, num_local_experts=2, sliding_window=16),
+        Llama4TextConfig(**SMALL, num_local_experts=1, attention_chunk_size=16, head_dim=8, pad_token_id=None),
+    ],
+    ids=["phimoe", "llama4"],
+)
+def test_a_window_that_only_the_mask_knows_of_is_read_from_the_configuration(config):
+    assert "is shorter than max_length=64" in start_packing(made(config), 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_shorter_weights_is_tried_in_float32_and_gets_them_back(dtype):
+    model = made(FAMILIES["llama, tied"]).to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert start_packing(model, 64) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_gptj_with_its_own_attention_still_gives_right_numbers():

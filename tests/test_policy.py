@@ -95,7 +95,7 @@ def passes(monkeypatch) -> list[int]:
     counted: list[int] = []
 
     def counting(policy, batch):
-        counted.append(batch.num_pairs)
+        counted.append(len(batch.sizes) // 2)
         return response_logps(policy, batch)
 
     monkeypatch.setattr(policy_module, "response_logps", counting)
