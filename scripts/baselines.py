@@ -145,7 +145,7 @@ class Trl:
             policy.__dict__.update(self.changes[0])
             reference.__dict__.update(self.changes[1])
             if self.trainer.args.gradient_checkpointing:
-                _checkpointing(policy, "enable")
+                checkpointing(policy, "enable")
             yield self._step
 
     def _step(self, pairs: Sequence[Example]) -> float:
@@ -208,14 +208,15 @@ def restored(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _checkpointing(model, "disable")
+        checkpointing(model, "disable")
         model.train(training)
         for own, before in ((model.__dict__, attributes), (model.config.__dict__, configuration)):
             own.clear()
             own.update(before)
 
 
-def _checkpointing(model: Any, do: str) -> None:
+def checkpointing(model: Any, do: str) -> None:
+    """`enable` or `disable` the recomputation of activations; it runs in training mode only."""
     # The first name of newer transformers 5, where the second warns.
     (getattr(model, f"activation_checkpointing_{do}", None) or getattr(model, f"gradient_checkpointing_{do}"))()
 

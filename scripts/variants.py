@@ -15,7 +15,7 @@ from fed.collate import PADDED, Layout
 from fed.linear import linear_layers, use_onednn
 from fed.policy import Policy
 from losses.preference import dpo
-from scripts.baselines import Models, Step, Trl, fedpo_step, plain_step, restored, trl_version
+from scripts.baselines import Models, Step, Trl, checkpointing, fedpo_step, plain_step, restored, trl_version
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OURS = {FLOAT32: "ours_float32", BFLOAT16: "ours_bfloat16"}
@@ -61,12 +61,14 @@ def _trl(**configuration: Any) -> Any:
     return lambda s: Trl(s.models, s.tokenizer, s.folder, s.batch, **configuration).prepared
 
 
-def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None = None) -> Any:
-    return lambda setting: functools.partial(project_step, setting, layout, dtype, library or setting.library)
+def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None = None, recompute: bool = False) -> Any:
+    return lambda s: functools.partial(project_step, s, layout, dtype, library or s.library, recompute)
 
 
 @contextmanager
-def project_step(setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None) -> Iterator[Step]:
+def project_step(
+    setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None, recompute: bool
+) -> Iterator[Step]:
     """The step of a client's local update, while the shared model is as this project loads it."""
     models = setting.models
     policy = Policy(models.policy, setting.tokenizer, torch.device("cpu"), dtype, layout=layout)
@@ -82,6 +84,9 @@ def project_step(setting: Setting, layout: Layout, dtype: torch.dtype | None, li
             models.policy.config._attn_implementation = PACKED_ATTENTION
         if library == "onednn":
             use_onednn(models.policy)
+        if recompute:
+            checkpointing(models.policy, "enable")
+            models.policy.train()
         try:
             yield lambda pairs: trainer.step(models.optimizer, pairs, RoundSettings(), {})["loss"]
         finally:
@@ -100,7 +105,7 @@ VARIANTS = (
     Variant("ours_fused_head", "+ fused head", _ours(HEAD), keeps_freed_memory=True),
     Variant("ours_packing", "+ packing", _ours(PACKED), keeps_freed_memory=True),
     Variant("ours_prefix_sharing", "+ packing, prompts shared", _ours(SHARED), keeps_freed_memory=True),
-    Variant("ours_usual_memory", "all, but freed memory returned", _ours(ALL)),
+    Variant("ours_recompute", "all, activations recomputed", _ours(ALL, recompute=True), keeps_freed_memory=True),
     Variant("ours_mkl", "all, but matrices by MKL", _ours(ALL, library="mkl"), keeps_freed_memory=True),
     Variant(OURS[FLOAT32], "all together", _ours(ALL), keeps_freed_memory=True),
     Variant(OURS[BFLOAT16], "all together, bfloat16", _ours(ALL, torch.bfloat16), BFLOAT16, keeps_freed_memory=True),
