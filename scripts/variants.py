@@ -67,7 +67,7 @@ def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None 
 
 @contextmanager
 def project_step(
-    setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None, recompute: bool
+    setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None, recompute: bool = False
 ) -> Iterator[Step]:
     """The step of a client's local update, while the shared model is as this project loads it."""
     models = setting.models
