@@ -36,17 +36,29 @@ def keep_freed_memory(keep: bool) -> bool:
     The kernel zeroes every page that comes back to it, and a training step frees and asks for the same large blocks
     again and again. False sets the values that glibc's moving thresholds end at, and gives back what is free now.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "gnu_get_libc_version"):
+    libc = _glibc()
+    if libc is None:
         return False
     if keep:
         values = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER}
     else:
         values = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 64 * MIB}
-    took = [libc.mallopt(name, value) == 1 for name, value in values.items()]  # type: ignore[union-attr]
+    took = [libc.mallopt(name, value) == 1 for name, value in values.items()]
     if not keep:
-        libc.malloc_trim(0)  # type: ignore[union-attr]
+        return_freed_memory()
     return all(took)
+
+
+def return_freed_memory() -> None:
+    """Give what is free now back to the system, where the C library is glibc."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def allowed_cpus(root: Path = Path("/")) -> int:

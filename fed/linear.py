@@ -19,6 +19,12 @@ def use_onednn(model: nn.Module) -> None:
         layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
 
 
+def use_torch(model: nn.Module) -> None:
+    """Undo `use_onednn`."""
+    for layer in linear_layers(model):
+        vars(layer).pop("forward", None)
+
+
 def uses_onednn(model: nn.Module) -> bool:
     """Whether `use_onednn` was called on `model`, or on what it is made of."""
     return any(getattr(vars(layer).get("forward"), "__func__", None) is _forward for layer in linear_layers(model))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fed.batches import Example
 from fed.cpu import keep_freed_memory
-from fed.linear import linear_layers
+from fed.linear import use_torch
 from fed.matmul import Choice, choose_library
 from fed.policy import Policy, pair_logps
 from scripts.baselines import Models, Step
@@ -142,8 +142,7 @@ def with_reference(models: Models, given: Workload) -> list[list[Example]]:
 def matrix_library(models: Models, folder: str) -> Choice:
     """The library that the project chooses here; the model is left as it was."""
     choice = choose_library(models.policy, "auto", cache_dir=folder)
-    for layer in linear_layers(models.policy):
-        layer.__dict__.pop("forward", None)
+    use_torch(models.policy)
     return choice
 
 

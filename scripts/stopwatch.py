@@ -3,7 +3,6 @@
 Shapes in comments: M, K, N of a matrix product (M, K) x (K, N), which takes 2 M K N operations.
 """
 
-import ctypes
 import gc
 import resource
 import sys
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fed.batches import Example
+from fed.cpu import return_freed_memory
 from fed.linear import onednn_linear
 
 PRODUCTS = ((1024, 1536, 1536), (2048, 2048, 2048))  # M, K, N
@@ -101,7 +101,8 @@ class Memory(NamedTuple):
 
 def memory_of(step: Callable[[], object]) -> Memory:
     """Memory around one call, after freed memory has gone back to the system."""
-    release_memory()
+    gc.collect()
+    return_freed_memory()
     exact = exact_memory()
     before = _status("VmRSS") if exact else _highest()
     step()
@@ -125,14 +126,6 @@ def _highest() -> int:
 def _status(field: str) -> int:
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc."""
-    gc.collect()
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)  # type: ignore[union-attr]
 
 
 def bytes_of(tensors: Iterable[Tensor | None]) -> int:

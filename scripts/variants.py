@@ -12,7 +12,7 @@ from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
 from fed.attention import NAME as PACKED_ATTENTION
 from fed.batches import Example
 from fed.collate import PADDED, Layout
-from fed.linear import linear_layers, use_onednn
+from fed.linear import use_onednn, use_torch
 from fed.policy import Policy
 from losses.preference import dpo
 from scripts.baselines import Models, Step, Trl, checkpointing, fedpo_step, plain_step, restored, trl_version
@@ -90,8 +90,7 @@ def project_step(
         try:
             yield lambda pairs: trainer.step(models.optimizer, pairs, RoundSettings(), {})["loss"]
         finally:
-            for layer in linear_layers(models.policy):
-                layer.__dict__.pop("forward", None)
+            use_torch(models.policy)
 
 
 VARIANTS = (
