@@ -4,7 +4,6 @@ Shapes: R rows, K inputs, N outputs.
 """
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fed.cpu import cpu_name
 from fed.linear import as_NK, linear_layers, onednn_linear, use_onednn
+from fed.run_folder import write_whole
 
 NAMES = {"mkl": "MKL", "onednn": "oneDNN"}
 ROWS = 512
@@ -140,11 +140,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, choices: dict[str, Any]) -> None:
-    """By way of a partial file: a reader never sees half of it."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(choices, indent=2) + "\n")
-        partial.replace(file)
+        write_whole(file, (json.dumps(choices, indent=2) + "\n").encode())
     except OSError as error:
         raise ValueError(f"cache_dir={file.parent} cannot be written: {error}; give another cache_dir") from error

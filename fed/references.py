@@ -1,7 +1,7 @@
 """The reference log-probabilities: a constant column of the data, computed once and cached on disk."""
 
 import hashlib
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from fed.cpu import cpu_name
 from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
 from fed.policy import Policy, pair_logps
+from fed.run_folder import write_whole
 
 FORMAT = 2  # raised when our own arithmetic changes its last bits
 
@@ -90,13 +91,10 @@ def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
 
 
 def _write_column(entry: Path, column: Sequence[PairLogps]) -> None:
-    """By way of a partial file: a reader never sees half an entry."""
-    partial = entry.with_suffix(f".{os.getpid()}.partial")
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.asarray(column, dtype=np.float64), allow_pickle=False)
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.lib.format.write_array(file, np.asarray(column, dtype=np.float64), allow_pickle=False)
-        partial.replace(entry)
+        write_whole(entry, content.getvalue())
     except OSError as error:
         raise ValueError(
             f"cannot write reference log-probs to {entry.parent}: {error.strerror or error}; set cache_dir to a folder "

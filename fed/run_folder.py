@@ -97,3 +97,15 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file of a cache by way of a partial one, so that a reader never sees half of it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(file)
