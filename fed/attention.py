@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -63,6 +64,8 @@ def packed_attention(
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     elif query.is_cuda and flex_is_usable(query.device, value.dtype, query.shape[1], key.shape[1], query.shape[3]):
         mixed = flex(query, key, value, segments, scaling, _compiled_flex())
+    elif value.is_cpu and value.dtype.itemsize == 2:
+        mixed = widened(query, key, value, segments, scaling)
     else:
         mixed = segmentwise(query, key, value, segments, scaling)
     return mixed.transpose(1, 2), None
@@ -85,6 +88,25 @@ def segmentwise(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
         if mask is not None:
             mixed.append(attend(next(queries), own_keys[1], own_values[1], attn_mask=mask))
     return torch.cat(mixed, dim=2)
+
+
+def widened(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    """`segmentwise` of 16-bit numbers, computed in float32: torch's fused attention on a CPU is then 1.4 times faster.
+
+    What backward reads is kept in 16 bits all the same. Inputs are rounded to them first, so that it reads what forward
+    saw; log-sum-exps, which must not be rounded, have no dimension of E.
+    """
+    dtype, size = value.dtype, value.shape[-1]
+
+    def pack(kept: Tensor) -> Tensor:
+        return kept.to(dtype) if kept.dtype == torch.float32 and kept.ndim == 4 and kept.shape[-1] == size else kept
+
+    def unpack(kept: Tensor) -> Tensor:
+        return kept.float() if kept.dtype == dtype else kept
+
+    with torch.autocast("cpu", enabled=False), saved_tensors_hooks(pack, unpack):
+        query, key, value = (x.to(dtype).float() for x in (query, key, value))
+        return segmentwise(query, key, value, segments, scaling).to(dtype)
 
 
 def _stretches(lengths: Segment, stretches: Any) -> tuple[Tensor, Tensor]:

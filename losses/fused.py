@@ -94,8 +94,9 @@ class _Block:
 
     def logits_gradient(self, slopes_R: Tensor) -> Tensor:
         """slope (onehot - softmax) of each row: the gradient of sum(slopes * logps). Uses the block up."""
-        slopes = slopes_R[:, None]
-        return self.powers.mul_(-slopes / self.sums).scatter_add_(1, self.targets, slopes)
+        slopes, powers = slopes_R[:, None], self.powers
+        del self.powers  # free as soon as the caller is done with it
+        return powers.mul_(-slopes / self.sums).scatter_add_(1, self.targets, slopes)
 
 
 class _BlockwiseLoss(torch.autograd.Function):
@@ -156,6 +157,7 @@ class _Gradients:
         self.d_hidden[start : start + len(slopes_R)] = self.head.product(d_logits, self.weight.t())
         if self.of_weight:
             of_weight = self.head.product(d_logits.t(), block.hidden.t())
+            del d_logits
             self.d_weight = of_weight.float() if self.d_weight is None else self.d_weight.add_(of_weight)
 
     def results(self) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -105,6 +105,13 @@ VARIANTS = (
     Variant("ours_packing", "+ packing", _ours(PACKED), keeps_freed_memory=True),
     Variant("ours_prefix_sharing", "+ packing, prompts shared", _ours(SHARED), keeps_freed_memory=True),
     Variant("ours_recompute", "all, activations recomputed", _ours(ALL, recompute=True), keeps_freed_memory=True),
+    Variant(
+        "ours_recompute_bfloat16",
+        "all, activations recomputed, bfloat16",
+        _ours(ALL, torch.bfloat16, recompute=True),
+        BFLOAT16,
+        keeps_freed_memory=True,
+    ),
     Variant("ours_mkl", "all, but matrices by MKL", _ours(ALL, library="mkl"), keeps_freed_memory=True),
     Variant(OURS[FLOAT32], "all together", _ours(ALL), keeps_freed_memory=True),
     Variant(OURS[BFLOAT16], "all together, bfloat16", _ours(ALL, torch.bfloat16), BFLOAT16, keeps_freed_memory=True),

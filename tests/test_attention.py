@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fed import attention
-from fed.attention import flex, flex_is_usable, packed_attention, segmentwise
+from fed.attention import flex, flex_is_usable, packed_attention, segmentwise, widened
 from fed.collate import Segment, Segments
 
 LENGTHS = ((3, 2, 4), (1, 0, 0), (5, 0, 1), (2, 3, 0), (1, 1, 1))
@@ -75,6 +75,37 @@ def test_flex_attention_gives_the_same(lengths):
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
 def test_any_lengths(lengths):
     check(segmentwise, lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_numbers_on_a_cpu_are_rounded_once_and_not_on_the_way(dtype):
+    """Nothing but the rounding of inputs, result and what backward reads of it sets it apart from float64."""
+    rounded = [x.to(dtype) for x in inputs(LENGTHS)]
+    exact_inputs = [x.detach().double().requires_grad_() for x in rounded]
+    found_inputs = [x.detach().float().requires_grad_() for x in rounded]  # as rotary embedding leaves them
+    value = found_inputs[2].to(dtype)
+    mixed = packed_attention(nn.Identity(), *found_inputs[:2], value, None, segments=segments(), scaling=0.3)[0]
+    assert mixed.dtype == dtype
+    exact = by_hand(*exact_inputs, LENGTHS, 0.3).transpose(1, 2)
+    torch.testing.assert_close(mixed.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    weight = torch.linspace(-1, 1, mixed.numel(), dtype=dtype).view_as(mixed)
+    (mixed.float() * weight.float()).sum().backward()
+    (exact * weight.double()).sum().backward()
+    for found, expected in zip(found_inputs, exact_inputs, strict=True):
+        assert (found.grad - expected.grad).norm() <= 2 * torch.finfo(dtype).eps * expected.grad.norm()
+
+
+def test_what_backward_reads_of_16_bit_numbers_is_kept_in_16_bits():
+    query, key, value = (x.bfloat16() for x in inputs(LENGTHS))
+    waiting, seen, kept = [widened(query, key, value, segments(), 0.3).grad_fn], set(), []
+    while waiting:
+        node = waiting.pop()
+        seen.add(node)
+        if "Attention" in node.name():
+            kept += [getattr(node, f"_raw_saved_{name}").data.dtype for name in ("query", "key", "value", "output")]
+            assert node._raw_saved_logsumexp.data.dtype == torch.float32
+        waiting += [one for one, _ in node.next_functions if one is not None and one not in seen]
+    assert kept and set(kept) == {torch.bfloat16}
 
 
 def test_without_segments_rows_are_causal():
