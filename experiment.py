@@ -164,7 +164,7 @@ def run(plan: Plan, folder: Path) -> None:
         _describe(plan, console)
         initial = snapshot(model_tensors(plan.policy.model))
         with tracker.phase("reference"):
-            plan = _with_references(plan)
+            plan = _with_references(plan, tracker.reference)
         if config.mode == "local":
             for client_id in range(len(plan.clients)):
                 final = _federation(plan, tracker, initial, [client_id], _ClientLog(tracker, client_id))
@@ -381,19 +381,28 @@ def _check_lengths(plan: Plan) -> None:
         )
 
 
-def _with_references(plan: Plan) -> Plan:
-    """The plan with every example's reference column, from the initial weights.
+def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
+    """The plan with every example's reference column, from the initial weights; `progress` is told pairs and all pairs.
 
     One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that
     evaluation will use, so that untrained weights tie exactly.
     """
-    config = plan.config
+    config, done = plan.config, 0
+    trains = 0 if plan.supervised else sum(len(client.train) for client in plan.clients)
+    total = trains + len(plan.validation) + len(plan.test) + sum(len(client.held_out) for client in plan.clients)
+
+    def on_pairs(pairs: int) -> None:
+        nonlocal done
+        done += pairs
+        progress(done, total)
+
     fill = functools.partial(
         with_reference,
         plan.policy,
         batch_size=config.eval_batch_size,
         cache=Path(config.cache_dir) / "reference",
         weights_hash=weights_hash(plan.policy),
+        on_pairs=on_pairs,
     )
     train = [example for client in plan.clients for example in client.train]
     trained = iter(train if plan.supervised else fill(train))

@@ -107,10 +107,17 @@ def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callabl
 
 
 @torch.no_grad()
-def pair_logps(policy: Policy, examples: Sequence[Example], *, batch_size: int, paired: bool = True) -> list[PairLogps]:
+def pair_logps(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    paired: bool = True,
+    on_pairs: Callable[[int], None] = lambda pairs: None,
+) -> list[PairLogps]:
     """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
 
-    The same examples in the same batch size give the same bits.
+    The same examples in the same batch size give the same bits. `on_pairs` is told how many pairs more are done.
     """
     found: list[PairLogps | None] = [None] * len(examples)
     for indices in by_length(examples, batch_size):
@@ -119,6 +126,7 @@ def pair_logps(policy: Policy, examples: Sequence[Example], *, batch_size: int, 
         rejected = [math.nan] * len(chosen) if logps.rejected is None else logps.rejected.tolist()
         for i, *pair in zip(indices, chosen, rejected, strict=True):
             found[i] = PairLogps(*pair)
+        on_pairs(len(indices))
     return [pair for pair in found if pair is not None]
 
 

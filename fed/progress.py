@@ -28,6 +28,13 @@ class Display:
         self._visits = 0
         self._start = (0.0, 0)  # when training began, and how many visits were over: not 0 after a resume
 
+    def reference(self, pairs: int, total: int) -> None:
+        """So many of all pairs have their reference log-probs."""
+        if time.monotonic() >= self._last_line + LINE_SECONDS:
+            elapsed = time.monotonic() - self._began
+            pace = [f"elapsed {_clock(elapsed)}", f"left {_clock(elapsed * (total - pairs) / pairs)}"]
+            self._print(f"reference log-probs  {pairs} of {total} pairs", pace)
+
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """A client begins: one more visit."""
         if not self._visits:
@@ -46,7 +53,7 @@ class Display:
         elif time.monotonic() >= self._last_line + LINE_SECONDS:
             visit = self._visit
             parts = [f"client-{visit.client_id}  {visit.trained} of {visit.pairs} pairs"]
-            self._print(visit.server_round, [*parts, *self._pace(pairs_per_second)])
+            self._print(self._round(visit.server_round), [*parts, *self._pace(pairs_per_second)])
 
     def end_visit(self) -> None:
         """The visit is over, whatever was counted."""
@@ -61,7 +68,7 @@ class Display:
             f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
             for label, value, error in texts
         ]
-        self._print(server_round, [*parts, *self._pace(pairs_per_second)])
+        self._print(self._round(server_round), [*parts, *self._pace(pairs_per_second)])
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -69,8 +76,11 @@ class Display:
             self._bar.stop()
         self._bar = None
 
-    def _print(self, server_round: int, parts: Iterable[str]) -> None:
-        line = "  ".join([f"round {server_round}/{self._num_rounds}", *parts])
+    def _round(self, server_round: int) -> str:
+        return f"round {server_round}/{self._num_rounds}"
+
+    def _print(self, what: str, parts: Iterable[str]) -> None:
+        line = "  ".join([what, *parts])
         # A file or pipe counts as 80 columns wide: soft_wrap keeps a long line in one piece.
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
         self._last_line = time.monotonic()
@@ -109,7 +119,7 @@ class Display:
         self._bar.update(
             self._bar.task_ids[0],
             completed=self._start[1] + self._done(),
-            description=f"round {self._visit.server_round}/{self._num_rounds}  client-{self._visit.client_id}",
+            description=f"{self._round(self._visit.server_round)}  client-{self._visit.client_id}",
             status="  ".join([*rate, *accuracy, *left]),
         )
 

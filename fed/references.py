@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +17,22 @@ from fed.lora import adapter_off, base_state
 from fed.policy import Policy, pair_logps
 from fed.run_folder import write_whole
 
-FORMAT = 2  # raised when our own arithmetic changes its last bits
+FORMAT = 3  # raised when our own arithmetic changes its last bits
 
 
 def with_reference(
-    policy: Policy, examples: Sequence[Example], *, batch_size: int, cache: Path | None, weights_hash: str
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    cache: Path | None,
+    weights_hash: str,
+    on_pairs: Callable[[int], None] = lambda pairs: None,
 ) -> list[Example]:
     """The examples with their reference column: log-probs under the policy as it is now, before any training.
 
-    A policy with an adapter gives it with the adapter off, at any time.
+    A policy with an adapter gives it with the adapter off, at any time. `on_pairs` is told of so many more
+    pairs.
 
     Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
     computed anew. None: no cache.
@@ -39,9 +46,11 @@ def with_reference(
     column = None if cache is None else _read_column(cache / name, len(examples))
     if column is None:
         with adapter_off(policy.model):
-            column = pair_logps(policy, examples, batch_size=batch_size)
+            column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
         if cache is not None:
             _write_column(cache / name, column)
+    else:
+        on_pairs(len(examples))
     return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
 
 

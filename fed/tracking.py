@@ -45,6 +45,10 @@ class Tracker:
         self._began = time.perf_counter()
         self._pairs_of_process = 0  # unlike `pairs` without those from before a resume: their seconds are not known
 
+    def reference(self, pairs: int, total: int) -> None:
+        """So many of all pairs have their reference log-probs; nothing is recorded."""
+        self._display.reference(pairs, total)
+
     def server(self, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
         """Record an evaluation of the global model; round 0 is the model before training."""
         self._append("server", server_round, split, metrics)

@@ -85,8 +85,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 # The reference column
 
 
-def fill(policy: Policy, cache: Path | None, pairs=PAIRS, batch_size=4):
-    return with_reference(policy, pairs, batch_size=batch_size, cache=cache, weights_hash=weights_hash(policy))
+def fill(policy: Policy, cache: Path | None, pairs=PAIRS, batch_size=4, **more):
+    return with_reference(policy, pairs, batch_size=batch_size, cache=cache, weights_hash=weights_hash(policy), **more)
 
 
 @pytest.fixture
@@ -109,6 +109,14 @@ def test_the_reference_column_is_read_back_without_running_the_model(tmp_path, p
     assert fill(load(), tmp_path / "new" / "folder") == first
     assert passes == []
     assert [entry.suffix for entry in (tmp_path / "new" / "folder").iterdir()] == [".npy"]
+
+
+def test_filling_the_reference_column_tells_of_every_pair_once(tmp_path):
+    computed, cached = [], []
+    fill(load(), tmp_path, on_pairs=computed.append)
+    fill(load(), tmp_path, on_pairs=cached.append)
+    assert len(computed) > 1 and sum(computed) == len(PAIRS)
+    assert cached == [len(PAIRS)]
 
 
 def test_the_reference_column_leaves_the_rest_of_an_example_alone(tmp_path):

@@ -341,6 +341,19 @@ def test_a_long_client_is_not_silent_on_a_pipe(tmp_path: Path, clock: list[float
     ]
 
 
+def test_the_reference_column_is_not_filled_in_silence(tmp_path: Path, clock: list[float]) -> None:
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output)) as tracker:
+        for done in range(100, 601, 100):
+            clock[0] += progress.LINE_SECONDS / 2
+            tracker.reference(done, 800)
+    assert output.getvalue().splitlines() == [
+        "reference log-probs  200 of 800 pairs  elapsed 0:30  left 1:30",
+        "reference log-probs  400 of 800 pairs  elapsed 1:00  left 1:00",
+        "reference log-probs  600 of 800 pairs  elapsed 1:30  left 0:30",
+    ]
+
+
 def test_an_ascii_console_gets_ascii(tmp_path: Path) -> None:
     class Ascii(StringIO):
         encoding = "ascii"
