@@ -50,11 +50,11 @@ def _table(bench: Bench) -> list[str]:
 def _row(bench: Bench, one: Found, width: int, wide: int) -> str:
     name = one.variant.name
     ratio = bench.ratio(name, OURS[bench.fastest])
-    once = " *" if len(one.seconds) < len(bench.work) else ""
+    fewer = f" {'*' * len(one.seconds)}" if len(one.seconds) < len(bench.work) else ""
     return (
-        f"{name:<{width}}  {one.variant.meaning:<{wide}} {ratio:>7.2f} {statistics.median(one.seconds):>8.3g} "
+        f"{name:<{width}}  {one.variant.meaning:<{wide}} {ratio:>7.2f} {statistics.median(one.seconds.values()):>8.3g} "
         f"{bench.rate(name, lambda w: w.pairs):>8.3g} {bench.rate(name, lambda w: w.tokens):>8.0f} "
-        f"{bench.peak_share(name):>6.1%} {one.own_memory / GIGA:>6.3g}{once}"
+        f"{bench.peak_share(name):>6.1%} {one.own_memory / GIGA:>6.3g}{fewer}"
     )
 
 
@@ -67,7 +67,9 @@ def _notes(bench: Bench) -> list[str]:
         "GB        weights, gradients, optimizer state, activations and the variant's own model copies, at the most",
     ]
     if any(len(one.seconds) < len(bench.work) for one in bench.found.values()):
-        lines.append("*         on the first batch only: this processor emulates bfloat16")
+        lines.append(
+            "*         on so many batches only: the others need more memory, or this processor emulates bfloat16"
+        )
     if not exact_memory():
         lines.append(
             "          (of a step only what went beyond all before it: this kernel cannot forget the highest memory)"
@@ -122,7 +124,7 @@ def _row_json(bench: Bench, one: Found) -> dict[str, Any]:
     return {
         "meaning": one.variant.meaning,
         "precision": one.variant.precision,
-        "seconds": one.seconds,
+        "seconds": {number + 1: seconds for number, seconds in one.seconds.items()},
         "ratio": bench.ratio(name, OURS[bench.fastest]),
         "pairs_per_second": bench.rate(name, lambda done: done.pairs),
         "tokens_per_second": bench.rate(name, lambda done: done.tokens),

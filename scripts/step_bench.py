@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fed.batches import Example
-from fed.cpu import keep_freed_memory
+from fed.cpu import keep_freed_memory, return_freed_memory
 from fed.linear import use_torch
 from fed.matmul import Choice, choose_library
 from fed.policy import Policy, pair_logps
 from scripts.baselines import Models, Step
-from scripts.stopwatch import Memory, Work, bytes_of, clock, matrix_peak, memory_of, size_of, work
+from scripts.stopwatch import Memory, Work, available_memory, bytes_of, clock, matrix_peak, memory_of, size_of, work
 from scripts.variants import BFLOAT16, FLOAT32, OURS, Setting, Variant
 from scripts.workload import SHAPES, Workload, random_model, workload
 
@@ -33,7 +33,7 @@ class Found:
 
     variant: Variant
     prepared: Callable[[], AbstractContextManager[Step]]
-    seconds: list[float] = field(default_factory=list)  # by batch
+    seconds: dict[int, float] = field(default_factory=dict)  # by number of the batch
     loss: float = float("nan")  # of the first batch
     memory: Memory = field(default_factory=lambda: Memory(0, 0))  # of a step on the first batch
     held: int = 0  # bytes that the variant holds between steps: weights, optimizer state, its model copies
@@ -69,15 +69,14 @@ class Bench:
         return BFLOAT16 if self.ratio(OURS[BFLOAT16], OURS[FLOAT32]) < 1 else FLOAT32
 
     def ratio(self, name: str, other: str) -> float:
-        """Median over batches of the one's seconds by the other's."""
-        # Some have fewer batches, which are then the first.
-        pairs = zip(self.found[name].seconds, self.found[other].seconds, strict=False)
-        return statistics.median(one / two for one, two in pairs)
+        """Median of the one's seconds by the other's, over the batches that both ran."""
+        ones, others = self.found[name].seconds, self.found[other].seconds
+        return statistics.median(seconds / others[number] for number, seconds in ones.items() if number in others)
 
     def rate(self, name: str, unit: Callable[[Work], float]) -> float:
         """Units per second over all batches of a variant."""
         seconds = self.found[name].seconds
-        return sum(unit(done) for done in self.work[: len(seconds)]) / sum(seconds)
+        return sum(unit(self.work[number]) for number in seconds) / sum(seconds.values())
 
     def peak_share(self, name: str) -> float:
         """Useful operations per second by the most that this machine does in the variant's precision."""
@@ -157,7 +156,8 @@ def first_step(one: Found, models: Models, pairs: Sequence[Example], now: Callab
 
         def run() -> None:
             one.loss, seconds = timed(step, pairs, now)
-            one.seconds += [seconds] if counts else []
+            if counts:
+                one.seconds[0] = seconds
 
         one.memory = memory_of(run)
 
@@ -179,19 +179,28 @@ def held_by_all(models: Models) -> int:
 
 
 def take_turns(found: Sequence[Found], batches: Sequence[Sequence[Example]], now: Callable[[], float]) -> None:
-    """Each batch is given to all variants, one after the other."""
+    """Each batch is given to all variants, one after the other; later ones only to those that have the memory."""
     found = sorted(found, key=lambda one: one.variant.keeps_freed_memory)  # so that it is switched once a batch
     kept: bool | None = None
     for number, pairs in enumerate(batches):
         for one in found:
             tell(f"batch {number + 1} of {len(batches)}: {one.variant.name}")
+            if number and not fits(one, pairs, batches[0]):
+                continue
             with one.prepared() as step:
                 if one.variant.keeps_freed_memory is not kept:
                     kept = one.variant.keeps_freed_memory
                     keep_freed_memory(kept)
                     if kept:  # what training has kept by its second step
                         step(pairs)
-                one.seconds.append(timed(step, pairs, now)[1])
+                one.seconds[number] = timed(step, pairs, now)[1]
+
+
+def fits(one: Found, pairs: Sequence[Example], first: Sequence[Example]) -> bool:
+    """Whether there is memory for these pairs, going by what the first ones took."""
+    return_freed_memory()
+    padded, measured = (len(batch) * max(pair.length for pair in batch) for batch in (pairs, first))
+    return one.memory.growth * padded / measured < available_memory()
 
 
 def timed(step: Step, pairs: Sequence[Example], now: Callable[[], float]) -> tuple[float, float]:

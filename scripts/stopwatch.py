@@ -4,6 +4,7 @@ Shapes in comments: M, K, N of a matrix product (M, K) x (K, N), which takes 2 M
 """
 
 import gc
+import math
 import resource
 import sys
 import time
@@ -22,7 +23,7 @@ from fed.linear import onednn_linear
 PRODUCTS = ((1024, 1536, 1536), (2048, 2048, 2048))  # M, K, N
 PEAK_SECONDS = 0.25  # that long each product is repeated
 GIGA = 1e9
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, CLEAR, SYSTEM = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 def clock(threads: int) -> Callable[[], float]:
@@ -123,8 +124,17 @@ def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def available_memory() -> float:
+    """Bytes that processes may still take before the system runs out; infinite where it does not tell."""
+    return _field(SYSTEM, "MemAvailable") if SYSTEM.exists() else math.inf
+
+
 def _status(field: str) -> int:
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return _field(STATUS, field)
+
+
+def _field(file: Path, name: str) -> int:
+    (line,) = (line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 

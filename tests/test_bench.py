@@ -1,5 +1,6 @@
 """`make bench`: that the steps it compares compute the same, its arithmetic by hand, and the whole of it."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from fed.demo import demo_tokenizer
 from fed.policy import Policy, pair_logps
 from losses.logps import Logps
 from losses.preference import dpo
-from scripts import baselines, bench, stopwatch, variants
+from scripts import baselines, bench, step_bench, stopwatch, variants
 from scripts.baselines import Models, Trl
 from scripts.federation_bench import Federation, table
 from scripts.step_bench import Bench, Found
@@ -136,7 +138,7 @@ def test_the_body_is_everything_but_embeddings_and_head(policy):
     assert stopwatch.size_of(policy.model) == stopwatch.Size(2 * layer + 16, 31, 16)
 
 
-def measured(seconds: dict[str, list[float]]) -> Bench:
+def measured(seconds: dict[str, dict[int, float]]) -> Bench:
     known = {variant.name: variant for variant in variants.VARIANTS}
     found = {name: Found(known[name], prepared=None, seconds=times) for name, times in seconds.items()}
     done = [stopwatch.Work(4, 100, 60, 1e9), stopwatch.Work(4, 300, 80, 3e9)]
@@ -145,7 +147,7 @@ def measured(seconds: dict[str, list[float]]) -> Bench:
 
 def test_rates_ratios_and_the_share_of_the_peak_by_hand():
     """Ours: 4e9 operations in 2 s of 10e9 a second: 20 %. Plain by ours: 3 / 0.5 and 6 / 1.5, median 5."""
-    both = measured({"plain": [3.0, 6.0], "ours_float32": [0.5, 1.5], "ours_bfloat16": [1.0]})
+    both = measured({"plain": {0: 3.0, 1: 6.0}, "ours_float32": {0: 0.5, 1: 1.5}, "ours_bfloat16": {0: 1.0}})
     assert both.ratio("plain", "ours_float32") == 5.0
     assert both.rate("ours_float32", lambda done: done.pairs) == 4.0
     assert both.rate("ours_float32", lambda done: done.tokens) == 200.0
@@ -155,8 +157,23 @@ def test_rates_ratios_and_the_share_of_the_peak_by_hand():
 
 @pytest.mark.parametrize(("seconds", "precision"), [(0.4, "bfloat16"), (0.6, "float32")])
 def test_the_faster_precision_is_found_on_the_batches_that_both_ran(seconds, precision):
-    both = measured({"ours_float32": [0.5, 0.1], "ours_bfloat16": [seconds]})
+    both = measured({"ours_float32": {0: 0.1, 1: 0.5}, "ours_bfloat16": {1: seconds}})
     assert both.fastest == precision
+
+
+def test_a_batch_for_which_there_is_no_memory_is_left_out(monkeypatch):
+    """The first batch has 2 pairs of 7 tokens and took 14 bytes; the others have 2 of 9, then of 6."""
+    batches = [[Example((1,) * (n - 2), (2, 3), (4,))] * 2 for n in (7, 9, 6)]
+    plain, ours = ("plain", "ours_float32")
+    found = measured({plain: {}, ours: {}}).found
+    for one in found.values():
+        one.prepared = lambda: contextlib.nullcontext(lambda pairs: 0.5)
+        one.memory = stopwatch.Memory(before=0, peak=14 if one is found[plain] else 1)
+    monkeypatch.setattr(step_bench, "available_memory", lambda: 18)
+    monkeypatch.setattr(step_bench, "keep_freed_memory", lambda keep: True)  # or it would hold for later tests too
+    step_bench.take_turns(list(found.values()), batches, time.process_time)
+    assert [sorted(found[name].seconds) for name in (plain, ours)] == [[0, 2], [0, 1, 2]]
+    assert stopwatch.available_memory() > 2**20
 
 
 def test_memory_counts_what_a_variant_holds_and_not_what_others_do():
