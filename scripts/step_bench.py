@@ -185,7 +185,7 @@ def take_turns(found: Sequence[Found], batches: Sequence[Sequence[Example]], now
     for number, pairs in enumerate(batches):
         for one in found:
             tell(f"batch {number + 1} of {len(batches)}: {one.variant.name}")
-            if number and not fits(one, pairs, batches[0]):
+            if number and not one.variant.keeps_freed_memory and not fits(one, pairs, batches[0]):
                 continue
             with one.prepared() as step:
                 if one.variant.keeps_freed_memory is not kept:
@@ -197,7 +197,7 @@ def take_turns(found: Sequence[Found], batches: Sequence[Sequence[Example]], now
 
 
 def fits(one: Found, pairs: Sequence[Example], first: Sequence[Example]) -> bool:
-    """Whether there is memory for these pairs, going by what the first ones took."""
+    """Whether there is memory for these pairs, going by what the first ones took. Freed memory is given back first."""
     return_freed_memory()
     padded, measured = (len(batch) * max(pair.length for pair in batch) for batch in (pairs, first))
     return one.memory.growth * padded / measured < available_memory()
