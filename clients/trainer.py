@@ -15,13 +15,12 @@ from clients.state import ClientState
 from fed.batches import BatchOrder, Example
 from fed.collate import Batch, num_tokens
 from fed.evaluation import Loss, Metrics, evaluate
-from fed.policy import Policy, pair_logps, total_loss
+from fed.policy import OnPairs, Policy, pair_logps, total_loss
 from losses.anchor import anchor
 from losses.logps import Logps
 
 # Told of each optimizer step or evaluation: split ("train" or "eval"), tags with values, update count.
 OnUpdate = Callable[[str, Metrics, int], None]
-OnPairs = Callable[[int], None]
 
 
 @dataclass(frozen=True)

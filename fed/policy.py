@@ -23,6 +23,8 @@ from losses.logps import Logps, summed_logps
 
 # Loss of each pair, (B,), from policy, reference and anchor log-probs.
 PairLoss = Callable[[Logps, Logps | None, Logps | None], Tensor]
+# Told how many pairs more are done.
+OnPairs = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def pair_logps(
     *,
     batch_size: int,
     paired: bool = True,
-    on_pairs: Callable[[int], None] = lambda pairs: None,
+    on_pairs: OnPairs = lambda pairs: None,
 ) -> list[PairLogps]:
     """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
 

@@ -30,7 +30,7 @@ class Display:
 
     def reference(self, pairs: int, total: int) -> None:
         """So many of all pairs have their reference log-probs."""
-        if time.monotonic() >= self._last_line + LINE_SECONDS:
+        if self._is_silent():
             elapsed = time.monotonic() - self._began
             pace = [f"elapsed {_clock(elapsed)}", f"left {_clock(elapsed * (total - pairs) / pairs)}"]
             self._print(f"reference log-probs  {pairs} of {total} pairs", pace)
@@ -50,7 +50,7 @@ class Display:
         self._visit.trained += pairs
         if self._bar:
             self._update_bar(pairs_per_second)
-        elif time.monotonic() >= self._last_line + LINE_SECONDS:
+        elif self._is_silent():
             visit = self._visit
             parts = [f"client-{visit.client_id}  {visit.trained} of {visit.pairs} pairs"]
             self._print(self._round(visit.server_round), [*parts, *self._pace(pairs_per_second)])
@@ -75,6 +75,9 @@ class Display:
         if self._bar:
             self._bar.stop()
         self._bar = None
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() >= self._last_line + LINE_SECONDS
 
     def _round(self, server_round: int) -> str:
         return f"round {server_round}/{self._num_rounds}"

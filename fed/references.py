@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fed.batches import Example, PairLogps
 from fed.cpu import cpu_name
 from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
-from fed.policy import Policy, pair_logps
+from fed.policy import OnPairs, Policy, pair_logps
 from fed.run_folder import write_whole
 
 FORMAT = 3  # raised when our own arithmetic changes its last bits
@@ -27,15 +27,14 @@ def with_reference(
     batch_size: int,
     cache: Path | None,
     weights_hash: str,
-    on_pairs: Callable[[int], None] = lambda pairs: None,
+    on_pairs: OnPairs = lambda pairs: None,
 ) -> list[Example]:
     """The examples with their reference column: log-probs under the policy as it is now, before any training.
 
-    A policy with an adapter gives it with the adapter off, at any time. `on_pairs` is told of so many more
-    pairs.
+    A policy with an adapter gives it with the adapter off, at any time.
 
     Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
-    computed anew. None: no cache.
+    computed anew. None: no cache. `on_pairs` is told how many pairs more are done.
 
     Raises:
         ValueError: If the cache cannot be written.
