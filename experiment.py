@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,25 @@ from fed.config import Config
 from fed.cpu import has_bfloat16, set_up
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
+from fed.launch import local_ranks
 from fed.loading import load_policy
-from fed.matmul import choose_library
+from fed.matmul import Choice, choose_library
 from fed.partition import partition, write_partition
 from fed.policy import Policy, save_policy
+from fed.ranks import Mesh, Ranks, arrange
 from fed.references import weights_hash, with_reference
+from fed.relay import Relay
 from fed.run_folder import check_cache_folder, create_run_folder
 from fed.seeding import seed_globals
-from fed.simulation import simulate
+from fed.sharding import Parts
+from fed.simulation import Processes, simulate
 from fed.splits import Split, SplitSettings, split_rows
-from fed.tracking import Tracker
+from fed.tracking import Tracker, peak_memory_gb
 from load_data import load
 from losses.logps import Logps
-from server.app import asks, check_strategy, layers, server_app
+from server.app import asks, check_strategy, joins_groups, layers, server_app, streams, takes_parts
 from server.evaluate import ServerEvaluation, ServerLog
+from server.strategies import StreamingFedAvg
 
 # Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
 MADE_UP = (
@@ -75,6 +80,12 @@ class Plan:
     test: list[Example]
     clients: list[ClientPairs]
     cpu: str  # threads, memory and library, in words
+    mesh: Mesh  # the processes of the run
+
+    @property
+    def everyone(self) -> Policy:
+        """The policy where all processes share the pairs, not only those of a group."""
+        return replace(self.policy, ranks=self.mesh.world)
 
     @property
     def beta(self) -> float:
@@ -87,8 +98,34 @@ class Plan:
         return min(self.config.clients_per_round or len(self.clients), len(self.clients))
 
 
-def prepare(settings: Settings) -> Plan:
+def processes(config: Config) -> int:
+    """Processes that a run on this machine takes.
+
+    Raises:
+        ValueError: If the configuration asks for numbers that do not go together.
+    """
+    on_gpus = (config.device or "cuda").startswith("cuda") and torch.cuda.is_available()
+    usual = max(torch.cuda.device_count(), 1) if on_gpus and config.trainer == "FSDPTrainer" else 1
+    count = config.trainer_processes or max(usual, config.clients_in_parallel)
+    if count % config.clients_in_parallel:
+        raise ValueError(
+            f"clients_in_parallel={config.clients_in_parallel} does not divide trainer_processes={count}; every group "
+            "of processes that trains a client needs as many"
+        )
+    if config.trainer == "BasicTrainer" and count > config.clients_in_parallel:
+        raise ValueError(
+            f"trainer_processes={count} but trainer=BasicTrainer gives each client one process; use "
+            f"trainer=FSDPTrainer, or clients_in_parallel={count}"
+        )
+    return count
+
+
+def prepare(settings: Settings, device: torch.device) -> Plan:
     """Load and check everything; nothing is written but to `cache_dir`.
+
+    Args:
+        settings: The command line.
+        device: Of this process, which has joined the others.
 
     Raises:
         ValueError: Naming the value, what was expected, and the way out.
@@ -96,6 +133,7 @@ def prepare(settings: Settings) -> Plan:
     config, given = settings.config, settings.given
     _quiet_libraries()
     cpu = _set_up_torch(config)
+    mesh = arrange(config.clients_in_parallel, device)
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
     make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
@@ -104,8 +142,8 @@ def prepare(settings: Settings) -> Plan:
     check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
     mods = [_mod(path) for path in config.client_mods]
     split, skipped = _split(config, given)
-    policy = _policy(config)
-    cpu += _choose_library(policy, config)
+    policy = _policy(config, device, mesh)
+    cpu += _choose_library(policy, config, mesh.world)
     tokens = functools.partial(
         tokenize,
         tokenizer=policy.tokenizer,
@@ -129,6 +167,7 @@ def prepare(settings: Settings) -> Plan:
         test=tokens(split.test),
         clients=clients,
         cpu=cpu,
+        mesh=mesh,
     )
     _check_scoring(plan, strategy)
     _check_decay(plan, strategy)
@@ -137,11 +176,15 @@ def prepare(settings: Settings) -> Plan:
 
 
 def create_folder(plan: Plan) -> Path:
-    """The run's folder with everything that is known before it starts.
+    """The run's folder with everything that is known before it starts; of several processes the first one makes it.
 
     Raises:
         ValueError: If it cannot be written.
     """
+    return plan.mesh.world.from_first_or_raise(lambda: _create_folder(plan))
+
+
+def _create_folder(plan: Plan) -> Path:
     config = plan.config
     check_cache_folder(config.cache_dir)
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))  # with what `mode` implies
@@ -152,15 +195,9 @@ def create_folder(plan: Plan) -> Path:
 
 def run(plan: Plan, folder: Path) -> None:
     """Train, evaluate, and write metrics, curves and the final model into `folder`."""
-    console, config = Console(), plan.config
-    tracker = Tracker(
-        folder,
-        tensorboard=config.tensorboard.enabled,
-        num_rounds=config.comm_round,
-        clients_per_round=plan.clients_per_round,
-        console=console,
-    )
-    with tracker:
+    config, writes = plan.config, plan.mesh.world.is_first
+    console = Console(quiet=not writes)
+    with _tracker(plan, folder, console) if writes else nullcontext(_relay(plan.mesh)) as tracker:
         _describe(plan, console)
         initial = snapshot(model_tensors(plan.policy.model))
         with tracker.phase("reference"):
@@ -170,19 +207,38 @@ def run(plan: Plan, folder: Path) -> None:
                 final = _federation(plan, tracker, initial, [client_id], _ClientLog(tracker, client_id))
                 _save(plan, final, folder / "policy" / f"client-{client_id}")
         else:
-            final = _federation(plan, tracker, initial, range(len(plan.clients)), tracker)
+            log = tracker if writes else Relay()
+            final = _federation(plan, tracker, initial, range(len(plan.clients)), log)
             _save(plan, final, folder / "policy")
-        summary = tracker.summary(**_device_memory(plan.policy.device))
+        memory = plan.mesh.world.gather(_memory(plan.policy.device))
+        summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
+    if not writes:
+        return
     picture = curves(folder)
     console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
     console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
+
+
+def _relay(mesh: Mesh) -> Relay:
+    """For all processes but the first; one of each group speaks for its clients."""
+    return Relay(keeps=mesh.groups.index > 0 and mesh.own.is_first)
+
+
+def _tracker(plan: Plan, folder: Path, console: Console) -> Tracker:
+    return Tracker(
+        folder,
+        tensorboard=plan.config.tensorboard.enabled,
+        num_rounds=plan.config.comm_round,
+        clients_per_round=plan.clients_per_round,
+        console=console,
+    )
 
 
 @dataclass(frozen=True)
 class _ClientLog:
     """Where the evaluation of a client that trains alone is logged: under that client's name, not the server's."""
 
-    tracker: Tracker
+    tracker: Tracker | Relay
     client_id: int
 
     def server(self, server_round: int, split: str, metrics: Metrics) -> None:
@@ -199,13 +255,13 @@ class _ClientLog:
 
 
 def _federation(
-    plan: Plan, tracker: Tracker, initial: ArrayRecord, client_ids: Sequence[int], log: ServerLog
+    plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, client_ids: Sequence[int], log: ServerLog
 ) -> ArrayRecord:
     """Run all rounds over these clients; the final global weights."""
     config, strategy = plan.config, plan.make_strategy()
     score = functools.partial(evaluate, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
     evaluation = ServerEvaluation(
-        policy=plan.policy,
+        policy=plan.everyone,
         splits={"test": plan.test} if config.mode == "local" else {"validation": plan.validation, "test": plan.test},
         score=score,
         log=log,
@@ -218,12 +274,34 @@ def _federation(
         ),
     )
     trainer = LocalTrainer(plan.policy, _local_settings(plan))
+    joins = joins_groups(strategy)
+    if isinstance(strategy, StreamingFedAvg) and joins:
+        strategy.groups = plan.mesh.groups
+    sharded = plan.policy.root is not None
     return simulate(
-        server_app(strategy, initial, evaluation, num_rounds=config.comm_round),
+        functools.partial(
+            server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
+        ),
+        initial,
+        evaluation,
         client_app(trainer, plan.clients, tracker, mods=plan.mods),
         client_ids,
-        streams=getattr(strategy, "streams", False),
+        streams=streams(strategy) and (joins or plan.mesh.groups.count == 1),
+        processes=Processes(
+            plan.mesh,
+            [trainer.num_pairs(plan.clients[client].train, client) for client in client_ids],
+            lambda: _exchange(plan.mesh.groups, tracker),
+            Parts(plan.policy.model) if sharded and not takes_parts(strategy) else None,
+        ),
     )
+
+
+def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
+    """Tell the tracker what the other groups' clients reported."""
+    told = groups.gather(tracker.fetch() if isinstance(tracker, Relay) else [])
+    if isinstance(tracker, Tracker):
+        for method, arguments, named in (event for events in told for event in events):
+            getattr(tracker, method)(*arguments, **named)
 
 
 def _local_settings(plan: Plan) -> LocalSettings:
@@ -267,7 +345,7 @@ def _mod(path: str) -> Any:
 def _set_up_torch(config: Config) -> str:
     """Threads and memory, in words; before anything large is allocated."""
     torch.use_deterministic_algorithms(config.deterministic)
-    return set_up(config.num_threads, keep_freed=config.keep_freed_memory)
+    return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=local_ranks())
 
 
 def _quiet_libraries() -> None:
@@ -310,14 +388,7 @@ def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]
     }
 
 
-def _policy(config: Config) -> Policy:
-    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name} cannot be used: {reason}; leave it out or use device=cpu") from error
+def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
     seed_globals(config.seed, "model")
     return load_policy(
         replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
@@ -326,10 +397,12 @@ def _policy(config: Config) -> Policy:
         lora=config.lora,
         layout=Layout(**{name: getattr(config, name) for name in Layout.__dataclass_fields__}),
         max_length=config.max_length,
+        mesh=mesh,
+        cpu_offload=config.cpu_offload,
     )
 
 
-def _choose_library(policy: Policy, config: Config) -> str:
+def _choose_library(policy: Policy, config: Config, world: Ranks) -> str:
     """What multiplies float32 matrices on a CPU, in words; empty where there are none."""
     if policy.device.type != "cpu" or policy.compute_dtype is not None or policy.model.dtype != torch.float32:
         if config.cpu_matmul != "auto":
@@ -338,9 +411,13 @@ def _choose_library(policy: Policy, config: Config) -> str:
                 f"cpu_matmul={config.cpu_matmul} has no effect with {dtype} on {policy.device}; leave it out"
             )
         return ""
-    choice = choose_library(
-        policy.model, config.cpu_matmul, cache_dir=config.cache_dir, deterministic=config.deterministic
-    )
+
+    def choose(wanted: str) -> Choice:
+        return choose_library(policy.model, wanted, cache_dir=config.cache_dir, deterministic=config.deterministic)
+
+    choice = world.from_first_or_raise(lambda: choose(config.cpu_matmul))
+    if not world.is_first:  # the same in all processes: libraries differ in the last bits
+        choose(choice.library or "auto")
     return f", {choice}"
 
 
@@ -398,7 +475,7 @@ def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
 
     fill = functools.partial(
         with_reference,
-        plan.policy,
+        plan.everyone,
         batch_size=config.eval_batch_size,
         cache=Path(config.cache_dir) / "reference",
         weights_hash=weights_hash(plan.policy),
@@ -418,11 +495,15 @@ def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
 def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
     load_arrays(plan.policy.model, arrays)
     if not plan.config.debug:
-        save_policy(plan.policy, directory)
+        save_policy(plan.policy, directory, write=plan.mesh.world.is_first)
 
 
-def _device_memory(device: torch.device) -> dict[str, float]:
-    return {"peak_device_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
+def _memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process, 1e9 bytes."""
+    memory = {"peak_memory_gb": peak_memory_gb()}
+    if device.type == "cuda":
+        memory["peak_device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return memory
 
 
 def _how(policy: Policy, config: Config) -> str:
@@ -437,6 +518,16 @@ def _how(policy: Policy, config: Config) -> str:
         "activation checkpointing": config.activation_checkpointing,
     }
     return ", ".join(part for part, applies in parts.items() if applies)
+
+
+def _processes(plan: Plan) -> str:
+    """What the processes of the run share, in words."""
+    mesh, text = plan.mesh, f"{plan.mesh.world.count} processes"
+    if mesh.groups.count > 1:
+        text += f": {mesh.groups.count} clients at once"
+    if mesh.own.count > 1:
+        text += f"{',' if mesh.groups.count > 1 else ':'} each model split over {mesh.own.count}"
+    return text
 
 
 def _describe(plan: Plan, console: Console) -> None:
@@ -464,8 +555,10 @@ def _describe(plan: Plan, console: Console) -> None:
     if config.lora.r:
         lines.append(f"lora: {sum(p.numel() for p in model.parameters() if p.requires_grad)} trained weights")
     lines += plan.policy.remarks
-    if config.trainer == "FSDPTrainer":
-        lines.append("trainer=FSDPTrainer: one device, so the model is not sharded")
+    if plan.mesh.world.count > 1:
+        lines.append(_processes(plan))
+    elif config.trainer == "FSDPTrainer":
+        lines.append("trainer=FSDPTrainer: one process, so the model is not sharded")
     if config.accuracy_on == "test":
         lines.append(
             "warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched"

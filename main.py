@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -17,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed import checks, complaints, config
+from fed import checks, complaints, config, launch
 
 
 def main() -> int:
@@ -43,19 +44,26 @@ def _compose_and_run(composed: DictConfig) -> None:
     import experiment  # torch and transformers take seconds to import: not before the command line is known to be right
 
     hydra_config = HydraConfig.get()
-    try:
-        settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
-        plan = experiment.prepare(settings)
-        folder = experiment.create_folder(plan)
-    except (ValueError, OmegaConfBaseException) as error:
-        # Leaves by SystemExit: Hydra would print its own report of an exception.
-        sys.exit(_refuse(complaints.explain(str(error)) if isinstance(error, OmegaConfBaseException) else str(error)))
-    experiment.run(plan, folder)
+    with ExitStack() as stack:
+        try:
+            settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+            processes = 1 if launch.is_rank() else experiment.processes(settings.config)
+            if processes > 1:
+                sys.exit(launch.launch(processes, sys.argv))
+            device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
+            plan = experiment.prepare(settings, device)
+            folder = experiment.create_folder(plan)
+        except (ValueError, OmegaConfBaseException) as error:
+            # Leaves by SystemExit: Hydra would print its own report of an exception.
+            known = isinstance(error, OmegaConfBaseException)
+            sys.exit(_refuse(complaints.explain(str(error)) if known else str(error)))
+        experiment.run(plan, folder)
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    if launch.is_first():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return launch.MISTAKE
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fed.ranks import ALONE, Ranks
+
 BLOCK = 1 << 18  # numbers: four such blocks of float32 are 4 MiB and stay in cache
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
@@ -82,13 +84,16 @@ def _is_plain(group: dict[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, ranks: Ranks = ALONE) -> Tensor:
     """The norm of all gradients, which are then scaled to norm `max_norm` if theirs is more.
 
-    As `torch.nn.utils.clip_grad_norm_`, to the bit, but that multiplies by 1 what is within bounds.
+    As `torch.nn.utils.clip_grad_norm_`, to the bit, but that multiplies by 1 what is within bounds. Where each of
+    several processes has a part of the gradients, the norm is that of all parts.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if ranks.count > 1:
+        norm = ranks.sum(norm.double().square()).sqrt().float()
     if not max_norm / (norm + 1e-6) >= 1:  # also if it is not a number: then all gradients become so
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

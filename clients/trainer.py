@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from clients.optimizers import clip_grad_norm, make_optimizer
 from clients.state import ClientState
@@ -16,6 +17,7 @@ from fed.batches import BatchOrder, Example
 from fed.collate import Batch, num_tokens
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.policy import OnPairs, Policy, pair_logps, total_loss
+from fed.sharding import local
 from losses.anchor import anchor
 from losses.logps import Logps
 
@@ -59,13 +61,25 @@ class RoundSettings:
     proximal_mu: float = 0.0  # FedProx, arXiv 1812.06127: adds mu/2 ||theta - theta^t||^2
 
 
+@dataclass(frozen=True)
+class Part:
+    """A process's part of a micro-batch."""
+
+    batch: Batch
+    places: Sequence[int]  # of its pairs among those of the micro-batch; none: the batch does not count
+
+
 class LocalTrainer:
     """Trains the run's one model, in place, for one client after the other."""
 
     def __init__(self, policy: Policy, settings: LocalSettings) -> None:
         self.policy = policy
         self.settings = settings
-        self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+        self.weights = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+        # What the optimizer sees: of weights that are split over processes the part of this one, the very memory.
+        self.parameters = {
+            name: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p for name, p in self.weights.items()
+        }
 
     def num_pairs(self, examples: Sequence[Example], client_id: int) -> int:
         """Pairs a client with these examples trains on in its first round; later rounds may differ by a few."""
@@ -146,42 +160,71 @@ class LocalTrainer:
         received: Mapping[str, Tensor],
     ) -> Metrics:
         """One optimizer step on the mean loss over `examples`; their mean metrics before the step."""
+        ranks = self.policy.ranks
         sums: dict[str, float] = {}
+        for part in self._micro_batches(examples):
+            counts = ranks.count if part.places else 0  # gradients are averaged over the processes that share a model
 
-        def add(values: Mapping[str, Tensor]) -> None:
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach().double().sum())
+            def add(values: Mapping[str, Tensor], counts: int = counts) -> None:
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + (float(value.detach().double().sum()) if counts else 0.0)
 
-        def loss(policy: Logps, reference: Logps | None, received: Logps | None) -> Tensor:
-            losses, parts = self._losses(policy, reference, received, this_round)
-            add(parts)
-            return losses / len(examples)
+            def loss(
+                policy: Logps, reference: Logps | None, received: Logps | None, part: Part = part, counts: int = counts
+            ) -> Tensor:
+                losses, values = self._losses(policy, reference, received, this_round, part)
+                add(values)
+                return counts * losses / len(examples)
 
-        for batch in self._micro_batches(examples):
-            total, logps = total_loss(self.policy, batch, loss, by_pair=self.settings.by_pair)
+            total, logps = total_loss(self.policy, part.batch, loss, by_pair=self.settings.by_pair)
             total.backward()  # type: ignore[no-untyped-call]
-            add(_rewards(logps, batch.reference, self.settings.beta))
+            add(_rewards(logps, part.batch.reference, self.settings.beta))
+        self._collect_gradients()
         self._add_proximal_gradient(this_round.proximal_mu, received)
-        norm = clip_grad_norm(self.parameters.values(), self.settings.max_grad_norm)
+        norm = clip_grad_norm(self.parameters.values(), self.settings.max_grad_norm, ranks)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return {**{name: value / len(examples) for name, value in sums.items()}, "grad_norm": float(norm)}
+        for parameter in (*self.parameters.values(), *self.weights.values()):
+            parameter.grad = None
+        means = {name: value / len(examples) for name, value in ranks.sum_metrics(sums).items()}
+        return {**means, "grad_norm": float(norm)}
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
-        settings, parts = self.settings, self.settings.gradient_accumulation_steps
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Part]:
+        """What this process computes of an optimizer step.
+
+        The processes that share a model share the pairs of each micro-batch. One for which none is left computes one of
+        the others' in vain, because all must take part.
+        """
+        settings, parts, ranks = self.settings, self.settings.gradient_accumulation_steps, self.policy.ranks
         size = settings.batch_size // parts if settings.max_tokens_per_step is None else -(-len(examples) // parts)
         if not self.policy.layout.packing:  # pairs of like length together: less padding, the same gradient
             examples = sorted(examples, key=lambda example: -example.length)
         for start in range(0, len(examples), size):
-            yield self.policy.collate(examples[start : start + size], paired=not settings.supervised)
+            pairs = examples[start : start + size]
+            longest_first = sorted(range(len(pairs)), key=lambda i, pairs=pairs: -pairs[i].length)  # type: ignore[misc]
+            places = sorted(longest_first[ranks.index :: ranks.count])
+            own = [pairs[i] for i in places] or pairs[:1]
+            yield Part(self.policy.collate(own, paired=not settings.supervised), places)
+
+    def _collect_gradients(self) -> None:
+        for name, weight in self.weights.items():
+            if weight is not self.parameters[name] and weight.grad is not None:
+                self.parameters[name].grad = local(weight.grad)
 
     def _losses(
-        self, policy: Logps, reference: Logps | None, received: Logps | None, this_round: RoundSettings
+        self,
+        policy: Logps,
+        reference: Logps | None,
+        received: Logps | None,
+        this_round: RoundSettings,
+        part: Part,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_k of each pair, (B,), and its parts. Without `received`, the policy itself is the model received."""
         settings = self.settings
-        losses = settings.loss(policy, reference)
-        parts = {"loss": losses}
+        if settings.by_pair or self.policy.ranks.count == 1:
+            losses = settings.loss(policy, reference)
+        else:
+            losses = self._loss_of_all(policy, reference, part.places)
+        parts = {"loss": losses.detach()}
         if settings.decay_target == "loss":
             losses = this_round.decay * losses
         if settings.alpha:
@@ -191,6 +234,33 @@ class LocalTrainer:
             parts["anchor"] = anchor(policy, received)
             losses = losses + settings.alpha * parts["anchor"]
         return losses, parts
+
+    def _loss_of_all(self, policy: Logps, reference: Logps | None, places: Sequence[int]) -> Tensor:
+        """Losses of this process's pairs by a loss that must see all pairs of the micro-batch together.
+
+        The gradient of their sum is that of the sum over all pairs.
+        """
+        ranks = self.policy.ranks
+        own = slice(0, len(places))
+        everyone = ranks.gather((list(places), [_on_cpu(logps, own) for logps in (policy, reference)]))
+        order = torch.tensor([place for other, _ in everyone for place in other]).argsort()
+
+        def merged(logps: Logps | None, which: int) -> Logps | None:
+            if logps is None:
+                return None
+            parts = [found[which] for _, found in everyone]
+            parts[ranks.index] = logps.part(own)
+            columns = zip(*parts, strict=True)
+            device = logps.chosen.device
+            return Logps(*(None if c[0] is None else torch.cat([x.to(device) for x in c])[order] for c in columns))  # type: ignore[arg-type]
+
+        whole = merged(policy, 0)
+        assert whole is not None
+        losses = self.settings.loss(whole, merged(reference, 1))
+        if not places:
+            return 0 * policy.chosen
+        others = losses.sum() - losses[places].sum()
+        return losses[places] + (others - others.detach()) / len(places)
 
     @torch.no_grad()
     def _add_proximal_gradient(self, mu: float, received: Mapping[str, Tensor]) -> None:
@@ -241,6 +311,10 @@ class LocalTrainer:
     def _update_tags(self, metrics: Metrics, state: ClientState, lr: float) -> Metrics:
         own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": state.decay}
         return {**_tags("train", metrics), **own}
+
+
+def _on_cpu(logps: Logps | None, pairs: slice) -> Logps | None:
+    return None if logps is None else Logps(*(None if c is None else c[pairs].detach().cpu() for c in logps))  # type: ignore[arg-type]
 
 
 def _rewards(logps: Logps, reference: Logps | None, beta: float) -> dict[str, Tensor]:

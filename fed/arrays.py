@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fed.lora import has_adapter
+from fed.sharding import local
 
 
 class TensorArray(Array):
@@ -41,10 +42,13 @@ class TensorArray(Array):
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
 
-    A tied tensor is listed once. Integer buffers stay at home: a mean of counters means nothing. So do all buffers of
-    a model with an adapter: they belong to its frozen part.
+    Of a model that is split over processes, this process's part of each. A tied tensor is listed once. Integer buffers
+    stay at home: a mean of counters means nothing. So do all buffers of a model with an adapter: they belong to its
+    frozen part.
     """
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {
+        name: local(parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     if has_adapter(model):
         return tensors
     persistent = model.state_dict(keep_vars=True).keys()

@@ -107,7 +107,11 @@ class Config:
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods
 
     # Local training
-    trainer: str = "BasicTrainer"  # BasicTrainer | FSDPTrainer
+    trainer: str = "BasicTrainer"  # BasicTrainer | FSDPTrainer: each client's model split over processes
+    trainer_processes: int | None = None  # processes of the run; null: one per GPU, or clients_in_parallel
+    clients_in_parallel: int = 1  # clients that train at once, each in a group of processes of its own
+    cpu_offload: bool = False  # FSDPTrainer on GPUs: weights, gradients, optimizer state in main memory between uses
+    process_timeout: float = 600.0  # seconds a process may keep the others waiting before the run ends
     batch_size: int = 4  # pairs per optimizer step
     eval_batch_size: int = 16
     max_tokens_per_step: int | None = None  # instead: as many pairs as hold no more tokens in their layout

@@ -16,14 +16,15 @@ NEVER = -1
 MIB = 1 << 20
 
 
-def set_up(num_threads: int | None, *, keep_freed: bool) -> str:
+def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1) -> str:
     """Threads and allocator are set, in words; call it before the model is allocated.
 
     Args:
         num_threads: None: torch's choice, but no more than the process may use.
         keep_freed: Whether memory that is freed stays with the process.
+        processes: Of this run on this machine; they share its CPUs.
     """
-    torch.set_num_threads(num_threads or min(torch.get_num_threads(), allowed_cpus()))
+    torch.set_num_threads(num_threads or min(torch.get_num_threads(), max(1, allowed_cpus() // processes)))
     done = keep_freed_memory(keep_freed)
     threads = torch.get_num_threads()
     memory = "kept" if keep_freed and done else "returned" + (" (no glibc)" if keep_freed else "")

@@ -64,33 +64,36 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the clients these messages were sent to and return their replies."""
-        return [self._deliver(self._pending.pop(message_id)) for message_id in message_ids]
+        return list(self.replies([self._pending.pop(message_id) for message_id in message_ids]))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """The replies to `messages`, in order. Clients here always answer, so `timeout` is not needed."""
         self._last_replies.clear()
+        accepted = [self._accept(message) for message in messages]
         if self.streams:
-            return self._replies(list(messages))
-        self._last_replies = list(self._replies(list(messages)))
+            return self.replies(accepted)
+        self._last_replies = list(self.replies(accepted))
         return self._last_replies
 
-    def _replies(self, messages: list[Message]) -> Iterator[Message]:
-        for message in messages:
-            yield self._deliver(self._accept(message))
+    def replies(self, messages: list[Message]) -> Iterator[Message]:
+        """Run the clients that these accepted messages go to, one by one."""
+        yield from map(self._deliver, messages)
 
     def _accept(self, message: Message) -> Message:
         """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
         message.content = RecordDict({key: _copy(record) for key, record in message.content.items()})
-        message.metadata.__dict__["_message_id"] = str(next(self._ids))
-        return message
+        return self._numbered(message)
 
     def _deliver(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         reply = self.app(message, self.contexts[node])
         if reply.has_error():
             raise RuntimeError(f"client {node} failed: {reply.error.reason}")
-        reply.metadata.__dict__["_message_id"] = str(next(self._ids))
-        return reply
+        return self._numbered(reply)
+
+    def _numbered(self, message: Message) -> Message:
+        message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        return message
 
 
 def _copy(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:

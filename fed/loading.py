@@ -2,21 +2,25 @@
 
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fed.collate import PADDED, Layout
 from fed.config import LoraSettings, ModelSettings
-from fed.demo import demo_model, demo_tokenizer
+from fed.demo import demo_config, demo_model, demo_tokenizer
 from fed.lora import add_adapter
 from fed.policy import Policy
-from fed.probe import head_can_be_split, start_packing
+from fed.probe import head_can_be_split, specimen, start_packing
+from fed.ranks import ONE_PROCESS, Mesh
+from fed.sharding import Root, fill, from_files, from_first, shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
@@ -33,11 +37,14 @@ def load_policy(
     lora: LoraSettings | None = None,
     layout: Layout = PADDED,
     max_length: int = 512,
+    mesh: Mesh = ONE_PROCESS,
+    cpu_offload: bool = False,
 ) -> Policy:
     """Model, tokenizer and archive as `settings` name them, dropout off, on `device`, with an adapter if lora.r > 0.
 
     Of `layout`, what this model cannot do is left out; the policy's remarks say so. `max_length` is that of the longest
-    sequence.
+    sequence. With a device mesh, weights are split over its ranks: each reads its part from the files where that can
+    be, else the first rank reads all of them and hands them out, one by one; `cpu_offload` keeps them in main memory.
 
     Raises:
         ValueError: If anything cannot be loaded or does not fit together, with the way out.
@@ -52,30 +59,90 @@ def load_policy(
         raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
     _check_no_adapter(settings.name_or_path, settings.archive)
     tokenizer = _load_tokenizer(settings)
-    model = _load_model(settings, tokenizer, dtype)
-    if settings.archive is not None:
-        _load_archive(model, Path(settings.archive).expanduser())
-    if settings.block_name is not None:
-        _check_block_name(model, settings.block_name)
-    if lora is not None and lora.r:
-        add_adapter(model, lora, _home(settings))
+    root = None
+    if mesh.device_mesh is None:
+        model = trial = _whole_model(settings, tokenizer, dtype, lora)
+    else:
+        root = _sharded_model(settings, tokenizer, dtype, lora, mesh, device, compute_dtype, cpu_offload)
+        model, trial = root.model, None
     if activation_checkpointing:
         # The first name of newer transformers 5, where the second warns.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.train(activation_checkpointing)  # checkpointing works in training mode only; dropout is 0 either way
-    split_head = head_can_be_split(model)
-    layout, remarks = _possible(layout, model, split_head, max_length)
-    model.to(device)
-    return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks)
+    if trial is None:
+        trial = specimen(model)
+    split_head = head_can_be_split(trial)
+    layout, remarks = _possible(layout, model, trial, split_head, max_length)
+    if root is None:
+        model.to(device)
+    return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks, mesh.own, root)
 
 
-def _possible(layout: Layout, model: Any, split_head: bool, max_length: int) -> tuple[Layout, tuple[str, ...]]:
-    """As much of the layout as the model can do, and what it cannot."""
+def _whole_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype, lora: LoraSettings | None) -> Any:
+    """The model with all its weights in this process's main memory."""
+    model = _load_model(settings, tokenizer, dtype)
+    if settings.archive is not None:
+        _load_archive(model, Path(settings.archive).expanduser())
+    _prepare(model, settings, lora)
+    return model
+
+
+def _prepare(model: Any, settings: ModelSettings, lora: LoraSettings | None) -> None:
+    if settings.block_name is not None:
+        _check_block_name(model, settings.block_name)
+    if lora is not None and lora.r:
+        add_adapter(model, lora, _home(settings))
+
+
+def _sharded_model(
+    settings: ModelSettings,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    mesh: Mesh,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
+    cpu_offload: bool,
+) -> Root:
+    """The model with a part of every weight in this process: it is made without memory and then filled."""
+    config = demo_config(tokenizer) if _is_demo(settings) else _config(settings)
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+    model.tie_weights()
+    _prepare(model, settings, lora)
+    read = None
+    if settings.name_or_path is not None and settings.gguf_file is None and settings.archive is None:
+        read = from_files(Path(settings.name_or_path).expanduser(), model)
+    if not all(mesh.world.gather(read is not None)):
+        state: dict[str, Tensor] = {}
+
+        def read_all() -> None:
+            state.update(_whole_model(settings, tokenizer, dtype, lora).state_dict())
+
+        mesh.world.from_first_or_raise(read_all)
+        read = from_first(mesh.world, state)
+    else:
+        _check_tokens(model, tokenizer, settings)
+        if settings.gguf_file is None and getattr(model, "generation_config", None) is not None:
+            with suppress(OSError):
+                model.generation_config = GenerationConfig.from_pretrained(str(settings.name_or_path))
+    assert read is not None
+    root = shard(model, mesh, block_name=settings.block_name, compute_dtype=compute_dtype, cpu_offload=cpu_offload)
+    fill(root, torch.device("cpu") if cpu_offload else device, read)
+    return root
+
+
+def _possible(
+    layout: Layout, model: Any, trial: Any, split_head: bool, max_length: int
+) -> tuple[Layout, tuple[str, ...]]:
+    """As much of the layout as the model can do, tried on `trial`, and what it cannot."""
     remarks = []
-    if layout.packing and (problem := start_packing(model, max_length)):
+    if layout.packing and (problem := start_packing(trial, max_length)):
         layout = replace(layout, packing=False)
         remarks.append(f"{type(model).__name__} runs padded, not packed: {problem}")
+    elif layout.packing:
+        model.set_attn_implementation(trial.config._attn_implementation)
     head = type(model.get_output_embeddings())
     if layout.fused_head and not (split_head and head is nn.Linear):
         layout = replace(layout, fused_head=False)
@@ -130,12 +197,9 @@ def _load_tokenizer(settings: ModelSettings) -> Any:
 
 def _load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> Any:
     name, gguf, trust = settings.name_or_path or ".", settings.gguf_file, settings.trust_remote_code
-    if name == "demo" and gguf is None:
+    if _is_demo(settings):
         return demo_model(tokenizer).to(dtype)
-    config = _from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
-    for key, value in vars(config).items():  # DPO compares log-probs of the same weights: dropout would be noise
-        if "drop" in key and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop, ...
-            setattr(config, key, 0.0)
+    config = _config(settings)
     model, report = _from_pretrained(
         "model", AutoModelForCausalLM.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
     )
@@ -147,12 +211,31 @@ def _load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> 
         )
     if gguf is not None:
         model = _without_quantization(model, dtype)
+    _check_tokens(model, tokenizer, settings)
+    return model
+
+
+def _is_demo(settings: ModelSettings) -> bool:
+    return settings.name_or_path == "demo" and settings.gguf_file is None
+
+
+def _config(settings: ModelSettings) -> Any:
+    """The model's configuration, without dropout: DPO compares log-probs of the same weights."""
+    name, gguf, trust = settings.name_or_path or ".", settings.gguf_file, settings.trust_remote_code
+    config = _from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
+    for key, value in vars(config).items():
+        if "drop" in key and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop, ...
+            setattr(config, key, 0.0)
+    return config
+
+
+def _check_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None:
     embedded = model.get_input_embeddings().num_embeddings
     if embedded < len(tokenizer):
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but model {name} embeds {embedded}; they do not fit"
+            f"the tokenizer has {len(tokenizer)} tokens but model {settings.name_or_path or '.'} embeds {embedded}; "
+            "they do not fit"
         )
-    return model
 
 
 def _from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str | None, trust: bool, **more: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fed.config import LoraSettings
+from fed.sharding import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
 
@@ -75,24 +76,30 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
 
 
-def save_model(model: Any, directory: Path) -> None:
+def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
     """Write the model, or its adapter if it has one, for `AutoModelForCausalLM.from_pretrained(directory)` to load.
 
     An adapter's base that has no home is written to `directory/base` by the first call; later calls name it as theirs.
+    A model that is split over processes is put together in main memory where `write` is set.
     """
     if not has_adapter(model):
-        model.save_pretrained(directory)
+        if is_sharded(model):
+            _save_plain(model, whole_state(model.state_dict(), keep=write), directory, write=write)
+        elif write:
+            model.save_pretrained(directory)
         return
     adapter = model.peft_config[NAME]
     if adapter.base_model_name_or_path is None:
         base = (directory / "base").resolve()
-        _save_base(model, base)
+        _save_plain(model, whole_state(base_state(model), keep=write), base, write=write)
         adapter.base_model_name_or_path = str(base)
-    adapter.save_pretrained(directory)
     # Unless told not to, peft asks the hub whether the vocabulary has grown.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
-    save_file(prefixed, directory / "adapter_model.safetensors", {"format": "pt"})
+    state = whole_state(state, keep=write)
+    if write:
+        adapter.save_pretrained(directory)
+        prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(prefixed, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
 def _linear_layers(model: Any) -> dict[str, nn.Module]:
@@ -124,11 +131,13 @@ def _names_any(name: str, linear: Iterable[str]) -> bool:
     return any(f".{layer}".endswith(f".{name}") for layer in linear)
 
 
-def _save_base(model: Any, directory: Path) -> None:
-    """Write the frozen model as an HF directory."""
+def _save_plain(model: Any, state: dict[str, Tensor], directory: Path, *, write: bool) -> None:
+    """Write a model of this kind with these weights, without adapter, as an HF directory."""
+    if not write:
+        return
     with torch.device("meta"):  # an empty shell around the very weights: no copy in memory
         plain = type(model)(model.config)
-    plain.load_state_dict(base_state(model), assign=True)
+    plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
     plain.save_pretrained(directory)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from fed.batches import Example, PairLogps, Tokenizer, by_length
 from fed.collate import PADDED, Batch, Layout, collate
 from fed.linear import onednn_product, uses_onednn
 from fed.lora import save_model
+from fed.ranks import ALONE, Ranks
+from fed.sharding import Root, run
 from losses.fused import Head, blockwise_logps, blockwise_loss, product
 from losses.logps import Logps, summed_logps
 
+T = TypeVar("T")
 # Loss of each pair, (B,), from policy, reference and anchor log-probs.
 PairLoss = Callable[[Logps, Logps | None, Logps | None], Tensor]
 # Told how many pairs more are done.
@@ -38,6 +41,17 @@ class Policy:
     split_head: bool = True  # the logits are head(hidden states), so the head can run on response rows only
     layout: Layout = PADDED
     remarks: tuple[str, ...] = ()  # what was asked for but this model cannot do, and why
+    ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
+    root: Root | None = None  # holds the model if its weights are split over processes
+
+    def compute(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns, run where it finds whole weights, in the dtype this policy computes in."""
+
+        def computed() -> T:
+            with self.autocast():
+                return compute()
+
+        return computed() if self.root is None else run(self.root, computed)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context in which forward passes compute."""
@@ -52,14 +66,15 @@ class Policy:
 
 def response_logps(policy: Policy, batch: Batch) -> Logps:
     """Summed response log-probs of each sequence of a batch, float32; with gradient unless that is switched off."""
-    with policy.autocast():
+
+    def compute() -> Logps:
         rows, head = _rows_and_head(policy, batch)
         if isinstance(head, Head) and not torch.is_grad_enabled():
-            logps_N = blockwise_logps(rows, head, batch.targets, batch.sizes)
-        else:
-            plain = policy.model.get_output_embeddings() if isinstance(head, Head) else head
-            logps_N = summed_logps(rows, plain, batch.targets, batch.sizes)
-    return batch.as_logps(logps_N)
+            return batch.as_logps(blockwise_logps(rows, head, batch.targets, batch.sizes))
+        plain = policy.model.get_output_embeddings() if isinstance(head, Head) else head
+        return batch.as_logps(summed_logps(rows, plain, batch.targets, batch.sizes))
+
+    return policy.compute(compute)
 
 
 def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = True) -> tuple[Tensor, Logps]:
@@ -71,7 +86,8 @@ def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = 
         loss: Called once with all pairs, or several times with some.
         by_pair: Whether `loss` gives a pair the same number whichever pairs stand beside it.
     """
-    with policy.autocast():
+
+    def compute() -> tuple[Tensor, Logps]:
         rows, head = _rows_and_head(policy, batch)
         if not isinstance(head, Head):
             logps = batch.as_logps(summed_logps(rows, head, batch.targets, batch.sizes))
@@ -86,7 +102,9 @@ def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = 
         total, logps_N = blockwise_loss(
             rows, head, batch.targets, batch.sizes, of_sequences, group=group if by_pair else len(batch.sizes)
         )
-    return total, batch.as_logps(logps_N)
+        return total, batch.as_logps(logps_N)
+
+    return policy.compute(compute)
 
 
 def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callable[[Tensor], Tensor]]:
@@ -119,20 +137,28 @@ def pair_logps(
 ) -> list[PairLogps]:
     """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
 
-    The same examples in the same batch size give the same bits. `on_pairs` is told how many pairs more are done.
+    The same examples in the same batch size give the same bits: of several processes, each takes whole batches.
+    `on_pairs` is told how many pairs more are done.
     """
-    found: list[PairLogps | None] = [None] * len(examples)
-    for indices in by_length(examples, batch_size):
+    ranks, batches = policy.ranks, by_length(examples, batch_size)
+    found = torch.zeros(len(examples), 2, dtype=torch.float64)
+    for first in range(0, len(batches), ranks.count):
+        turn = batches[first : first + ranks.count]
+        # All processes take part in every forward pass: one that has nothing left repeats a batch and drops the result.
+        indices = turn[min(ranks.index, len(turn) - 1)]
         logps = response_logps(policy, policy.collate([examples[i] for i in indices], paired=paired))
-        chosen = logps.chosen.tolist()
-        rejected = [math.nan] * len(chosen) if logps.rejected is None else logps.rejected.tolist()
-        for i, *pair in zip(indices, chosen, rejected, strict=True):
-            found[i] = PairLogps(*pair)
-        on_pairs(len(indices))
-    return [pair for pair in found if pair is not None]
+        if ranks.index < len(turn):
+            found[indices, 0] = logps.chosen.double().cpu()
+            found[indices, 1] = math.nan if logps.rejected is None else logps.rejected.double().cpu()
+        on_pairs(sum(map(len, turn)))
+    return [PairLogps(chosen, rejected) for chosen, rejected in ranks.sum(found).tolist()]
 
 
-def save_policy(policy: Policy, directory: Path) -> None:
-    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it. Of LoRA, the adapter only."""
-    save_model(policy.model, directory)
-    policy.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]
+def save_policy(policy: Policy, directory: Path, *, write: bool = True) -> None:
+    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it. Of LoRA, the adapter only.
+
+    Of several processes that hold the model together all must call it, and one has `write` set.
+    """
+    save_model(policy.model, directory, write=write)
+    if write:
+        policy.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]

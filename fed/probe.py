@@ -1,5 +1,6 @@
 """What a loaded model can do, found by trying it on a few tokens."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,6 +90,25 @@ def _hidden(model: Any, pairs: list[Example], layout: Layout, max_length: int) -
 def _difference(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     return float((a - b).abs().max() / a.abs().max())
+
+
+def specimen(model: Any) -> Any:
+    """A small random model of the same kind, float32 on the CPU, to try what cannot be tried on a sharded one.
+
+    Its first two layers and a few tokens; what a model can do does not depend on how many it has.
+    """
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    layers = min(text.num_hidden_layers, 2)
+    changes = {"vocab_size": 64, "num_hidden_layers": layers, "pad_token_id": None, "initializer_range": 0.2}
+    for key, value in changes.items():
+        if getattr(text, key, None) is not None:
+            setattr(text, key, value)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        return type(model)._from_config(config, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
 from fed.policy import OnPairs, Policy, pair_logps
 from fed.run_folder import write_whole
+from fed.sharding import full
 
 FORMAT = 3  # raised when our own arithmetic changes its last bits
 
@@ -43,13 +44,14 @@ def with_reference(
         return []
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
     column = None if cache is None else _read_column(cache / name, len(examples))
-    if column is None:
+    if not all(policy.ranks.gather(column is not None)):  # of several processes all compute, or none
         with adapter_off(policy.model):
             column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
-        if cache is not None:
+        if cache is not None and policy.ranks.is_first:
             _write_column(cache / name, column)
     else:
         on_pairs(len(examples))
+    assert column is not None
     return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
 
 
@@ -57,8 +59,9 @@ def weights_hash(policy: Policy) -> str:
     """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers, an adapter's left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(base_state(policy.model).items()):
+        tensor = full(tensor.detach())
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -115,7 +115,7 @@ class Tracker:
             **({} if rate is None else {"pairs_per_second": rate}),
             "seconds": self._stopwatch.seconds(),
             "wall_seconds": time.perf_counter() - self._began,
-            "peak_memory_gb": _peak_memory_gb(),
+            "peak_memory_gb": peak_memory_gb(),
             **extra,
         }
         plain: dict[str, Any] = _plain(report)
@@ -213,7 +213,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _peak_memory_gb() -> float:
+def peak_memory_gb() -> float:
+    """The most memory this process has had, 1e9 bytes."""
     # Linux counts kibibytes, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 

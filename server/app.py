@@ -1,20 +1,44 @@
 """The `ServerApp`: runs a strategy over the grid it is given."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Bulyan, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Strategy,
+)
 
-from server.evaluate import ServerEvaluation
+from server.strategies import StreamingFedAvg
 
 
 def server_app(
-    strategy: Strategy, initial_arrays: ArrayRecord, evaluation: ServerEvaluation, *, num_rounds: int
+    initial_arrays: ArrayRecord,
+    evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
+    *,
+    strategy: Strategy,
+    train_config: ConfigRecord,
+    num_rounds: int,
 ) -> ServerApp:
-    """An app whose run leaves the final global weights in its context, under "arrays"."""
+    """An app whose run leaves the final global weights in its context, under "arrays".
+
+    Args:
+        initial_arrays: Weights of round 0.
+        evaluate: Flower's `evaluate_fn`.
+        strategy: Any of Flower's or the user's.
+        train_config: The very record that clients are sent.
+        num_rounds: Rounds to run.
+    """
     app = ServerApp()
 
     @app.main()
@@ -24,9 +48,9 @@ def server_app(
             initial_arrays,
             num_rounds,
             timeout=math.inf,
-            train_config=evaluation.train_config,
+            train_config=train_config,
             evaluate_config=ConfigRecord(),
-            evaluate_fn=evaluation,
+            evaluate_fn=evaluate,
         )
         # A strategy that trained nobody has no arrays of its own.
         context.state["arrays"] = result.arrays if len(result.arrays) else initial_arrays
@@ -82,3 +106,33 @@ def _check_byzantine(layer: object, num_clients: int) -> None:
             f"{type(layer).__name__} is to select {selected} of {sampled} clients a round; lower "
             "strategy.num_nodes_to_select"
         )
+
+
+# Flower's strategies that treat every number by itself: parts of arrays give the parts of the result.
+ELEMENTWISE = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, FedProx, FedTrimmedAvg, FedYogi)
+
+
+def takes_parts(strategy: Strategy) -> bool:
+    """Whether the strategy can run on parts of the arrays: one of those above, or a class that says `elementwise`.
+
+    A class says it for its own way to aggregate, not for one that a subclass brings.
+    """
+    return all(type(layer) in ELEMENTWISE or _says_elementwise(layer) for layer in layers(strategy))
+
+
+def _says_elementwise(layer: object) -> bool:
+    names = [vars(cls).keys() for cls in type(layer).__mro__]
+    first = {
+        key: next((i for i, own in enumerate(names) if key in own), -1) for key in ("elementwise", "aggregate_train")
+    }
+    return bool(getattr(layer, "elementwise", False)) and first["elementwise"] <= first["aggregate_train"]
+
+
+def streams(strategy: Strategy) -> bool:
+    """Whether the strategy reads each reply once and in order."""
+    return bool(getattr(strategy, "streams", False))
+
+
+def joins_groups(strategy: Strategy) -> bool:
+    """Whether the strategy makes one mean of those of several groups of clients."""
+    return isinstance(strategy, StreamingFedAvg) and type(strategy).aggregate_train is StreamingFedAvg.aggregate_train

@@ -1,5 +1,6 @@
 """The strategies that this project adds to Flower's: a streaming mean, and `FeDPO` on top of it."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
@@ -14,6 +15,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fed.arrays import to_record, to_tensors
+from fed.group_grid import Elsewhere
+from fed.ranks import ALONE, Ranks
 
 WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
 
@@ -26,7 +29,9 @@ class StreamingFedAvg(FedAvg):
     """
 
     streams = True  # read by the grid: each reply is used once, in order
+    elementwise = True  # parts of arrays give the parts of the result
     client_weights: Mapping[int, float] = MappingProxyType({})  # each node's share of the last aggregate
+    groups: Ranks = ALONE  # processes that each hold the replies of some clients
 
     def log_weight(self, metrics: MetricRecord) -> float:
         """Logarithm of this reply's weight, up to a constant common to all replies."""
@@ -43,13 +48,18 @@ class StreamingFedAvg(FedAvg):
             valid, _ = self._check_and_log_replies([reply], is_train=True)
             if valid:
                 metrics = next(iter(reply.content.metric_records.values()))
-                mean.add(to_tensors(next(iter(reply.content.array_records.values()))), self.log_weight(metrics))
+                arrays = next(iter(reply.content.array_records.values()))
+                if isinstance(arrays, Elsewhere):
+                    mean.add_elsewhere(to_tensors(arrays.like), self.log_weight(metrics))
+                else:
+                    mean.add(to_tensors(arrays), self.log_weight(metrics))
                 contents.append(RecordDict({"metrics": metrics}))
                 nodes.append(reply.metadata.src_node_id)
             del reply  # or it would stay alive while the next client trains
         if not contents:
             return None, None
         self.client_weights = dict(zip(nodes, mean.weights(), strict=True))
+        mean.join(self.groups)
         return to_record(mean.value), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
 
@@ -125,6 +135,8 @@ class RunningMean:
     def __init__(self) -> None:
         self.value: dict[str, Tensor] = {}
         self.log_weights: list[float] = []
+        self._here: list[bool] = []  # which members are in `value`
+        self._like: Mapping[str, Tensor] = {}
 
     @torch.no_grad()
     def add(self, tensors: dict[str, Tensor], log_weight: float) -> None:
@@ -133,18 +145,39 @@ class RunningMean:
         Raises:
             ValueError: If its names or shapes differ from those before.
         """
-        if self.log_weights and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.value.items()}:
+        if self.value and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.value.items()}:
             raise ValueError("clients sent weights of different names or shapes; they must train the same model")
         self.log_weights.append(log_weight)
-        fraction = self.weights()[-1]
+        self._here.append(True)
+        fraction = _shares(list(itertools.compress(self.log_weights, self._here)))[-1]
         for name, tensor in tensors.items():
             if name not in self.value:
                 self.value[name] = tensor.to(torch.float32, copy=True)  # the reply stays as it came
             else:
                 self.value[name].lerp_(tensor.float(), fraction)
 
+    def add_elsewhere(self, like: Mapping[str, Tensor], log_weight: float) -> None:
+        """Take note of a member that another group has; its arrays are like these."""
+        self.log_weights.append(log_weight)
+        self._here.append(False)
+        self._like = like
+
+    @torch.no_grad()
+    def join(self, groups: Ranks) -> None:
+        """Make the means of the members that each group has that of all members."""
+        if groups.count == 1:
+            return
+        share = sum(itertools.compress(self.weights(), self._here))
+        value = self.value or {name: torch.zeros_like(t, dtype=torch.float32) for name, t in self._like.items()}
+        self.value = {name: groups.sum(tensor.mul_(share)) for name, tensor in value.items()}
+
     def weights(self) -> Sequence[float]:
         """Share of each member so far; sums to one."""
-        logs = np.asarray(self.log_weights)
-        shares = np.exp(logs - logs.max())
-        return [float(share) for share in shares / shares.sum()]
+        return _shares(self.log_weights)
+
+
+def _shares(log_weights: Sequence[float]) -> list[float]:
+    """exp(l_k) / sum_j exp(l_j)."""
+    logs = np.asarray(log_weights)
+    shares = np.exp(logs - logs.max())
+    return [float(share) for share in shares / shares.sum()]

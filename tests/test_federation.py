@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,9 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
     )  # fmt: skip
     seed_globals(0, "test")
     final = simulate(
-        server_app(strategy, snapshot(model_tensors(policy.model)), evaluation, num_rounds=rounds),
+        partial(server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=rounds),
+        snapshot(model_tensors(policy.model)),
+        evaluation,
         client_app(LocalTrainer(policy, settings), pairs, log, mods=mods),
         range(clients),
         streams=getattr(strategy, "streams", False),

@@ -320,8 +320,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two clients, two rounds, r=4."""
     plans, prepare, folder = [], experiment.prepare, tmp_path_factory.mktemp("run")
 
-    def keep(settings: Any) -> experiment.Plan:
-        plans.append(prepare(settings))
+    def keep(settings: Any, device: Any) -> experiment.Plan:
+        plans.append(prepare(settings, device))
         return plans[0]
 
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -1,0 +1,131 @@
+"""The processes of a run, and what they tell each other: which of them work together, and how numbers are summed.
+
+A run of one process is the same program with nobody to talk to. Knows nothing of models.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that do one thing together, seen from one of them. Alone by default, and then nothing is sent.
+
+    Every method is a collective: all of these processes must call it, in the same order.
+    """
+
+    index: int = 0
+    count: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> "Ranks":
+        """The processes of a torch group that this one belongs to."""
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that speaks for all of them."""
+        return self.index == 0
+
+    def gather(self, item: T) -> list[T]:
+        """What each of them has, in order."""
+        if self.count == 1:
+            return [item]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, item, group=self.group)
+        return found
+
+    def from_first(self, item: T) -> T:
+        """What the first one has."""
+        return self.from_rank(0, item)
+
+    def from_rank(self, index: int, item: T) -> T:
+        """What the one with that index has; what the others give is ignored."""
+        if self.count == 1:
+            return item
+        carrier = [item if self.index == index else None]
+        dist.broadcast_object_list(carrier, group=self.group, group_src=index)
+        return carrier[0]  # type: ignore[return-value]
+
+    def from_first_or_raise(self, make: Callable[[], T]) -> T:
+        """What `make` returns where the first one calls it; the others do not.
+
+        Raises:
+            ValueError: In all of them, if it does in the first one.
+        """
+        made, mistake = None, None
+        if self.is_first:
+            try:
+                made = make()
+            except ValueError as error:
+                if self.count == 1:
+                    raise
+                mistake = str(error)
+        mistake, made = self.from_first((mistake, made))
+        if mistake is not None:
+            raise ValueError(mistake)
+        return made  # type: ignore[return-value]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all of them, in place; adding zeros to one's numbers leaves them as they are, to the bit."""
+        if self.count > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def sum_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The sum of each metric; all must have the same ones."""
+        if self.count == 1:
+            return dict(metrics)
+        names = sorted(metrics)
+        summed = self.sum(torch.tensor([metrics[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, summed.tolist(), strict=True))
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How the ranks of a run are arranged: groups that train one client each, and the ranks of a group."""
+
+    world: Ranks = ALONE
+    groups: Ranks = ALONE  # those at the same place in every group: they hold the same part of the model
+    own: Ranks = ALONE  # those of this group: together they hold one model
+    device_mesh: DeviceMesh | None = None  # over the ranks of this group, if they are several
+
+
+ONE_PROCESS = Mesh()
+
+
+def arrange(groups: int, device: torch.device) -> Mesh:
+    """Split the processes of this run into so many groups of equal size.
+
+    Raises:
+        ValueError: If they cannot be split so.
+    """
+    if not dist.is_initialized():
+        return ONE_PROCESS
+    count = dist.get_world_size()
+    if count % groups:
+        raise ValueError(
+            f"clients_in_parallel={groups} does not divide the {count} processes of this run; every group needs as many"
+        )
+    mesh = DeviceMesh(
+        device.type, torch.arange(count).view(groups, count // groups), mesh_dim_names=("clients", "shard")
+    )
+    assert dist.group.WORLD is not None
+    return Mesh(
+        Ranks.of(dist.group.WORLD),
+        Ranks.of(mesh.get_group("clients")),
+        Ranks.of(mesh.get_group("shard")),
+        mesh["shard"] if count > groups else None,
+    )

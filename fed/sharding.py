@@ -1,0 +1,212 @@
+"""One model over several processes: each holds a part of every weight (FSDP2), and they compute with it together."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from fed.ranks import Mesh, Ranks
+
+# The rows [start, end) of the weight that has these names (tied ones have several).
+Read = Callable[[Sequence[str], Tensor, int, int], Tensor]
+
+
+class Root(nn.Module):
+    """What FSDP takes for the whole model: all that reads the model's weights runs inside its forward pass.
+
+    So single parts of the model, such as the head's weight, can be used. The model keeps its class and its names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, a tree of tensors."""
+        return compute()
+
+
+def shard(
+    model: nn.Module, mesh: Mesh, *, block_name: str | None, compute_dtype: torch.dtype | None, cpu_offload: bool
+) -> Root:
+    """Split every weight of `model`, in place, over the ranks of this group.
+
+    Args:
+        model: On the meta device or not.
+        mesh: With a device mesh.
+        block_name: Class of the modules whose weights are gathered together; None: the longest list of like modules.
+        compute_dtype: In which weights are gathered; None: as they are stored.
+        cpu_offload: Keep weights, gradients and optimizer state in main memory between uses.
+    """
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if cpu_offload else OffloadPolicy()
+    # Rotary tables come into a block in float32 and stay so.
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    how: Any = {"mesh": mesh.device_mesh, "mp_policy": precision, "offload_policy": offload}
+    for block in blocks(model, block_name):
+        fully_shard(block, **how)
+    root = Root(model)
+    fully_shard(root, **how)
+    return root
+
+
+def blocks(model: nn.Module, name: str | None) -> list[nn.Module]:
+    """The modules of that class; of the longest list of modules of one class if there is no name."""
+    if name is not None:
+        return [module for module in model.modules() if type(module).__name__ == name]
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    alike = [modules for modules in lists if len({type(module) for module in modules}) == 1]
+    return max(alike, key=len, default=[])
+
+
+def run(root: nn.Module, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns, run while weights can be gathered.
+
+    Where no gradient is wanted, they are parted again at once: FSDP would keep the root's, and so miss what is written
+    into the parts.
+    """
+    result = root(compute)
+    if not torch.is_grad_enabled():
+        assert isinstance(root, FSDPModule)
+        root.reshard()
+    return result
+
+
+@torch.no_grad()
+def fill(root: Root, device: torch.device, read: Read) -> None:
+    """Give the parts of a model that was sharded on the meta device their memory and their values."""
+    model, values = root.model, {}
+    for names, weight in _with_names(model):
+        assert isinstance(weight, DTensor)
+        size, start = _rows(weight)
+        part = read(names, weight, start, start + size).to(device, weight.dtype)
+        whole = DTensor.from_local(
+            part.clone(memory_format=torch.contiguous_format), weight.device_mesh, weight.placements,
+            run_check=False, shape=weight.shape, stride=weight.stride(),
+        )  # fmt: skip
+        parameter = nn.Parameter(whole, requires_grad=weight.requires_grad)
+        values.update(dict.fromkeys(names, parameter))
+    model.load_state_dict(values, strict=False, assign=True)
+    buffers = dict(model.named_buffers())
+    for name in sorted(buffers.keys() & model.state_dict().keys()):
+        buffers[name].copy_(read([name], buffers[name], 0, len(buffers[name]) if buffers[name].ndim else 1))
+    for name, buffer in buffers.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        setattr(module, name.rpartition(".")[2], buffer.to(device))
+    run(root, lambda: None)  # FSDP settles where the parts lie
+
+
+def _with_names(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:
+    """Each weight once, with all names it has."""
+    names: dict[int, list[str]] = {}
+    weights: dict[int, nn.Parameter] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+        weights[id(weight)] = weight
+    yield from ((names[key], weight) for key, weight in weights.items())
+
+
+def from_first(world: Ranks, state: dict[str, Tensor]) -> Read:
+    """Weights that the first rank holds as a whole, in `state`; what the others give is ignored."""
+
+    def read(names: Sequence[str], like: Tensor, start: int, end: int) -> Tensor:
+        if world.is_first:
+            whole = state[names[0]].detach().to("cpu", like.dtype).contiguous()
+        else:
+            whole = torch.empty(like.shape, dtype=like.dtype)
+        dist.broadcast(whole, group=world.group, group_src=0)
+        return whole[start:end] if whole.ndim else whole
+
+    return read
+
+
+def from_files(folder: Path, model: nn.Module) -> Read | None:
+    """Weights as `*.safetensors` of a folder hold them, of which each rank reads its rows; None: some are not there.
+
+    They may stand there under other names, which transformers knows.
+    """
+    files: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError):
+            file = safe_open(path, framework="pt")
+            files.update(dict.fromkeys(file.keys(), file))  # type: ignore[no-untyped-call]
+    buffers = [([name], buffer) for name, buffer in model.named_buffers() if name in model.state_dict()]
+    for names, weight in [*_with_names(model), *buffers]:
+        there = [name for name in names if name in files]
+        if not there or list(files[there[0]].get_slice(there[0]).get_shape()) != list(weight.shape):
+            return None
+
+    def read(names: Sequence[str], like: Tensor, start: int, end: int) -> Tensor:
+        name = next(name for name in names if name in files)
+        part: Tensor = files[name].get_slice(name)[start:end] if like.ndim else files[name].get_tensor(name)
+        return part
+
+    return read
+
+
+class Parts:
+    """How the arrays of a model that is split over processes are split, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._split = {name: weight for name, weight in model.named_parameters() if isinstance(weight, DTensor)}
+
+    def of(self, name: str, whole: Tensor) -> Tensor:
+        """This process's part of a whole array, in memory of its own."""
+        if name not in self._split:
+            return whole.clone()
+        size, start = _rows(self._split[name])
+        return whole[start : start + size].clone()
+
+    def whole(self, parts: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+        """The arrays put together, one by one; empty where `keep` is not set. All processes of a group call it."""
+        found: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            whole = part
+            if name in self._split:
+                weight = self._split[name]
+                whole = DTensor.from_local(
+                    part.to(weight.device), weight.device_mesh, weight.placements, run_check=False,
+                    shape=weight.shape, stride=weight.stride(),
+                ).full_tensor()  # fmt: skip
+            if keep:
+                found[name] = whole.cpu()
+        return found
+
+
+def _rows(weight: DTensor) -> tuple[int, int]:
+    """How many rows of a weight this process holds, and from which on."""
+    (placement,) = weight.placements
+    mesh = weight.device_mesh
+    size, start = placement.local_shard_size_and_offset(weight.shape[0], mesh.size(), mesh.get_local_rank())  # type: ignore[attr-defined]
+    return size, start
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part that this process holds, its very memory; of a tensor that is not sharded, all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of it, from the parts that the processes hold: a collective of the ranks of a group."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether its weights are split over processes."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def whole_state(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The state with whole tensors in main memory, put together one by one; empty where `keep` is not set."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        whole = full(tensor.detach())
+        if keep:
+            found[name] = whole.cpu()
+    return found
