@@ -27,6 +27,7 @@ from fed.cpu import has_bfloat16, set_up
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.launch import local_ranks
+from fed.leader import in_parts
 from fed.loading import load_policy
 from fed.matmul import Choice, choose_library
 from fed.partition import partition, write_partition
@@ -134,6 +135,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     _quiet_libraries()
     cpu = _set_up_torch(config)
     mesh = arrange(config.clients_in_parallel, device)
+    _check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
     make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
@@ -277,21 +279,24 @@ def _federation(
     joins = joins_groups(strategy)
     if isinstance(strategy, StreamingFedAvg) and joins:
         strategy.groups = plan.mesh.groups
-    sharded = plan.policy.root is not None
+    parts = None
+    if plan.policy.root is not None and (plan.mods or not takes_parts(strategy)):
+        parts = Parts(plan.policy.model)
+    mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     return simulate(
         functools.partial(
             server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
         ),
         initial,
         evaluation,
-        client_app(trainer, plan.clients, tracker, mods=plan.mods),
+        client_app(trainer, plan.clients, tracker, mods=mods),
         client_ids,
         streams=streams(strategy) and (joins or plan.mesh.groups.count == 1),
         processes=Processes(
             plan.mesh,
             [trainer.num_pairs(plan.clients[client].train, client) for client in client_ids],
             lambda: _exchange(plan.mesh.groups, tracker),
-            Parts(plan.policy.model) if sharded and not takes_parts(strategy) else None,
+            parts,
         ),
     )
 
@@ -309,6 +314,20 @@ def _local_settings(plan: Plan) -> LocalSettings:
     names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
     same = {name: getattr(plan.config, name) for name in names}
     return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
+
+
+def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
+    """What would do nothing with these processes, or leave some of them nothing to do."""
+    for key, alone in (("process_timeout", mesh.world.count == 1), ("cpu_offload", mesh.own.count == 1)):
+        if key in given and alone:
+            raise ValueError(f"{key} has no effect in a run of one process; leave it out")
+    pairs = config.batch_size // config.gradient_accumulation_steps
+    if config.max_tokens_per_step is None and pairs < mesh.own.count:
+        raise ValueError(
+            f"batch_size={config.batch_size} in gradient_accumulation_steps={config.gradient_accumulation_steps} parts "
+            f"leaves {pairs} pairs for {mesh.own.count} processes that share a model; raise batch_size, or lower "
+            "gradient_accumulation_steps or the number of processes"
+        )
 
 
 def _check_loss(loss: functools.partial[Any]) -> bool:

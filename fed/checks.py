@@ -40,9 +40,11 @@ AT_LEAST_ONE = (
     "max_prompt_length",
     "eval_every",
     "num_threads",
+    "trainer_processes",
+    "clients_in_parallel",
 )
 AT_LEAST_ZERO = ("seed", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
-POSITIVE = ("lr", "max_grad_norm", "decay_rate")
+POSITIVE = ("lr", "max_grad_norm", "decay_rate", "process_timeout")
 
 # Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
 READ_BY_GROUP = {
@@ -66,6 +68,8 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
     ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
     ("cpu_matmul", lambda config: (config.device or "cpu").partition(":")[0] != "cpu", "a device that is not the CPU"),
+    ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
+    ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
 )
@@ -261,6 +265,11 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"clients_per_round={config.clients_per_round} is more than "
             f"client_num_in_total={config.client_num_in_total}"
+        )
+    trained = config.clients_per_round or config.client_num_in_total
+    if config.mode == "federated" and config.clients_in_parallel > trained:
+        raise ValueError(
+            f"clients_in_parallel={config.clients_in_parallel} is more than the {trained} clients of a round; lower it"
         )
     if not config.datasets:
         raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")

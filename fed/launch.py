@@ -1,6 +1,7 @@
 """The processes of a run: started all at once, and joined by each of them. Imports torch late, which is slow."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -40,10 +41,12 @@ def launch(processes: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     raise_open_files()
     with tempfile.TemporaryDirectory(prefix="fedpo-ranks-") as folder:
         os.environ[STORE] = str(Path(folder, "store"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds that a process told to end has
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -68,22 +71,31 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
 def _told(failures: dict[int, Any], processes: int) -> int:
     """Print why the run failed; the exit code."""
-
-    def order(rank: int) -> tuple[bool, bool, int]:
-        failure = failures[rank]
-        # One that dies by a signal, or by an error of its own, takes the others' connections with it.
-        lost = any(words in str(failure.message) for words in ("onnection", "gloo", "NCCL", "Timed out"))
-        return failure.exitcode in (-signal.SIGTERM, -signal.SIGINT), lost, failure.timestamp
-
-    rank = min(failures, key=order)
-    failure = failures[rank]
+    reasons = {rank: _reason(failure) for rank, failure in failures.items()}
+    # One that dies takes the others' connections with it: what they say of that is not the reason.
+    rank = min(failures, key=lambda rank: (_is_lost(reasons[rank]), failures[rank].exitcode == -signal.SIGTERM, rank))
+    failure, reason = failures[rank], reasons[rank]
     if failure.exitcode == MISTAKE:  # rank 0 has said it
         return MISTAKE
-    reason = " ".join(str(failure.message).split())
-    if failure.exitcode == -signal.SIGKILL:
+    if any("Timed out" in other for other in reasons.values()):
+        reason = "it did not answer within process_timeout" if not _is_lost(reason) else f"it waited in vain: {reason}"
+    elif failure.exitcode == -signal.SIGKILL:
         reason += "; the system does that when memory runs out"
-    print(f"error: process {rank} of {processes} failed first: {reason}", file=sys.stderr)
+    print(f"error: the run ended with process {rank} of {processes}: {reason}", file=sys.stderr)
     return 1
+
+
+def _reason(failure: Any) -> str:
+    """What a process said of its failure, in one line."""
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("message", message)
+    return " ".join(str(message).split())[:1000]
+
+
+def _is_lost(reason: str) -> bool:
+    """Whether an error says no more than that another process is gone or silent."""
+    return any(sign in reason for sign in ("gloo/transport", "onnection closed by peer", "NCCL", "Timed out"))
 
 
 @contextmanager
@@ -99,6 +111,7 @@ def joined(device: str | None, timeout: float) -> Iterator[Any]:
     """
     import torch
     import torch.distributed as dist
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if is_rank() and name == "cuda":
@@ -123,10 +136,17 @@ def joined(device: str | None, timeout: float) -> Iterator[Any]:
         meeting["rank"], meeting["world_size"] = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         meeting["store"] = dist.FileStore(os.environ[STORE], meeting["world_size"])  # type: ignore[attr-defined]
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
+    handler = get_error_handler()  # hands the reason of a failure to whoever started this process
+    handler.initialize()
     try:
         yield found
-    finally:
-        dist.destroy_process_group()
+    except Exception as error:
+        handler.record_exception(error)
+        if _is_lost(str(error)):  # where it was waiting says nothing
+            print(f"process {os.environ['RANK']} lost the others: {str(error).splitlines()[0]}", file=sys.stderr)
+            sys.exit(1)
+        raise
+    dist.destroy_process_group()
 
 
 def raise_open_files() -> None:

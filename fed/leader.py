@@ -1,7 +1,7 @@
 """Strategies that need whole arrays, where every process holds a part of each.
 
-The first process runs the strategy; the others do what it tells them. Arrays go out in parts and come back whole, one
-tensor after the other, so that whole ones exist in the first process only.
+The first process runs the strategy; the others do what it tells them. Clients' mods see whole arrays too, and so every
+process has those of the client it is training.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
@@ -20,13 +21,27 @@ from fed.sharding import Parts
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
+def in_parts(parts: Parts) -> Mod:
+    """A Flower mod, the innermost: those around it see whole arrays, the client its process's parts."""
+
+    def split(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        for key, record in list(message.content.array_records.items()):
+            message.content[key] = to_record({name: parts.of(name, t) for name, t in to_tensors(record).items()})
+        reply = call_next(message, context)
+        for key, record in list(reply.content.array_records.items()):
+            reply.content[key] = to_record(parts.whole(to_tensors(record), keep=True))
+        return reply
+
+    return split
+
+
 class LeaderGrid(LocalGrid):
     """The first process's grid: what the strategy sends reaches the clients in all processes.
 
     Args:
-        grid: What trains clients with this process's parts.
+        grid: What trains clients, in every process; its app has the mod `in_parts`.
         world: All processes.
-        parts: How arrays are split.
+        parts: How the model is split.
     """
 
     def __init__(self, grid: LocalGrid, world: Ranks, parts: Parts) -> None:
@@ -34,7 +49,7 @@ class LeaderGrid(LocalGrid):
         self._grid, self._world, self._parts = grid, world, parts
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
-        """What all processes' clients answer, whole."""
+        """What the clients answer."""
         records: list[ArrayRecord] = []
         orders = []
         for message in messages:
@@ -46,24 +61,19 @@ class LeaderGrid(LocalGrid):
             meta = message.metadata
             orders.append((meta.dst_node_id, meta.message_type, meta.group_id, outline(message.content), keys))
         self._world.from_first(("messages", orders, list(map(_shapes, records))))
-        sent = [_split(self._world, self._parts, record, _shapes(record)) for record in records]
-        for message, (*_, keys) in zip(messages, orders, strict=True):
-            for key, index in keys.items():
-                message.content[key] = sent[index]
-        for reply in self._grid.replies(messages):
-            for key, record in list(reply.content.array_records.items()):
-                reply.content[key] = to_record(self._parts.whole(to_tensors(record), keep=True))
-            yield reply
+        for record in records:
+            _received(self._world, record, _shapes(record))
+        yield from self._grid.replies(messages)
 
     def evaluate(self, evaluate: Evaluate, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """What `evaluate` finds when all processes take part."""
         self._world.from_first(("evaluate", server_round, _shapes(arrays)))
-        return evaluate(server_round, _split(self._world, self._parts, arrays, _shapes(arrays)))
+        return evaluate(server_round, _received(self._world, arrays, _shapes(arrays), self._parts))
 
     def finish(self, arrays: ArrayRecord) -> ArrayRecord:
         """Tell the others that the run is over; this process's parts of its result."""
         self._world.from_first(("finish", None, _shapes(arrays)))
-        return _split(self._world, self._parts, arrays, _shapes(arrays))
+        return _received(self._world, arrays, _shapes(arrays), self._parts)
 
 
 def follow(grid: LocalGrid, world: Ranks, parts: Parts, evaluate: Evaluate) -> ArrayRecord:
@@ -72,23 +82,22 @@ def follow(grid: LocalGrid, world: Ranks, parts: Parts, evaluate: Evaluate) -> A
         order: tuple[str, Any, Any] = ("", None, None)
         what, detail, shapes = world.from_first(order)
         if what == "messages":
-            _answer(grid, world, parts, detail, shapes)
+            _answer(grid, world, detail, shapes)
             continue
-        arrays = _split(world, parts, None, shapes)
+        arrays = _received(world, None, shapes, parts)
         if what == "finish":
             return arrays
         evaluate(detail, arrays)
 
 
-def _answer(grid: LocalGrid, world: Ranks, parts: Parts, orders: Sequence[Any], shapes: Sequence[Any]) -> None:
-    sent = [_split(world, parts, None, of_record) for of_record in shapes]
+def _answer(grid: LocalGrid, world: Ranks, orders: Sequence[Any], shapes: Sequence[Any]) -> None:
+    sent = [_received(world, None, of_record) for of_record in shapes]
     messages = []
     for node, message_type, group_id, content, keys in orders:
         own = {key: sent[index] for key, index in keys.items()}
         messages.append(Message(filled(content, own.__getitem__), node, message_type, group_id=group_id))
     for reply in grid.replies(messages):
-        for record in reply.content.array_records.values():
-            parts.whole(to_tensors(record), keep=False)
+        del reply  # the first process has the same
 
 
 def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
@@ -99,11 +108,13 @@ def _shapes(record: ArrayRecord) -> list[tuple[str, tuple[int, ...], torch.dtype
     return [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in to_tensors(record).items()]
 
 
-def _split(world: Ranks, parts: Parts, record: ArrayRecord | None, shapes: Sequence[Any]) -> ArrayRecord:
-    """Each process's parts of what the first one has."""
+def _received(
+    world: Ranks, record: ArrayRecord | None, shapes: Sequence[Any], parts: Parts | None = None
+) -> ArrayRecord:
+    """In every process the arrays that the first one has in `record`, or its parts of them."""
     tensors, found = {} if record is None else to_tensors(record), {}
     for name, shape, dtype in shapes:
         whole = tensors[name].contiguous() if record is not None else torch.empty(shape, dtype=dtype)
         dist.broadcast(whole, group=world.group, group_src=0)
-        found[name] = parts.of(name, whole)
+        found[name] = whole if parts is None else parts.of(name, whole)
     return to_record(found)
