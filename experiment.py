@@ -23,7 +23,7 @@ from fed.batches import Example, tokenize
 from fed.checks import Settings
 from fed.collate import Layout
 from fed.config import Config
-from fed.cpu import has_bfloat16, set_up
+from fed.cpu import has_bfloat16, peak_memory, set_up
 from fed.curves import curves
 from fed.evaluation import Loss, Metrics, evaluate
 from fed.launch import local_ranks
@@ -40,7 +40,7 @@ from fed.seeding import seed_globals
 from fed.sharding import Parts
 from fed.simulation import Processes, simulate
 from fed.splits import Split, SplitSettings, split_rows
-from fed.tracking import Tracker, peak_memory_gb
+from fed.tracking import Tracker
 from load_data import load
 from losses.logps import Logps
 from server.app import asks, check_strategy, joins_groups, layers, server_app, streams, takes_parts
@@ -519,7 +519,7 @@ def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
 
 def _memory(device: torch.device) -> dict[str, float]:
     """Peak memory of this process, 1e9 bytes."""
-    memory = {"peak_memory_gb": peak_memory_gb()}
+    memory = {"peak_memory_gb": peak_memory() / 1e9}
     if device.type == "cuda":
         memory["peak_device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return memory

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,6 +98,15 @@ def has_bfloat16() -> bool:
 def cpu_name() -> str:
     """The model of this CPU, as far as the system tells."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """The most memory this process has had, in bytes."""
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    # Elsewhere; on Linux that is no less than what the process that started this one had then.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _cpuinfo(field: str) -> str:

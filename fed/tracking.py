@@ -2,8 +2,6 @@
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +12,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from fed.cpu import peak_memory
 from fed.event_files import EventFiles
 from fed.progress import Display
 
@@ -115,7 +114,7 @@ class Tracker:
             **({} if rate is None else {"pairs_per_second": rate}),
             "seconds": self._stopwatch.seconds(),
             "wall_seconds": time.perf_counter() - self._began,
-            "peak_memory_gb": peak_memory_gb(),
+            "peak_memory_gb": peak_memory() / 1e9,
             **extra,
         }
         plain: dict[str, Any] = _plain(report)
@@ -211,12 +210,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def peak_memory_gb() -> float:
-    """The most memory this process has had, 1e9 bytes."""
-    # Linux counts kibibytes, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fed import cpu
-from fed.cpu import allowed_cpus, cpu_name, has_bfloat16, keep_freed_memory, set_up
+from fed.cpu import allowed_cpus, cpu_name, has_bfloat16, keep_freed_memory, peak_memory, set_up
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 VERSION_2, VERSION_1 = "0::/a/b\n", "5:memory:/other\n4:cpu,cpuacct:/a/b\n0::/\n"
@@ -153,3 +154,11 @@ def test_an_older_torch_without_the_list_leaves_it_to_the_kernel(monkeypatch):
 def test_the_first_cpu_of_the_list_gives_the_name(monkeypatch):
     monkeypatch.setattr(cpu, "_text", lambda path: "model name\t: One: a\n\nmodel name\t: Two\n")
     assert cpu_name() == "One: a"
+
+
+def test_the_peak_memory_of_a_process_does_not_count_what_its_parent_had():
+    """Linux's ru_maxrss does: a child begins with its parent's."""
+    held = bytearray(os.urandom(1 << 20)) * 700
+    script = "from fed.cpu import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert 50e6 < int(child.stdout) < len(held) < peak_memory()
