@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 import transformers
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from clients.app import ClientPairs, client_app
 from clients.trainer import LocalSettings, LocalTrainer
-from fed import components
-from fed.arrays import load_arrays, model_tensors, snapshot
+from fed import checkpoint, components
+from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
 from fed.batches import Example, tokenize
 from fed.checks import Settings
 from fed.collate import Layout
@@ -206,11 +206,12 @@ def run(plan: Plan, folder: Path) -> None:
             plan = _with_references(plan, tracker.reference)
         if config.mode == "local":
             for client_id in range(len(plan.clients)):
-                final = _federation(plan, tracker, initial, [client_id], _ClientLog(tracker, client_id))
+                alone, place = _ClientLog(tracker, client_id), f"client-{client_id}"
+                final = _federation(plan, tracker, initial, [client_id], alone, folder / "checkpoints" / place)
                 _save(plan, final, folder / "policy" / f"client-{client_id}")
         else:
             log = tracker if writes else Relay()
-            final = _federation(plan, tracker, initial, range(len(plan.clients)), log)
+            final = _federation(plan, tracker, initial, range(len(plan.clients)), log, folder / "checkpoints")
             _save(plan, final, folder / "policy")
         memory = plan.mesh.world.gather(_memory(plan.policy.device))
         summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
@@ -257,7 +258,12 @@ class _ClientLog:
 
 
 def _federation(
-    plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, client_ids: Sequence[int], log: ServerLog
+    plan: Plan,
+    tracker: Tracker | Relay,
+    initial: ArrayRecord,
+    client_ids: Sequence[int],
+    log: ServerLog,
+    checkpoints: Path,
 ) -> ArrayRecord:
     """Run all rounds over these clients; the final global weights."""
     config, strategy = plan.config, plan.make_strategy()
@@ -288,7 +294,7 @@ def _federation(
             server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
         ),
         initial,
-        evaluation,
+        functools.partial(_evaluate_and_keep, evaluation, plan, tracker, checkpoints),
         client_app(trainer, plan.clients, tracker, mods=mods),
         client_ids,
         streams=streams(strategy) and (joins or plan.mesh.groups.count == 1),
@@ -299,6 +305,23 @@ def _federation(
             parts,
         ),
     )
+
+
+def _evaluate_and_keep(
+    evaluation: ServerEvaluation,
+    plan: Plan,
+    tracker: Tracker | Relay,
+    checkpoints: Path,
+    server_round: int,
+    arrays: ArrayRecord,
+) -> MetricRecord | None:
+    """Flower's `evaluate_fn`, and a checkpoint when one is due."""
+    found, every = evaluation(server_round, arrays), plan.config.checkpoint_every
+    if every and server_round and server_round % every == 0 and not plan.config.debug:
+        with tracker.phase("checkpoint"):
+            tensors = Parts(plan.policy.model).distributed(to_tensors(arrays))
+            checkpoint.save(tensors, checkpoints / f"round-{server_round}", plan.mesh)
+    return found
 
 
 def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:

@@ -43,7 +43,7 @@ AT_LEAST_ONE = (
     "trainer_processes",
     "clients_in_parallel",
 )
-AT_LEAST_ZERO = ("seed", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
+AT_LEAST_ZERO = ("seed", "checkpoint_every", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
 POSITIVE = ("lr", "max_grad_norm", "decay_rate", "process_timeout")
 
 # Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
@@ -68,6 +68,7 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
     ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
     ("cpu_matmul", lambda config: (config.device or "cpu").partition(":")[0] != "cpu", "a device that is not the CPU"),
+    ("checkpoint_every", lambda config: config.debug, "debug=true, which saves no model"),
     ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),

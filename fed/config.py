@@ -23,7 +23,7 @@ class ModelSettings:
     name_or_path: str | None = "demo"  # demo, a local directory, or a hub name
     tokenizer_name_or_path: str | None = None  # None: name_or_path
     gguf_file: str | None = None  # a GGUF file; name_or_path may then be left out
-    archive: str | None = None  # weights that seed policy and reference: HF directory, *.safetensors or policy.pt
+    archive: str | None = None  # weights that seed policy, reference: HF directory, checkpoint, safetensors, policy.pt
     block_name: str | None = None  # class name of the repeated block
     policy_dtype: str = "float32"
     reference_dtype: str | None = None
@@ -63,6 +63,7 @@ class Config:
     seed: int = 0
     deterministic: bool = False  # refuse operations whose result may vary from run to run
     debug: bool = False  # keep metrics, save no model
+    checkpoint_every: int = 1  # rounds between checkpoints of the global weights, of which the last is kept; 0: none
     output_dir: str = "data"  # runs go to output_dir/exp_name/date_time
     cache_dir: str = ".cache"  # reference log-probs and downloaded data sets
     num_threads: int | None = None  # CPU threads; null: torch's choice, but no more than the process may use

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from fed import checkpoint
 from fed.collate import PADDED, Layout
 from fed.config import LoraSettings, ModelSettings
 from fed.demo import demo_config, demo_model, demo_tokenizer
@@ -274,10 +275,13 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
 def _load_archive(model: Any, path: Path) -> None:
     """Overwrite the weights; every one of them must be there and fit.
 
-    Reads an HF directory, a *.safetensors file, or the original code's `policy.pt` (a dict with the weights under
-    "state"). No pickled object is ever run.
+    Reads an HF directory, a run's checkpoint, a *.safetensors file, or the original code's `policy.pt` (a dict with the
+    weights under "state"). No pickled object is ever run.
     """
-    state = _read_directory(model, path) if path.is_dir() else _read_file(path)
+    if checkpoint.is_checkpoint(path):
+        state = checkpoint.read(path)
+    else:
+        state = _read_directory(model, path) if path.is_dir() else _read_file(path)
     own = model.state_dict()
     common = sorted(own.keys() & state.keys())
     values: dict[int, Tensor] = {}  # by memory, which tied weights share

@@ -86,10 +86,7 @@ def fill(root: Root, device: torch.device, read: Read) -> None:
         assert isinstance(weight, DTensor)
         size, start = _rows(weight)
         part = read(names, weight, start, start + size).to(device, weight.dtype)
-        whole = DTensor.from_local(
-            part.clone(memory_format=torch.contiguous_format), weight.device_mesh, weight.placements,
-            run_check=False, shape=weight.shape, stride=weight.stride(),
-        )  # fmt: skip
+        whole = _distributed(part.clone(memory_format=torch.contiguous_format), weight)
         parameter = nn.Parameter(whole, requires_grad=weight.requires_grad)
         values.update(dict.fromkeys(names, parameter))
     model.load_state_dict(values, strict=False, assign=True)
@@ -165,18 +162,18 @@ class Parts:
 
     def whole(self, parts: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
         """The arrays put together, one by one; empty where `keep` is not set. All processes of a group call it."""
-        found: dict[str, Tensor] = {}
-        for name, part in parts.items():
-            whole = part
-            if name in self._split:
-                weight = self._split[name]
-                whole = DTensor.from_local(
-                    part.to(weight.device), weight.device_mesh, weight.placements, run_check=False,
-                    shape=weight.shape, stride=weight.stride(),
-                ).full_tensor()  # fmt: skip
-            if keep:
-                found[name] = whole.cpu()
-        return found
+        return whole_state(self.distributed(parts), keep=keep)
+
+    def distributed(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The arrays around these very parts."""
+        split = self._split
+        return {name: _distributed(part, split[name]) if name in split else part for name, part in parts.items()}
+
+
+def _distributed(part: Tensor, like: DTensor) -> DTensor:
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _rows(weight: DTensor) -> tuple[int, int]:
