@@ -41,23 +41,25 @@ def main() -> int:
 
 @hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="config")
 def _compose_and_run(composed: DictConfig) -> None:
-    import experiment  # torch and transformers take seconds to import: not before the command line is known to be right
+    # torch and transformers take seconds to import: not before the command line is known to be right.
+    import experiment
+    import plan
 
     hydra_config = HydraConfig.get()
     with ExitStack() as stack:
         try:
             settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
-            processes = 1 if launch.is_rank() else experiment.processes(settings.config)
+            processes = 1 if launch.is_rank() else plan.processes(settings.config)
             if processes > 1:
                 sys.exit(launch.launch(processes, sys.argv))
             device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
-            plan = experiment.prepare(settings, device)
-            folder = experiment.create_folder(plan)
+            prepared = plan.prepare(settings, device)
+            folder = experiment.create_folder(prepared)
         except (ValueError, OmegaConfBaseException) as error:
             # Leaves by SystemExit: Hydra would print its own report of an exception.
             known = isinstance(error, OmegaConfBaseException)
             sys.exit(_refuse(complaints.explain(str(error)) if known else str(error)))
-        experiment.run(plan, folder)
+        experiment.run(prepared, folder)
 
 
 def _refuse(message: str) -> int:

@@ -8,6 +8,7 @@ Shapes: T tokens of the packed row, H query heads, K key/value heads, E head siz
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def packed_attention(
     changes = [name for name in ("softcap", "s_aux", "position_bias", "cache") if more.get(name) is not None]
     if attention_mask is not None or dropout or changes:
         raise NotImplementedError(f"packed attention has no {', '.join(changes) or 'mask and no dropout'}")
+    if segments is not None and segments.device != query.device:  # a layer on another GPU
+        segments = replace(segments, device=query.device)
     length = query.shape[2] if segments is None else segments.longest
     if sliding_window is not None and sliding_window < length:
         raise NotImplementedError(f"a sliding window of {sliding_window} tokens is shorter than {length}")

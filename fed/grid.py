@@ -21,9 +21,8 @@ class LocalGrid(Grid):
         app: The app every client runs.
         contexts: One context per client; node k is client k. They keep what a client stores between rounds.
         streams: Whether the strategy reads each reply once and in order. Then each client runs only when its reply is
-            asked for,
-            and one reply is alive at a time. Otherwise replies come as a list, emptied when the next messages are sent
-            (`Strategy.start` would keep them alive for another round).
+            asked for, and one reply is alive at a time. Otherwise replies come as a list, emptied when the next
+            messages are sent (`Strategy.start` would keep them alive for another round).
     """
 
     def __init__(self, app: ClientApp, contexts: Sequence[Context], *, streams: bool = False) -> None:
@@ -77,21 +76,23 @@ class LocalGrid(Grid):
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
         """Run the clients that these accepted messages go to, one by one."""
-        yield from map(self._deliver, messages)
+        yield from map(self.deliver, messages)
 
     def _accept(self, message: Message) -> Message:
         """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
         message.content = RecordDict({key: _copy(record) for key, record in message.content.items()})
-        return self._numbered(message)
+        return self.numbered(message)
 
-    def _deliver(self, message: Message) -> Message:
+    def deliver(self, message: Message) -> Message:
+        """Run the client that an accepted message goes to; its reply."""
         node = message.metadata.dst_node_id
         reply = self.app(message, self.contexts[node])
         if reply.has_error():
             raise RuntimeError(f"client {node} failed: {reply.error.reason}")
-        return self._numbered(reply)
+        return self.numbered(reply)
 
-    def _numbered(self, message: Message) -> Message:
+    def numbered(self, message: Message) -> Message:
+        """The message, with a number that no other has."""
         message.metadata.__dict__["_message_id"] = str(next(self._ids))
         return message
 

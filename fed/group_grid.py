@@ -61,7 +61,7 @@ class GroupGrid(LocalGrid):
         outlines: dict[int, Any] = {}
         for place, message in enumerate(messages):
             if owners[place] == self._groups.index:
-                reply = self._deliver(message)
+                reply = self.deliver(message)
                 outlines[place] = outline(reply.content), outline(self.contexts[nodes[place]].state)
                 mine[place] = None
                 if self.streams:
@@ -78,10 +78,10 @@ class GroupGrid(LocalGrid):
                 if place not in mine:
                     sent = next(iter(message.content.array_records.values()), ArrayRecord())
                     elsewhere = functools.partial(_elsewhere, sent)
-                    yield self._numbered(Message(filled(content, elsewhere), reply_to=message))
+                    yield self.numbered(Message(filled(content, elsewhere), reply_to=message))
             else:
                 own = mine.pop(place, None)
-                yield self._numbered(Message(self._sent_round(owners[place], content, own), reply_to=message))
+                yield self.numbered(Message(self._sent_round(owners[place], content, own), reply_to=message))
 
     def _remember(self, node: int, owner: int, told: Mapping[str, Any]) -> None:
         """Keep what a client left in its context, but for arrays, which the group that trained it has."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+from accelerate.utils import get_balanced_memory
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -44,8 +45,10 @@ def load_policy(
     """Model, tokenizer and archive as `settings` name them, dropout off, on `device`, with an adapter if lora.r > 0.
 
     Of `layout`, what this model cannot do is left out; the policy's remarks say so. `max_length` is that of the longest
-    sequence. With a device mesh, weights are split over its ranks: each reads its part from the files where that can
-    be, else the first rank reads all of them and hands them out, one by one; `cpu_offload` keeps them in main memory.
+    sequence. `device` "cuda" without a number stands for all GPUs: if there are several, layers are split over them.
+
+    With a device mesh, weights are split over its ranks: each reads its part from the files where that can be, else
+    the first rank reads all of them and hands them out, one by one; `cpu_offload` keeps them in main memory.
 
     Raises:
         ValueError: If anything cannot be loaded or does not fit together, with the way out.
@@ -76,8 +79,20 @@ def load_policy(
     split_head = head_can_be_split(trial)
     layout, remarks = _possible(layout, model, trial, split_head, max_length)
     if root is None:
-        model.to(device)
+        device = _placed(model, device)
     return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks, mesh.own, root)
+
+
+def _placed(model: Any, device: torch.device) -> torch.device:
+    """Move the model to the device, or its layers to all GPUs if there are several; where its head then is."""
+    if device != torch.device("cuda") or torch.cuda.device_count() < 2:
+        model.to(device)
+        return model.device  # type: ignore[no-any-return]  # with its number
+    whole = {"no_split_module_classes": model._no_split_modules}
+    memory = get_balanced_memory(model, **whole)
+    dispatch_model(model, infer_auto_device_map(model, max_memory=memory, **whole))
+    head: torch.device = model.get_output_embeddings().weight.device
+    return head
 
 
 def _whole_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype, lora: LoraSettings | None) -> Any:

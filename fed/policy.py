@@ -117,7 +117,9 @@ def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callabl
         if batch.segments is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
             return model(**inputs, logits_to_keep=batch.rows).logits[0], nn.Identity()
         return model(**inputs).logits.flatten(0, 1).index_select(0, batch.rows), nn.Identity()
-    hidden_RD = model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.rows)
+    hidden = model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+    # Layers may be on several GPUs; the batch is where the head is.
+    hidden_RD = hidden.to(batch.rows.device).index_select(0, batch.rows)
     head = model.get_output_embeddings()
     if not policy.layout.fused_head:
         return hidden_RD, head

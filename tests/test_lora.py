@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import experiment
 import main
+import plan as planning
 from fed.arrays import model_tensors, snapshot
 from fed.config import LoraSettings, ModelSettings
 from fed.demo import demo_model, demo_tokenizer
@@ -295,7 +296,7 @@ def test_peft_itself_loads_the_adapter_and_merges_it(tmp_path: Path) -> None:
 class Run:
     """What one call of the command line left."""
 
-    plan: experiment.Plan
+    plan: planning.Plan
     folder: Path
 
     def tests(self) -> list[dict[str, Any]]:
@@ -318,14 +319,14 @@ def command_line(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two clients, two rounds, r=4."""
-    plans, prepare, folder = [], experiment.prepare, tmp_path_factory.mktemp("run")
+    plans, prepare, folder = [], planning.prepare, tmp_path_factory.mktemp("run")
 
-    def keep(settings: Any, device: Any) -> experiment.Plan:
+    def keep(settings: Any, device: Any) -> planning.Plan:
         plans.append(prepare(settings, device))
         return plans[0]
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(experiment, "prepare", keep)
+        monkeypatch.setattr(planning, "prepare", keep)
         monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
         small = ("client_num_in_total=2", "comm_round=2", "n_train_examples=80", "n_test_examples=16", "lr=5e-3")
         assert command_line(monkeypatch, folder, "lora.r=4", *small) == 0
@@ -338,7 +339,7 @@ def test_a_federation_starts_at_the_reference_and_moves_the_adapter_only(run: Ru
     assert abs(end["margin"]) > 1e-4
     policy = run.plan.policy
     assert all(tensor.abs().max() > 0 for name, tensor in model_tensors(policy.model).items() if ".lora_B." in name)
-    experiment.seed_globals(0, "model")
+    planning.seed_globals(0, "model")
     fresh = demo_model(demo_tokenizer()).state_dict()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in base_state(policy.model).items())
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import experiment
 import main
+import plan
 from fed.demo import demo_tokenizer
 from losses.logps import Logps
 from losses.preference import dpo
@@ -302,7 +303,7 @@ def standardised(policy: Logps, reference: Logps | None) -> torch.Tensor:
     [(functools.partial(dpo, beta=0.1), True), (squeezed, True), (hardest, False), (standardised, False)],
 )
 def test_a_loss_that_looks_at_other_pairs_is_found_out(loss: Callable[..., torch.Tensor], by_pair: bool) -> None:
-    assert experiment._check_loss(functools.partial(loss)) is by_pair
+    assert plan._check_loss(functools.partial(loss)) is by_pair
 
 
 def test_the_published_command_runs_as_it_stands(
@@ -392,11 +393,12 @@ def test_a_module_in_the_working_folder_is_found_by_the_real_command(tmp_path: P
 def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine) -> None:
     result = command_line(*SMALL, "comm_round=2", "client_num_in_total=3")
     names = {"config.yaml", "environment.json", "partition.json", "metrics.jsonl", "summary.json", "curves.png"}
-    assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy"}
+    assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy", "checkpoints"}
     assert {path.name for path in (result.run / "tensorboard").iterdir()} == {
         "Server",
         *map("Client-{}".format, range(3)),
     }
+    assert [path.name for path in (result.run / "checkpoints").iterdir()] == ["round-2"]
     assert [path.name for path in result.folder.iterdir()] == ["runs"]
     assert result.run.parent.name == "fedpo"
     assert result.err == ""
