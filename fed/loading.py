@@ -123,10 +123,13 @@ def _sharded_model(
 ) -> Root:
     """The model with a part of every weight in this process: it is made without memory and then filled."""
     config = demo_config(tokenizer) if _is_demo(settings) else _config(settings)
-    with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
-    model.tie_weights()
-    _prepare(model, settings, lora)
+    with torch.random.fork_rng(devices=[]):  # draws count where the weights are made
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+            )
+        model.tie_weights()
+        _prepare(model, settings, lora)
     read = None
     if settings.name_or_path is not None and settings.gguf_file is None and settings.archive is None:
         read = from_files(Path(settings.name_or_path).expanduser(), model)
