@@ -26,7 +26,7 @@ from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash, with_reference
 from fed.relay import Relay
 from fed.run_folder import check_cache_folder, create_run_folder
-from fed.sharding import Parts
+from fed.sharding import Parts, is_sharded
 from fed.simulation import Processes, simulate
 from fed.tracking import Tracker
 from plan import Plan
@@ -144,7 +144,7 @@ def _federation(
     if isinstance(strategy, StreamingFedAvg) and joins:
         strategy.groups = plan.mesh.groups
     parts = None
-    if plan.policy.root is not None and (plan.mods or not takes_parts(strategy)):
+    if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
         parts = Parts(plan.policy.model)
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     return simulate(
@@ -265,7 +265,8 @@ def _processes(plan: Plan) -> str:
     if mesh.groups.count > 1:
         text += f": {mesh.groups.count} clients at once"
     if mesh.own.count > 1:
-        text += f"{',' if mesh.groups.count > 1 else ':'} each model split over {mesh.own.count}"
+        split = "each model" if plan.policy.root is not None else "each layer"
+        text += f"{',' if mesh.groups.count > 1 else ':'} {split} split over {mesh.own.count}"
     return text
 
 
@@ -296,8 +297,8 @@ def _describe(plan: Plan, console: Console) -> None:
     lines += plan.policy.remarks
     if plan.mesh.world.count > 1:
         lines.append(_processes(plan))
-    elif config.trainer == "FSDPTrainer":
-        lines.append("trainer=FSDPTrainer: one process, so the model is not sharded")
+    elif config.trainer != "BasicTrainer":
+        lines.append(f"trainer={config.trainer}: one process, so the model is not split")
     if config.accuracy_on == "test":
         lines.append(
             "warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched"

@@ -68,8 +68,8 @@ class Plan:
 
     @property
     def everyone(self) -> Policy:
-        """The policy where all processes share the pairs, not only those of a group."""
-        return replace(self.policy, ranks=self.mesh.world)
+        """The policy where not only the processes of a group share the pairs: all do that hold other weights."""
+        return replace(self.policy, ranks=self.mesh.groups if self.policy.root is None else self.mesh.world)
 
     @property
     def beta(self) -> float:
@@ -89,7 +89,7 @@ def processes(config: Config) -> int:
         ValueError: If the configuration asks for numbers that do not go together.
     """
     on_gpus = (config.device or "cuda").startswith("cuda") and torch.cuda.is_available()
-    usual = max(torch.cuda.device_count(), 1) if on_gpus and config.trainer == "FSDPTrainer" else 1
+    usual = max(torch.cuda.device_count(), 1) if on_gpus and config.trainer != "BasicTrainer" else 1
     count = config.trainer_processes or max(usual, config.clients_in_parallel)
     if count % config.clients_in_parallel:
         raise ValueError(
@@ -171,7 +171,7 @@ def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
         if key in given and alone:
             raise ValueError(f"{key} has no effect in a run of one process; leave it out")
     pairs = config.batch_size // config.gradient_accumulation_steps
-    if config.max_tokens_per_step is None and pairs < mesh.own.count:
+    if config.trainer == "FSDPTrainer" and config.max_tokens_per_step is None and pairs < mesh.own.count:
         raise ValueError(
             f"batch_size={config.batch_size} in gradient_accumulation_steps={config.gradient_accumulation_steps} parts "
             f"leaves {pairs} pairs for {mesh.own.count} processes that share a model; raise batch_size, or lower "
@@ -266,6 +266,7 @@ def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
         layout=Layout(**{name: getattr(config, name) for name in Layout.__dataclass_fields__}),
         max_length=config.max_length,
         mesh=mesh,
+        tensor_parallel=config.trainer == "TensorParallelTrainer",
         cpu_offload=config.cpu_offload,
     )
 
@@ -280,10 +281,16 @@ def _choose_library(policy: Policy, config: Config, world: Ranks) -> str:
             )
         return ""
 
+    wanted = config.cpu_matmul
+    if policy.holders.count > 1 and policy.root is None:
+        if wanted == "onednn":
+            raise ValueError("cpu_matmul=onednn has no effect on layers that processes share; leave it out")
+        wanted = "mkl"
+
     def choose(wanted: str) -> Choice:
         return choose_library(policy.model, wanted, cache_dir=config.cache_dir, deterministic=config.deterministic)
 
-    choice = world.from_first_or_raise(lambda: choose(config.cpu_matmul))
+    choice = world.from_first_or_raise(lambda: choose(wanted))
     if not world.is_first:  # the same in all processes: libraries differ in the last bits
         choose(choice.library or "auto")
     return f", {choice}"

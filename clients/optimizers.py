@@ -84,16 +84,27 @@ def _is_plain(group: dict[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, ranks: Ranks = ALONE) -> Tensor:
+def clip_grad_norm(
+    parameters: Iterable[Tensor], max_norm: float, parts: Iterable[Tensor] = (), holders: Ranks = ALONE
+) -> Tensor:
     """The norm of all gradients, which are then scaled to norm `max_norm` if theirs is more.
 
-    As `torch.nn.utils.clip_grad_norm_`, to the bit, but that multiplies by 1 what is within bounds. Where each of
-    several processes has a part of the gradients, the norm is that of all parts.
+    As `torch.nn.utils.clip_grad_norm_`, to the bit, but that multiplies by 1 what is within bounds.
+
+    Args:
+        parameters: Whole ones, the same in all processes.
+        max_norm: What the norm may be.
+        parts: This process's parts of others.
+        holders: The processes that hold all parts together.
     """
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if ranks.count > 1:
-        norm = ranks.sum(norm.double().square()).sqrt().float()
+    whole, own = ([p for p in some if p.grad is not None] for some in (parameters, parts))
+    norm = _norm(whole)
+    if holders.count > 1:
+        norm = (norm.double().square() + holders.sum(_norm(own).double().square())).sqrt().float()
     if not max_norm / (norm + 1e-6) >= 1:  # also if it is not a number: then all gradients become so
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_([*whole, *own], max_norm, norm)
     return norm
+
+
+def _norm(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -181,7 +181,9 @@ class LocalTrainer:
             add(_rewards(logps, part.batch.reference, self.settings.beta))
         self._collect_gradients()
         self._add_proximal_gradient(this_round.proximal_mu, received)
-        norm = clip_grad_norm(self.parameters.values(), self.settings.max_grad_norm, ranks)
+        parts = [p for name, p in self.parameters.items() if p is not self.weights[name]]
+        whole = [p for name, p in self.parameters.items() if p is self.weights[name]]
+        norm = clip_grad_norm(whole, self.settings.max_grad_norm, parts, self.policy.holders)
         optimizer.step()
         for parameter in (*self.parameters.values(), *self.weights.values()):
             parameter.grad = None

@@ -48,6 +48,7 @@ def save(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
         for other in folder.parent.glob("round-*"):
             if other != folder:
                 shutil.rmtree(other)
+    mesh.world.gather(None)  # it is there under its name
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:

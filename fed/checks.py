@@ -20,7 +20,7 @@ CHOICES = {
     "client_optimizer": ("reset", "persist"),
     "optimizer": ("RMSprop", "AdamW", "Adam", "SGD"),
     "cpu_matmul": ("auto", "mkl", "onednn"),
-    "trainer": ("BasicTrainer", "FSDPTrainer"),
+    "trainer": ("BasicTrainer", "FSDPTrainer", "TensorParallelTrainer"),
     "precision": ("float32", "bfloat16"),
 }
 AT_LEAST_ONE = (

@@ -13,13 +13,12 @@ from fed.config import GROUPS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
-    "trainer=TensorParallelTrainer": "this version trains on one device; use BasicTrainer or FSDPTrainer",
     "n_epochs": "passes are counted per client and round; use local_epochs",
     "n_examples": "training length is set per client and round; use local_steps",
     "local_dirs": "use output_dir for runs and cache_dir for caches",
     "local_run_dir": "runs go to output_dir/exp_name/date_time; use output_dir",
-    "fsdp_port": "this version trains in one process and needs no port",
-    "save_every": "the final model is saved to policy/; this version has no intermediate checkpoints",
+    "fsdp_port": "processes meet at a file and need no port; under torchrun it is --rdzv_endpoint",
+    "save_every": "use checkpoint_every, which counts rounds",
     "minimum_log_interval_secs": "every optimizer step is logged",
     "sample_during_eval": "this version draws no samples during evaluation",
     "n_eval_model_samples": "this version draws no samples during evaluation",

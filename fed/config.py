@@ -108,7 +108,9 @@ class Config:
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods
 
     # Local training
-    trainer: str = "BasicTrainer"  # BasicTrainer | FSDPTrainer: each client's model split over processes
+    trainer: str = (
+        "BasicTrainer"  # FSDPTrainer: a client's model split over processes | TensorParallelTrainer: its layers
+    )
     trainer_processes: int | None = None  # processes of the run; null: one per GPU, or clients_in_parallel
     clients_in_parallel: int = 1  # clients that train at once, each in a group of processes of its own
     cpu_offload: bool = False  # FSDPTrainer on GPUs: weights, gradients, optimizer state in main memory between uses

@@ -21,8 +21,9 @@ from fed.demo import demo_config, demo_model, demo_tokenizer
 from fed.lora import add_adapter
 from fed.policy import Policy
 from fed.probe import head_can_be_split, specimen, start_packing
-from fed.ranks import ONE_PROCESS, Mesh
-from fed.sharding import Root, fill, from_files, from_first, shard
+from fed.ranks import ALONE, ONE_PROCESS, Mesh
+from fed.sharding import Read, fill, from_files, from_first, run, shard
+from fed.tensor_parallel import difference, problem, split, sum_shared_gradients
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
@@ -40,6 +41,7 @@ def load_policy(
     layout: Layout = PADDED,
     max_length: int = 512,
     mesh: Mesh = ONE_PROCESS,
+    tensor_parallel: bool = False,
     cpu_offload: bool = False,
 ) -> Policy:
     """Model, tokenizer and archive as `settings` name them, dropout off, on `device`, with an adapter if lora.r > 0.
@@ -47,8 +49,9 @@ def load_policy(
     Of `layout`, what this model cannot do is left out; the policy's remarks say so. `max_length` is that of the longest
     sequence. `device` "cuda" without a number stands for all GPUs: if there are several, layers are split over them.
 
-    With a device mesh, weights are split over its ranks: each reads its part from the files where that can be, else
-    the first rank reads all of them and hands them out, one by one; `cpu_offload` keeps them in main memory.
+    With a device mesh, weights are split over its ranks, all of them (FSDP) or, with `tensor_parallel`, those within
+    layers. Each rank reads its part from the files where that can be, else the first one reads all of them and hands
+    them out, one by one; `cpu_offload` keeps them in main memory.
 
     Raises:
         ValueError: If anything cannot be loaded or does not fit together, with the way out.
@@ -67,8 +70,18 @@ def load_policy(
     if mesh.device_mesh is None:
         model = trial = _whole_model(settings, tokenizer, dtype, lora)
     else:
-        root = _sharded_model(settings, tokenizer, dtype, lora, mesh, device, compute_dtype, cpu_offload)
-        model, trial = root.model, None
+        trial = None
+        model, read = _empty_model(settings, tokenizer, dtype, lora, mesh)
+        if tensor_parallel:
+            _share_layers(model, mesh)
+            fill(model, device, read)
+            sum_shared_gradients(model, mesh.device_mesh)
+        else:
+            block_name = settings.block_name
+            root = shard(model, mesh, block_name=block_name, compute_dtype=compute_dtype, cpu_offload=cpu_offload)
+            fill(model, torch.device("cpu") if cpu_offload else device, read)
+            with torch.no_grad():
+                run(root, lambda: None)  # FSDP settles where the parts lie
     if activation_checkpointing:
         # The first name of newer transformers 5, where the second warns.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -78,9 +91,10 @@ def load_policy(
         trial = specimen(model)
     split_head = head_can_be_split(trial)
     layout, remarks = _possible(layout, model, trial, split_head, max_length)
-    if root is None:
+    if mesh.device_mesh is None:
         device = _placed(model, device)
-    return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks, mesh.own, root)
+    shares_pairs = mesh.own if root is not None else ALONE
+    return Policy(model, tokenizer, device, compute_dtype, split_head, layout, remarks, shares_pairs, mesh.own, root)
 
 
 def _placed(model: Any, device: torch.device) -> torch.device:
@@ -111,17 +125,25 @@ def _prepare(model: Any, settings: ModelSettings, lora: LoraSettings | None) -> 
         add_adapter(model, lora, _home(settings))
 
 
-def _sharded_model(
-    settings: ModelSettings,
-    tokenizer: Any,
-    dtype: torch.dtype,
-    lora: LoraSettings | None,
-    mesh: Mesh,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    cpu_offload: bool,
-) -> Root:
-    """The model with a part of every weight in this process: it is made without memory and then filled."""
+def _share_layers(model: Any, mesh: Mesh) -> None:
+    """Have the processes of a group share each layer.
+
+    Raises:
+        ValueError: If they cannot, or what they then compute is not the same.
+    """
+    assert mesh.device_mesh is not None
+    why = problem(model, mesh.own.count)
+    if why is None and (change := difference(model, specimen, mesh.device_mesh)) > 1e-4:
+        why = f"shared layers of a small {type(model).__name__} differ from whole ones by {change:.1g}"
+    if why is not None:
+        raise ValueError(f"trainer=TensorParallelTrainer cannot share this model: {why}; use trainer=FSDPTrainer")
+    split(model, mesh.device_mesh)
+
+
+def _empty_model(
+    settings: ModelSettings, tokenizer: Any, dtype: torch.dtype, lora: LoraSettings | None, mesh: Mesh
+) -> tuple[Any, Read]:
+    """The model without memory for weights, and what reads them."""
     config = demo_config(tokenizer) if _is_demo(settings) else _config(settings)
     with torch.random.fork_rng(devices=[]):  # draws count where the weights are made
         with init_empty_weights(include_buffers=False):
@@ -147,9 +169,7 @@ def _sharded_model(
             with suppress(OSError):
                 model.generation_config = GenerationConfig.from_pretrained(str(settings.name_or_path))
     assert read is not None
-    root = shard(model, mesh, block_name=settings.block_name, compute_dtype=compute_dtype, cpu_offload=cpu_offload)
-    fill(root, torch.device("cpu") if cpu_offload else device, read)
-    return root
+    return model, read
 
 
 def _possible(

@@ -42,7 +42,8 @@ class Policy:
     layout: Layout = PADDED
     remarks: tuple[str, ...] = ()  # what was asked for but this model cannot do, and why
     ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
-    root: Root | None = None  # holds the model if its weights are split over processes
+    holders: Ranks = ALONE  # the processes that hold the weights together
+    root: Root | None = None  # what gathers the weights if FSDP has split them
 
     def compute(self, compute: Callable[[], T]) -> T:
         """What `compute` returns, run where it finds whole weights, in the dtype this policy computes in."""

@@ -44,7 +44,8 @@ def with_reference(
         return []
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
     column = None if cache is None else _read_column(cache / name, len(examples))
-    if not all(policy.ranks.gather(column is not None)):  # of several processes all compute, or none
+    found = all(policy.ranks.gather(column is not None))
+    if not all(policy.holders.gather(found)):  # of several processes all compute, or none
         with adapter_off(policy.model):
             column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
         if cache is not None and policy.ranks.is_first:
@@ -78,6 +79,7 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
         policy.split_head,
         policy.layout,
         uses_onednn(policy.model),
+        policy.holders.count if policy.root is None else 1,  # processes that share a layer add up its parts
         batch_size,
         FORMAT,
         (policy.device.type, machine, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from fed.ranks import Mesh, Ranks
 
-# The rows [start, end) of the weight that has these names (tied ones have several).
-Read = Callable[[Sequence[str], Tensor, int, int], Tensor]
+# That stretch of each dimension of the weight that has these names (tied ones have several).
+Read = Callable[[Sequence[str], Tensor, tuple[slice, ...]], Tensor]
 
 
 class Root(nn.Module):
@@ -79,24 +79,21 @@ def run(root: nn.Module, compute: Callable[[], Any]) -> Any:
 
 
 @torch.no_grad()
-def fill(root: Root, device: torch.device, read: Read) -> None:
-    """Give the parts of a model that was sharded on the meta device their memory and their values."""
-    model, values = root.model, {}
+def fill(model: nn.Module, device: torch.device, read: Read) -> None:
+    """Give a model that was made, and perhaps split, on the meta device its memory and its values."""
+    values = {}
     for names, weight in _with_names(model):
-        assert isinstance(weight, DTensor)
-        size, start = _rows(weight)
-        part = read(names, weight, start, start + size).to(device, weight.dtype)
-        whole = _distributed(part.clone(memory_format=torch.contiguous_format), weight)
+        part = read(names, weight, index(weight)).to(device, weight.dtype).clone(memory_format=torch.contiguous_format)
+        whole = _distributed(part, weight) if isinstance(weight, DTensor) else part
         parameter = nn.Parameter(whole, requires_grad=weight.requires_grad)
         values.update(dict.fromkeys(names, parameter))
     model.load_state_dict(values, strict=False, assign=True)
     buffers = dict(model.named_buffers())
     for name in sorted(buffers.keys() & model.state_dict().keys()):
-        buffers[name].copy_(read([name], buffers[name], 0, len(buffers[name]) if buffers[name].ndim else 1))
+        buffers[name].copy_(read([name], buffers[name], index(buffers[name])))
     for name, buffer in buffers.items():
         module = model.get_submodule(name.rpartition(".")[0])
         setattr(module, name.rpartition(".")[2], buffer.to(device))
-    run(root, lambda: None)  # FSDP settles where the parts lie
 
 
 def _with_names(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:
@@ -112,13 +109,13 @@ def _with_names(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:
 def from_first(world: Ranks, state: dict[str, Tensor]) -> Read:
     """Weights that the first rank holds as a whole, in `state`; what the others give is ignored."""
 
-    def read(names: Sequence[str], like: Tensor, start: int, end: int) -> Tensor:
+    def read(names: Sequence[str], like: Tensor, stretch: tuple[slice, ...]) -> Tensor:
         if world.is_first:
             whole = state[names[0]].detach().to("cpu", like.dtype).contiguous()
         else:
             whole = torch.empty(like.shape, dtype=like.dtype)
         dist.broadcast(whole, group=world.group, group_src=0)
-        return whole[start:end] if whole.ndim else whole
+        return whole[stretch]
 
     return read
 
@@ -139,9 +136,9 @@ def from_files(folder: Path, model: nn.Module) -> Read | None:
         if not there or list(files[there[0]].get_slice(there[0]).get_shape()) != list(weight.shape):
             return None
 
-    def read(names: Sequence[str], like: Tensor, start: int, end: int) -> Tensor:
+    def read(names: Sequence[str], like: Tensor, stretch: tuple[slice, ...]) -> Tensor:
         name = next(name for name in names if name in files)
-        part: Tensor = files[name].get_slice(name)[start:end] if like.ndim else files[name].get_tensor(name)
+        part: Tensor = files[name].get_slice(name)[stretch] if like.ndim else files[name].get_tensor(name)
         return part
 
     return read
@@ -155,10 +152,7 @@ class Parts:
 
     def of(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole array, in memory of its own."""
-        if name not in self._split:
-            return whole.clone()
-        size, start = _rows(self._split[name])
-        return whole[start : start + size].clone()
+        return whole[index(self._split[name])].clone() if name in self._split else whole.clone()
 
     def whole(self, parts: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
         """The arrays put together, one by one; empty where `keep` is not set. All processes of a group call it."""
@@ -176,12 +170,15 @@ def _distributed(part: Tensor, like: DTensor) -> DTensor:
     )
 
 
-def _rows(weight: DTensor) -> tuple[int, int]:
-    """How many rows of a weight this process holds, and from which on."""
-    (placement,) = weight.placements
-    mesh = weight.device_mesh
-    size, start = placement.local_shard_size_and_offset(weight.shape[0], mesh.size(), mesh.get_local_rank())  # type: ignore[attr-defined]
-    return size, start
+def index(weight: Tensor) -> tuple[slice, ...]:
+    """Which stretch of each dimension of a weight this process holds."""
+    found = [slice(0, size) for size in weight.shape]
+    if isinstance(weight, DTensor):
+        (placement,) = weight.placements
+        dim, mesh = placement.dim, weight.device_mesh  # type: ignore[attr-defined]
+        size, start = placement.local_shard_size_and_offset(weight.shape[dim], mesh.size(), mesh.get_local_rank())  # type: ignore[attr-defined]
+        found[dim] = slice(start, start + size)
+    return tuple(found)
 
 
 def local(tensor: Tensor) -> Tensor:

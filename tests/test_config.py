@@ -113,7 +113,7 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("mode=fedrated", "mode=fedrated centralized local nearest: federated"),
         ("optimizer=adam", "optimizer=adam nearest: Adam"),
         ("cpu_matmul=mkldnn", "cpu_matmul=mkldnn auto mkl onednn"),
-        ("trainer=TensorParallelTrainer", "trainer=TensorParallelTrainer refused BasicTrainer"),
+        ("trainer=DeepSpeedTrainer", "trainer=DeepSpeedTrainer unknown BasicTrainer"),
         ("exp_name=''", "exp_name= name"),
         ("exp_name=a/b", "exp_name=a/b without slashes"),
         ("exp_name=..", "exp_name=.. name"),
