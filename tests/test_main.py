@@ -322,7 +322,7 @@ def test_the_published_command_runs_as_it_stands(
     assert result.run.parent.name == "published"
     # Untrained weights tie with themselves exactly, in bfloat16 too.
     assert [line["ties"] for line in result.lines()[:2]] == [1.0, 1.0]
-    assert "not sharded" in result.out
+    assert "not split" in result.out
 
 
 IDEAS = """
