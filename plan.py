@@ -18,7 +18,7 @@ from fed.collate import Layout
 from fed.config import Config
 from fed.cpu import set_up
 from fed.evaluation import Loss
-from fed.launch import local_ranks
+from fed.launch import is_rank, local_ranks
 from fed.loading import load_policy
 from fed.matmul import Choice, choose_library
 from fed.partition import partition
@@ -213,7 +213,8 @@ def _mod(path: str) -> Any:
 def _set_up_torch(config: Config) -> str:
     """Threads and memory, in words; before anything large is allocated."""
     torch.use_deterministic_algorithms(config.deterministic)
-    return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=local_ranks())
+    processes, sharded = local_ranks(), config.trainer == "FSDPTrainer" and is_rank()
+    return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=processes, sharded=sharded)
 
 
 def _quiet_libraries() -> None:

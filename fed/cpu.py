@@ -15,25 +15,31 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 NEVER = -1
 MIB = 1 << 20
+KEPT_WHEN_SHARDED = 4 * MIB
 
 
-def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1) -> str:
+def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, sharded: bool = False) -> str:
     """Threads and allocator are set, in words; call it before the model is allocated.
 
     Args:
         num_threads: None: torch's choice, but no more than the process may use.
         keep_freed: Whether memory that is freed stays with the process.
         processes: Of this run on this machine; they share its CPUs.
+        sharded: Whether whole weights come and go: kept, such large blocks would soon lie in pieces.
     """
     torch.set_num_threads(num_threads or min(torch.get_num_threads(), max(1, allowed_cpus() // processes)))
-    done = keep_freed_memory(keep_freed)
+    done = keep_freed_memory(keep_freed, up_to=KEPT_WHEN_SHARDED if sharded else None)
     threads = torch.get_num_threads()
     memory = "kept" if keep_freed and done else "returned" + (" (no glibc)" if keep_freed else "")
+    if sharded and keep_freed and done:
+        memory += f" up to {KEPT_WHEN_SHARDED // MIB} MiB a block"
     return f"{threads} thread{'s' * (threads > 1)}, freed memory {memory}"
 
 
-def keep_freed_memory(keep: bool) -> bool:
+def keep_freed_memory(keep: bool, *, up_to: int | None = None) -> bool:
     """Keep freed memory in the process, or return it as glibc usually does; whether that took effect.
+
+    With `up_to`, blocks of more bytes are returned all the same.
 
     The kernel zeroes every page that comes back to it, and a training step frees and asks for the same large blocks
     again and again. False sets the values that glibc's moving thresholds end at, and gives back what is free now.
@@ -42,7 +48,8 @@ def keep_freed_memory(keep: bool) -> bool:
     if libc is None:
         return False
     if keep:
-        values = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER}
+        large = {M_MMAP_MAX: 0} if up_to is None else {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: up_to}
+        values = {**large, M_TRIM_THRESHOLD: NEVER}
     else:
         values = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 64 * MIB}
     took = [libc.mallopt(name, value) == 1 for name, value in values.items()]
