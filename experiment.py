@@ -140,12 +140,12 @@ def _federation(
         ),
     )
     trainer = LocalTrainer(plan.policy, _local_settings(plan))
-    joins = joins_groups(strategy)
-    if isinstance(strategy, StreamingFedAvg) and joins:
-        strategy.groups = plan.mesh.groups
     parts = None
     if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
         parts = Parts(plan.policy.model)
+    joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
+    if isinstance(strategy, StreamingFedAvg) and joins:
+        strategy.groups = plan.mesh.groups
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     return simulate(
         functools.partial(
