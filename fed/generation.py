@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from fed.policy import Policy
 from fed.seeding import generator
 
+NEVER = -1
 ATTENTION = "sdpa"  # the packed one has no cache of keys and values
 
 
@@ -39,8 +40,9 @@ def generate(
     """
     end, ranks = policy.tokenizer.eos_token_id, policy.ranks
     draws = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    # Processes that hold a model together take equally many steps: none may stop at end-of-text.
-    stops = None if policy.root is not None else end
+    # Processes that hold a model together take equally many steps: none may stop at end-of-text. No token is -1; given
+    # none, transformers would take the model's own.
+    stops = NEVER if policy.root is not None else end
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=end, **draws)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

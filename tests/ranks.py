@@ -1,0 +1,44 @@
+"""Several processes for one test: forked, so that they start within a second, and joined through a file."""
+
+import gc
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+SECONDS = 20  # that one process waits for the others: a test of processes that wait for each other fails, and ends
+
+
+def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
+    """What `work(*arguments, **named)` returns in each of `count` joined processes; an error in one is raised here."""
+    if torch.cuda.is_available():
+        pytest.skip("a forked process cannot train once a GPU is in use; set CUDA_VISIBLE_DEVICES= to run this")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        gc.freeze()  # or looking for garbage would copy all memory that the processes share
+        try:
+            mp.start_processes(_rank, (count, folder, work, arguments, named), nprocs=count, start_method="fork")
+        finally:
+            gc.unfreeze()
+        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(count)]
+
+
+def _rank(
+    rank: int, count: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder, "store")), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=SECONDS))
+    torch.save(work(*arguments, **named), Path(folder, str(rank)))
+    dist.barrier()
+    dist.destroy_process_group()
