@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -63,8 +64,11 @@ def _compose_and_run(composed: DictConfig) -> None:
 
 
 def _refuse(message: str) -> int:
-    if launch.is_first():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if not launch.is_first():
+        time.sleep(
+            launch.FIRST_SPEAKS
+        )  # a mistake of all processes is told by the first one, whose end ends the others
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return launch.MISTAKE
 
 

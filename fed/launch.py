@@ -14,6 +14,7 @@ from typing import Any
 
 STORE = "FEDPO_STORE"  # the file through which the processes of one machine find each other
 MISTAKE = 2  # exit code for a mistake of the user's, told in one line
+FIRST_SPEAKS = 5.0  # seconds that the others leave the first process to say what is wrong
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 

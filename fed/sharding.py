@@ -1,7 +1,7 @@
 """One model over several processes: each holds a part of every weight (FSDP2), and they compute with it together."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fed.ranks import Mesh, Ranks
 
@@ -121,15 +122,17 @@ def from_first(world: Ranks, state: dict[str, Tensor]) -> Read:
 
 
 def from_files(folder: Path, model: nn.Module) -> Read | None:
-    """Weights as `*.safetensors` of a folder hold them, of which each rank reads its rows; None: some are not there.
+    """Weights as the safetensors files of a model's folder hold them, each rank its parts; None: some are not there.
 
     They may stand there under other names, which transformers knows.
     """
     files: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with suppress(SafetensorError):
+    for path in _weight_files(folder):
+        try:
             file = safe_open(path, framework="pt")
-            files.update(dict.fromkeys(file.keys(), file))  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError):
+            return None
+        files.update(dict.fromkeys(file.keys(), file))  # type: ignore[no-untyped-call]
     buffers = [([name], buffer) for name, buffer in model.named_buffers() if name in model.state_dict()]
     for names, weight in [*_with_names(model), *buffers]:
         there = [name for name in names if name in files]
@@ -142,6 +145,16 @@ def from_files(folder: Path, model: nn.Module) -> Read | None:
         return part
 
     return read
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights as `save_pretrained` writes them; others may lie beside them."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # transformers says what is wrong with it
+        return []
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
 class Parts:

@@ -23,7 +23,7 @@ from fed import launch
 ROOT = Path(main.__file__).parent
 SMALL = [
     *["client_num_in_total=2", "comm_round=1", "local_steps=2", "n_train_examples=40", "n_test_examples=8"],
-    *["optimizer=SGD", "lr=0.02", "cpu_matmul=mkl", "tensorboard.enabled=false", "output_dir=runs"],
+    *["device=cpu", "optimizer=SGD", "lr=0.02", "cpu_matmul=mkl", "tensorboard.enabled=false", "output_dir=runs"],
 ]
 SOON = 20  # seconds after a failure: processes are given 5 to end, and machines that run tests are slow
 MARK = "FEDPO_TEST"  # in the environment of every process of a run
@@ -283,13 +283,14 @@ def _rank(folder: Path, store: Path, rank: int, count: int, arguments: tuple[str
         ("trainer=BasicTrainer", "2 processes trainer=BasicTrainer clients_in_parallel=2"),
     ],
 )
-def test_the_first_of_several_processes_tells_a_mistake_and_all_exit_with_2(
-    tmp_path: Path, typed: str, words: str
+def test_the_first_of_several_processes_tells_a_mistake_before_the_others_and_all_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, words: str
 ) -> None:
+    monkeypatch.setattr(launch, "FIRST_SPEAKS", 0.5)  # the others find nobody here to end them
     folder = tmp_path / "run"
     folder.mkdir()
-    (code, err), *others = main_in_ranks(folder, 2, *SMALL, "device=cpu", *typed.split(), wait_for=2)
-    assert (code, others) == (2, [(2, "")])
+    (code, err), *others = main_in_ranks(folder, 2, *SMALL, *typed.split(), wait_for=2)
+    assert (code, others) == (2, [(2, err)])
     assert err.startswith("error: ") and err.count("\n") == 1 and all(word in err for word in words.split()), err
     assert list(folder.iterdir()) == []
 
@@ -312,7 +313,7 @@ def test_a_process_that_waits_longer_than_process_timeout_gives_up(
     (tmp_path / "sleeping.py").write_text(SLEEPING)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "run").mkdir()
-    typed = ["trainer=FSDPTrainer", "device=cpu", "loss._target_=sleeping.loss", "process_timeout=5"]
+    typed = ["trainer=FSDPTrainer", "loss._target_=sleeping.loss", "process_timeout=5"]
     (code, err), (other, _) = main_in_ranks(tmp_path / "run", 2, *SMALL, *typed, wait_for=1)
     assert (code, other) == (1, None), err
     assert "process 0 lost the others" in err and "Timed out" in err
@@ -339,7 +340,6 @@ def test_a_process_that_waits_longer_than_process_timeout_gives_up(
         ("trainer=FSDPTrainer trainer_processes=0", "trainer_processes=0 at least 1"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes part in the counts")
 def test_numbers_of_processes_that_do_not_go_together_are_refused(one_process, typed: str, words: str) -> None:
     found = one_process(*SMALL, *typed.split())
     assert found.code == 2
