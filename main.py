@@ -16,6 +16,7 @@ sys.path.insert(0, os.getcwd())  # a user's own my_ideas.py, beside main.py or i
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,12 +48,19 @@ def _compose_and_run(composed: DictConfig) -> None:
     import plan
 
     hydra_config = HydraConfig.get()
+    sweeps = hydra_config.mode == RunMode.MULTIRUN
+    if sweeps and launch.is_rank():
+        sys.exit(_refuse("--multirun is refused under torchrun; use trainer_processes, or one torchrun per setting"))
     with ExitStack() as stack:
         try:
             settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
             processes = 1 if launch.is_rank() else plan.processes(settings.config)
             if processes > 1:
-                sys.exit(launch.launch(processes, sys.argv))
+                overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
+                code = launch.launch(processes, [sys.argv[0], *overrides] if sweeps else sys.argv)
+                if code:
+                    sys.exit(code)
+                return
             device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
             prepared = plan.prepare(settings, device)
             folder = experiment.create_folder(prepared)
@@ -64,10 +72,8 @@ def _compose_and_run(composed: DictConfig) -> None:
 
 
 def _refuse(message: str) -> int:
-    if not launch.is_first():
-        time.sleep(
-            launch.FIRST_SPEAKS
-        )  # a mistake of all processes is told by the first one, whose end ends the others
+    if not launch.is_first():  # a mistake of all processes is told by the first: its end ends the others
+        time.sleep(launch.FIRST_SPEAKS)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return launch.MISTAKE
 

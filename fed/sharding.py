@@ -149,12 +149,13 @@ def from_files(folder: Path, model: nn.Module) -> Read | None:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights as `save_pretrained` writes them; others may lie beside them."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file():  # then transformers does not look at an index
+        return [folder / SAFE_WEIGHTS_NAME]
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+        names = set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):  # transformers says what is wrong with it
         return []
-    return [folder / name for name in sorted(names) if (folder / name).is_file()]
+    return [folder / name for name in sorted(names)]
 
 
 class Parts:

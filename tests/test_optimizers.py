@@ -174,3 +174,12 @@ def test_gradients_within_bounds_are_not_written(max_norm, touched):
 
 def test_no_gradients_have_norm_zero():
     assert clip_grad_norm(parameters([(2,)]), 1.0) == 0
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_number_moves_in_every_precision(name, dtype):
+    parameter = torch.nn.Parameter(torch.ones(70, dtype=dtype))
+    parameter.grad = torch.ones_like(parameter)
+    make_optimizer(name, [parameter], 0.1).step()
+    assert (parameter < 1).all() and (parameter == parameter[0]).all()

@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from ranks import in_ranks
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from test_federation import everyone
 from test_policy import write_gguf
 from tokenizers import Tokenizer, models
@@ -446,11 +446,15 @@ def pickled(folder: Path) -> ModelSettings:
     return settings_of(folder)
 
 
-def beside_a_stale_file(folder: Path) -> ModelSettings:
-    """Transformers reads `model.safetensors` where there is one, and nothing else."""
-    save(folder / "model", "llama, tied")
-    stale = {name: weight + 1 for name, weight in load_file(folder / "model" / "model.safetensors").items()}
-    save_file(stale, folder / "model" / "old.safetensors", {"format": "pt"})
+def beside_stale_files(folder: Path) -> ModelSettings:
+    """Transformers reads `model.safetensors` where there is one, and nothing else, not even what an index names."""
+    model = save(folder / "model", "llama, tied")
+    current = (folder / "model" / "model.safetensors").read_bytes()
+    stale = {name: weight + 1 for name, weight in model.state_dict().items()}
+    model.save_pretrained(folder / "model", state_dict=stale, max_shard_size="6KB")
+    save_file({name: weight.clone() for name, weight in stale.items()}, folder / "model" / "old.safetensors")
+    assert (folder / "model" / "model.safetensors.index.json").exists()
+    (folder / "model" / "model.safetensors").write_bytes(current)
     return settings_of(folder)
 
 
@@ -496,7 +500,7 @@ def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tu
         (renamed, False),
         (without_prefix, False),
         (pickled, False),
-        (beside_a_stale_file, False),
+        (beside_stale_files, True),
         (from_archive, False),
         (from_gguf, False),
         (demo, False),
