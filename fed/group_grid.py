@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -96,13 +95,9 @@ class GroupGrid(LocalGrid):
         """The content of a reply in all groups, from the one that has it."""
 
         def arrays(key: str) -> ArrayRecord:
-            sent = None if own is None else to_tensors(own.content.array_records[key])
-            tensors = {}
-            for name, shape, dtype in told[key][1]:
-                tensor = torch.empty(shape, dtype=dtype) if sent is None else sent[name].contiguous()
-                dist.broadcast(tensor, group=self._groups.group, group_src=owner)
-                tensors[name] = tensor
-            return to_record(tensors)
+            sent = {} if own is None else to_tensors(own.content.array_records[key])
+            groups = self._groups
+            return to_record({name: groups.tensor_from(owner, sent.get(name), *how) for name, *how in told[key][1]})
 
         return filled(told, arrays)
 
@@ -125,11 +120,15 @@ def outline(content: RecordDict) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in to_tensors(record).items()]
-            found[key] = "arrays", shapes
+            found[key] = "arrays", shapes(record)
         else:
             found[key] = "config" if isinstance(record, ConfigRecord) else "metrics", dict(record)
     return found
+
+
+def shapes(record: ArrayRecord) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of each array."""
+    return [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in to_tensors(record).items()]
 
 
 def filled(told: Mapping[str, Any], arrays: Callable[[str], ArrayRecord]) -> RecordDict:

@@ -7,14 +7,12 @@ process has those of the client it is training.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
-from fed.group_grid import filled, outline
+from fed.group_grid import filled, outline, shapes
 from fed.ranks import Ranks
 from fed.sharding import Parts
 
@@ -60,38 +58,38 @@ class LeaderGrid(LocalGrid):
                     records.append(record)
             meta = message.metadata
             orders.append((meta.dst_node_id, meta.message_type, meta.group_id, outline(message.content), keys))
-        self._world.from_first(("messages", orders, list(map(_shapes, records))))
+        self._world.from_first(("messages", orders, list(map(shapes, records))))
         for record in records:
-            _received(self._world, record, _shapes(record))
+            _received(self._world, record, shapes(record))
         yield from self._grid.replies(messages)
 
     def evaluate(self, evaluate: Evaluate, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """What `evaluate` finds when all processes take part."""
-        self._world.from_first(("evaluate", server_round, _shapes(arrays)))
-        return evaluate(server_round, _received(self._world, arrays, _shapes(arrays), self._parts))
+        self._world.from_first(("evaluate", server_round, shapes(arrays)))
+        return evaluate(server_round, _received(self._world, arrays, shapes(arrays), self._parts))
 
     def finish(self, arrays: ArrayRecord) -> ArrayRecord:
         """Tell the others that the run is over; this process's parts of its result."""
-        self._world.from_first(("finish", None, _shapes(arrays)))
-        return _received(self._world, arrays, _shapes(arrays), self._parts)
+        self._world.from_first(("finish", None, shapes(arrays)))
+        return _received(self._world, arrays, shapes(arrays), self._parts)
 
 
 def follow(grid: LocalGrid, world: Ranks, parts: Parts, evaluate: Evaluate) -> ArrayRecord:
     """In the other processes: do what the first one's grid says, until it finishes; the parts of the result."""
     while True:
         order: tuple[str, Any, Any] = ("", None, None)
-        what, detail, shapes = world.from_first(order)
+        what, detail, told = world.from_first(order)
         if what == "messages":
-            _answer(grid, world, detail, shapes)
+            _answer(grid, world, detail, told)
             continue
-        arrays = _received(world, None, shapes, parts)
+        arrays = _received(world, None, told, parts)
         if what == "finish":
             return arrays
         evaluate(detail, arrays)
 
 
-def _answer(grid: LocalGrid, world: Ranks, orders: Sequence[Any], shapes: Sequence[Any]) -> None:
-    sent = [_received(world, None, of_record) for of_record in shapes]
+def _answer(grid: LocalGrid, world: Ranks, orders: Sequence[Any], told: Sequence[Any]) -> None:
+    sent = [_received(world, None, of_record) for of_record in told]
     messages = []
     for node, message_type, group_id, content, keys in orders:
         own = {key: sent[index] for key, index in keys.items()}
@@ -104,17 +102,10 @@ def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
     return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
-def _shapes(record: ArrayRecord) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-    return [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in to_tensors(record).items()]
-
-
-def _received(
-    world: Ranks, record: ArrayRecord | None, shapes: Sequence[Any], parts: Parts | None = None
-) -> ArrayRecord:
+def _received(world: Ranks, record: ArrayRecord | None, told: Sequence[Any], parts: Parts | None = None) -> ArrayRecord:
     """In every process the arrays that the first one has in `record`, or its parts of them."""
     tensors, found = {} if record is None else to_tensors(record), {}
-    for name, shape, dtype in shapes:
-        whole = tensors[name].contiguous() if record is not None else torch.empty(shape, dtype=dtype)
-        dist.broadcast(whole, group=world.group, group_src=0)
+    for name, shape, dtype in told:
+        whole = world.tensor_from(0, tensors.get(name), shape, dtype)
         found[name] = whole if parts is None else parts.of(name, whole)
     return to_record(found)

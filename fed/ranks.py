@@ -3,7 +3,7 @@
 A run of one process is the same program with nobody to talk to. Knows nothing of models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -74,6 +74,12 @@ class Ranks:
         if mistake is not None:
             raise ValueError(mistake)
         return made  # type: ignore[return-value]
+
+    def tensor_from(self, index: int, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The tensor of that shape which the one with that index has; the others may give None."""
+        found = torch.empty(shape, dtype=dtype) if self.index != index or tensor is None else tensor.contiguous()
+        dist.broadcast(found, group=self.group, group_src=index)
+        return found
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all of them, in place; adding zeros to one's numbers leaves them as they are, to the bit."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -111,12 +110,8 @@ def from_first(world: Ranks, state: dict[str, Tensor]) -> Read:
     """Weights that the first rank holds as a whole, in `state`; what the others give is ignored."""
 
     def read(names: Sequence[str], like: Tensor, stretch: tuple[slice, ...]) -> Tensor:
-        if world.is_first:
-            whole = state[names[0]].detach().to("cpu", like.dtype).contiguous()
-        else:
-            whole = torch.empty(like.shape, dtype=like.dtype)
-        dist.broadcast(whole, group=world.group, group_src=0)
-        return whole[stretch]
+        whole = state[names[0]].detach().to("cpu", like.dtype) if world.is_first else None
+        return world.tensor_from(0, whole, like.shape, like.dtype)[stretch]
 
     return read
 
