@@ -80,6 +80,8 @@ class LocalTrainer:
         self.parameters = {
             name: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p for name, p in self.weights.items()
         }
+        self._parts = [p for name, p in self.parameters.items() if p is not self.weights[name]]
+        self._whole = [p for name, p in self.parameters.items() if p is self.weights[name]]
 
     def num_pairs(self, examples: Sequence[Example], client_id: int) -> int:
         """Pairs a client with these examples trains on in its first round; later rounds may differ by a few."""
@@ -181,9 +183,7 @@ class LocalTrainer:
             add(_rewards(logps, part.batch.reference, self.settings.beta))
         self._collect_gradients()
         self._add_proximal_gradient(this_round.proximal_mu, received)
-        parts = [p for name, p in self.parameters.items() if p is not self.weights[name]]
-        whole = [p for name, p in self.parameters.items() if p is self.weights[name]]
-        norm = clip_grad_norm(whole, self.settings.max_grad_norm, parts, self.policy.holders)
+        norm = clip_grad_norm(self._whole, self.settings.max_grad_norm, self._parts, self.policy.holders)
         optimizer.step()
         for parameter in (*self.parameters.values(), *self.weights.values()):
             parameter.grad = None

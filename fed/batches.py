@@ -175,7 +175,7 @@ class BatchOrder:
         raise AssertionError
 
 
-def by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of like length: little padding. Longest first, so that running out of memory shows at once."""
-    order = sorted(range(len(examples)), key=lambda i: (-examples[i].length, i))
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

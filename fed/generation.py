@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from fed.batches import by_length
 from fed.policy import Policy
 from fed.seeding import generator
 
@@ -44,16 +45,13 @@ def generate(
     # none, transformers would take the model's own.
     stops = NEVER if policy.root is not None else end
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=end, **draws)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = by_length(list(map(len, prompts)), batch_size)
     own: dict[int, tuple[int, ...]] = {}
     with _with_cache(policy.model), torch.random.fork_rng():
-        for first in range(0, len(batches), ranks.count):
-            turn = batches[first : first + ranks.count]
-            place = min(ranks.index, len(turn) - 1)  # one that has nothing left repeats a batch
-            torch.manual_seed(int(generator(seed, "generate", first + place).integers(2**31)))
-            for i, response in zip(turn[place], _batch(policy, [prompts[i] for i in turn[place]], config), strict=True):
-                own[i] = _until(response, end)
+        for _, place, _ in ranks.turns(len(batches)):
+            torch.manual_seed(int(generator(seed, "generate", place).integers(2**31)))
+            drawn = _batch(policy, [prompts[i] for i in batches[place]], config)
+            own.update((i, _until(response, end)) for i, response in zip(batches[place], drawn, strict=True))
     found = {i: response for one in ranks.gather(own) for i, response in one.items()}
     return [found[i] for i in range(len(prompts))]
 

@@ -143,17 +143,15 @@ def pair_logps(
     The same examples in the same batch size give the same bits: of several processes, each takes whole batches.
     `on_pairs` is told how many pairs more are done.
     """
-    ranks, batches = policy.ranks, by_length(examples, batch_size)
+    ranks, batches = policy.ranks, by_length([example.length for example in examples], batch_size)
     found = torch.zeros(len(examples), 2, dtype=torch.float64)
-    for first in range(0, len(batches), ranks.count):
-        turn = batches[first : first + ranks.count]
-        # All processes take part in every forward pass: one that has nothing left repeats a batch and drops the result.
-        indices = turn[min(ranks.index, len(turn) - 1)]
+    for turn, own, counts in ranks.turns(len(batches)):
+        indices = batches[own]
         logps = response_logps(policy, policy.collate([examples[i] for i in indices], paired=paired))
-        if ranks.index < len(turn):
+        if counts:
             found[indices, 0] = logps.chosen.double().cpu()
             found[indices, 1] = math.nan if logps.rejected is None else logps.rejected.double().cpu()
-        on_pairs(sum(map(len, turn)))
+        on_pairs(sum(len(batches[place]) for place in turn))
     return [PairLogps(chosen, rejected) for chosen, rejected in ranks.sum(found).tolist()]
 
 

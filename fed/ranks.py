@@ -3,7 +3,7 @@
 A run of one process is the same program with nobody to talk to. Knows nothing of models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +35,15 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this is the one that speaks for all of them."""
         return self.index == 0
+
+    def turns(self, count: int) -> Iterator[tuple[range, int, bool]]:
+        """Share out so many pieces of work: at each turn those that are done, this one's, and whether it counts.
+
+        All take part in every turn; one for which nothing is left repeats another's piece, in vain.
+        """
+        for first in range(0, count, self.count):
+            turn = range(first, min(first + self.count, count))
+            yield turn, turn[min(self.index, len(turn) - 1)], self.index < len(turn)
 
     def gather(self, item: T) -> list[T]:
         """What each of them has, in order."""

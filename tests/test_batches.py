@@ -208,12 +208,11 @@ def test_any_position_of_a_budgeted_order_can_be_asked_for():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 99])
 def test_by_length_covers_all_in_full_batches_longest_first(batch_size):
-    pairs = examples(23)
-    batches = by_length(pairs, batch_size)
+    lengths = [pair.length for pair in examples(23)]
+    batches = by_length(lengths, batch_size)
     assert Counter(i for batch in batches for i in batch) == Counter(range(23))
     assert all(len(batch) == batch_size for batch in batches[:-1])
-    lengths = [pairs[i].length for batch in batches for i in batch]
-    assert lengths == sorted(lengths, reverse=True)
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
 
 
 def test_by_length_of_nothing_is_nothing():

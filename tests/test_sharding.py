@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import examples
-from families import FAMILIES, GATED
+from families import FAMILIES, GATED, GPT2
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
@@ -33,7 +33,7 @@ from test_federation import everyone
 from test_policy import write_gguf
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import experiment
 import fed.loading
@@ -52,7 +52,11 @@ from server.app import takes_parts
 from server.strategies import FeDPO, StreamingFedAvg
 
 CPU = torch.device("cpu")
-MODELS = {**FAMILIES, "llama, 31 tokens": LlamaConfig(**{**GATED, "vocab_size": 31}, tie_word_embeddings=True)}
+MODELS = {
+    **FAMILIES,
+    "llama, 31 tokens": LlamaConfig(**{**GATED, "vocab_size": 31}, tie_word_embeddings=True),
+    "gpt2, its 50257 tokens": GPT2Config(**{**GPT2, "vocab_size": 50257}, n_embd=16, n_layer=2, n_head=2),
+}
 Saved = Callable[..., ModelSettings]  # settings that load a small model of a family
 
 
@@ -207,9 +211,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied embeddings": ("llama, tied", {"comm_round": 3}),
     "untied embeddings, ipo, no anchor, prompts not shared": (
         "llama, untied",
-        {"loss": ipo_loss, "lr": 0.02, "alpha": 0.0, "prefix_sharing": False},
+        {"comm_round": 3, "loss": ipo_loss, "lr": 0.02, "alpha": 0.0, "prefix_sharing": False},
     ),
-    "gpt2, supervised": ("gpt2", {"loss": sft, "lr": 0.02}),
+    "gpt2, supervised": ("gpt2", {"comm_round": 3, "loss": sft, "lr": 0.02}),
+    "gpt2, its vocabulary": ("gpt2, its 50257 tokens", {"comm_round": 3}),
     "gpt-neox, a loss that mixes pairs, padded": ("gpt-neox", {"loss": against_the_mean, "packing": False}),
     "qwen2, steps of so many tokens, evaluated in between": (
         "qwen2",
