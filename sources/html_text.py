@@ -1,61 +1,119 @@
-"""HTML of questions and answers to plain text."""
+"""HTML of questions and answers to plain text, in time that grows with its length alone, whatever the markup."""
 
 import re
-from html.parser import HTMLParser
+from collections.abc import Iterator
+from html import unescape
+
+BLOCKS = frozenset(re.findall(r"\w+", "p li ul ol dl dt dd pre blockquote div h1 h2 h3 h4 h5 h6 hr table tr"))
+CODE = frozenset(("pre", "code"))
+HIDDEN = frozenset(("script", "style"))
+
+MARKUP = re.compile(r"<(?:!--|/?[a-zA-Z]|[!?/])")
+# Up to the first ">" that is in no quotes. Possessive: what was once read is not read again another way.
+TAG = re.compile(r"""<(/?)([a-zA-Z][^\s/>]*)((?:[^>=]+|=\s*"[^"]*"|=\s*'[^']*'|=)*+)>""")
+TAG_WITHOUT_QUOTES = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)([^>]*)>")
 
 
 def text_of_html(html: str) -> str:
-    """Paragraphs, quotes, list items ("- ") and <code>, without other markup; words of links and emphasis stay."""
-    parser = _TextOfHtml()
-    parser.feed(html)
-    parser.close()
-    return parser.text()
+    """Paragraphs, quotes, list items ("- ") and <code>, without other markup; words of links and emphasis stay.
+
+    Raises:
+        ValueError: If a character is given by a number of thousands of digits.
+    """
+    text = _Text()
+    handle = {"text": text.add, "start": text.start, "end": text.end}
+    for kind, content in _pieces(html):
+        handle[kind](content)
+    return text.whole()
 
 
-class _TextOfHtml(HTMLParser):
-    BLOCKS = frozenset(re.findall(r"\w+", "p li ul ol dl dt dd pre blockquote div h1 h2 h3 h4 h5 h6 hr table tr"))
-    CODE = frozenset(("pre", "code"))
-    HIDDEN = frozenset(("script", "style"))
+def _pieces(html: str) -> Iterator[tuple[str, str]]:
+    """("text", characters), ("start", tag) and ("end", tag) in order, without comments, declarations and scripts."""
+    place, pattern = 0, TAG
+    while opening := MARKUP.search(html, place):
+        yield "text", html[place : (place := opening.start())]
+        if not opening.group()[-1].isalpha():
+            place = _end_of_declaration(html, place)
+        else:
+            tag = pattern.match(html, place)
+            if tag is None:  # an open quote holds all that follows: look for quotes no more, or each tag would
+                pattern = TAG_WITHOUT_QUOTES
+                tag = pattern.match(html, place)
+            if tag is None:
+                break
+            yield from _tags(tag)
+            place = _end_of_script(html, tag)
+    yield "text", html[place:]
+
+
+def _end_of_declaration(html: str, start: int) -> int:
+    """Where a comment or declaration ends; one that is never closed hides the rest, as in a browser."""
+    closing = "-->" if html.startswith("<!--", start) else ">"
+    end = html.find(closing, start + 2)
+    return len(html) if end < 0 else end + len(closing)
+
+
+def _end_of_script(html: str, tag: re.Match[str]) -> int:
+    """Where text goes on after the tag: at its end, or for a script at what closes it."""
+    closes, name, attributes = tag.groups()
+    if closes or name.lower() not in HIDDEN or attributes.endswith("/"):
+        return tag.end()
+    end = re.compile(f"</{name}", re.IGNORECASE).search(html, tag.end())
+    return end.start() if end else len(html)
+
+
+def _tags(tag: re.Match[str]) -> Iterator[tuple[str, str]]:
+    closes, name, attributes = tag.groups()
+    if not closes:
+        yield "start", name.lower()
+    if closes or attributes.endswith("/"):
+        yield "end", name.lower()
+
+
+class _Text:
+    """Blocks of text, put together from pieces."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.blocks = [""]
+        self.blocks: list[list[str]] = [[]]
         self.code = 0  # depth: <pre><code> is one piece of code
-        self.hidden = 0
+        self.bare_item = False  # the block is a list item that has no text yet
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.hidden += tag in self.HIDDEN
-        if tag in self.BLOCKS:
+    def start(self, tag: str) -> None:
+        if tag in BLOCKS:
             self._start_block("- " if tag == "li" else "")
         if tag == "br":
-            self.blocks[-1] += "\n"
-        if tag in self.CODE:
-            self.blocks[-1] += "" if self.code else "<code>"
+            self.blocks[-1].append("\n")
+        if tag in CODE:
+            self._append("" if self.code else "<code>")
             self.code += 1
 
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in self.HIDDEN and self.hidden > 0
-        if tag in self.CODE and self.code:
+    def end(self, tag: str) -> None:
+        if tag in CODE and self.code:
             self.code -= 1
-            self.blocks[-1] += "" if self.code else "</code>"
-        if tag in self.BLOCKS:
+            self._append("" if self.code else "</code>")
+        if tag in BLOCKS:
             self._start_block("")
 
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.blocks[-1] += data if self.code else re.sub(r"\s+", " ", data)
+    def add(self, piece: str) -> None:
+        characters = unescape(piece)
+        self._append(characters if self.code else re.sub(r"\s+", " ", characters))
 
-    def text(self) -> str:
+    def whole(self) -> str:
         """All blocks; items of a list on lines of their own, other blocks with an empty line between."""
-        self.blocks[-1] += "</code>" if self.code else ""
-        text = ""
-        for block in filter(None, map(str.strip, self.blocks)):
-            in_list = block.startswith("- ") and text.rpartition("\n\n")[2].startswith("- ")
-            text += ("\n" if in_list else "\n\n") + block
-        return text.strip()
+        self._append("</code>" if self.code else "")
+        parts, in_list = [], False
+        for block in filter(None, ("".join(pieces).strip() for pieces in self.blocks)):
+            parts += ["\n" if in_list and block.startswith("- ") else "\n\n", block]
+            in_list = block.rpartition("\n\n")[2].startswith("- ")
+        return "".join(parts).strip()
+
+    def _append(self, text: str) -> None:
+        self.blocks[-1].append(text)
+        self.bare_item = self.bare_item and not text.strip()
 
     def _start_block(self, opening: str) -> None:
         if self.code:
-            self.blocks[-1] += "\n"
-        elif opening or self.blocks[-1].strip() != "-":  # a paragraph inside an item stays on the item's line
-            self.blocks.append(opening)
+            self._append("\n")
+        elif opening or not self.bare_item:  # a paragraph inside an item stays on the item's line
+            self.blocks.append([opening])
+            self.bare_item = bool(opening)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
 
 
@@ -46,7 +47,7 @@ class Record:
 
     def _field(self, name: str) -> object:
         if name not in self.fields:
-            has = ", ".join(map(repr, list(self.fields)[:8])) or "no field"
+            has = ", ".join(f"{field!r:.40}" for field in list(self.fields)[:8]) or "no field"
             raise ValueError(f"{self.where}: no field {name!r}; the record has {has}")
         return self.fields[name]
 
@@ -105,11 +106,11 @@ class Source:
             table = datasets.load_dataset(hub, data_dir=part, split=split, cache_dir=self.cache_dir)
             if not has_test:
                 table = table.train_test_split(test_size=self.test_share, seed=self.seed)[self.split]
+            for index, fields in enumerate(table):
+                yield Record(f"{hub}:{index}", part or "", fields)
         except Exception as error:  # hub, disk and parser each have exceptions of their own
             reason = (str(error) or repr(error)).splitlines()[0]
             raise ValueError(f"cannot get {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>") from error
-        for index, fields in enumerate(table):
-            yield Record(f"{hub}:{index}", part or "", fields)
 
 
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", re.IGNORECASE)
@@ -155,7 +156,8 @@ def _file_records(path: Path, part: str) -> Iterator[Record]:
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            yield from file
+            while line := file.readline(LONGEST_LINE + 1):
+                yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from error
     except OSError as error:
@@ -163,6 +165,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _parse(where: str, line: bytes) -> dict[str, object]:
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{where}: the line is longer than {LONGEST_LINE} bytes, expected one object per line")
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -128,6 +128,21 @@ def test_se_tests_on_one_percent_of_the_questions(tmp_path):
     assert len(load(["se"], "test", data_dir=str(path), seed=0).rows) == 2
 
 
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("1 < 2 <b", "1 < 2 <b"),
+        ("a<!-- <p>b</p> -->c <!-- d", "ac"),
+        ("a<!DOCTYPE x><?php y ?></>b<![CDATA[c", "ab"),
+        ("<img alt='x > y' src=\"z\">a<p class='b>c</p>d", "a\n\nc\n\nd"),
+        ("<SCRIPT>if (a</b) '<p>'</Script >a<style/>b<script>c", "ab"),
+        ("<p>-</p><p>a</p><ul><li> <p>b</p></li><li>- </li></ul>", "-\n\na\n\n-  b\n- -"),
+    ],
+)
+def test_odd_html_is_read_as_a_browser_does(html, text):
+    assert text_of_html(html) == text
+
+
 def test_html_keeps_lists_quotes_links_emphasis_and_code():
     html = (
         '<p>See <a href="x">the <b>docs</b></a> &amp; try:</p>\n<ul>\n<li>one</li>\n<li><p>two</p></li></ul>'
@@ -139,21 +154,20 @@ def test_html_keeps_lists_quotes_links_emphasis_and_code():
     )
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.text(alphabet="<>/&;#!-[]ab p", max_size=60))
-def test_any_html_is_text_or_skipped(html):
-    try:
-        text = text_of_html(html)
-    except (AssertionError, ValueError):  # counted as malformed
-        return
-    assert text == text.strip() and text.count("<code>") >= text.count("<pre")
-
-
 def test_a_question_html_cannot_parse_is_skipped_and_counted(tmp_path):
     answers = [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 2}]
     questions = ["<p>1", "<p>2", f"&#{'9' * 5000};"]
     path = write(tmp_path / "se.jsonl", [{"question": question, "answers": answers} for question in questions])
     assert load(["se"], "train", data_dir=str(path), seed=0).skipped == {"malformed html": 1}
+
+
+def test_a_question_with_thousands_of_answers_is_skipped_and_counted(tmp_path):
+    answers = [{"text": f"a{i}", "pm_score": i} for i in range(1001)]
+    path = write(
+        tmp_path / "se.jsonl", [{"question": f"q{i}", "answers": answers[: 1001 - 999 * i]} for i in (0, 1, 1)]
+    )
+    loaded = load(["se"], "train", data_dir=str(path), seed=0)
+    assert (len(loaded.rows), loaded.skipped) == (2, {"more than 1000 answers": 1})
 
 
 # The user's own rows
@@ -244,6 +258,16 @@ def test_hh_reads_four_folders_of_the_hub(monkeypatch):
     assert rows[0].conversation == "harmless-base train"
 
 
+def test_a_table_of_the_hub_that_cannot_be_read_is_one_clear_error(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        yield dialogue("q", " a", " b")
+        raise OSError("the cached file is damaged")
+
+    install_hub(monkeypatch, load_dataset)
+    with pytest.raises(ValueError, match=r"^cannot get Anthropic/hh-rlhf from the hub \(the cached file is damaged\)"):
+        load(["hh"], "train", data_dir=None, seed=0)
+
+
 def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
     def load_dataset(*args, **kwargs):
         raise ConnectionError("no route\nsecond line")
@@ -305,6 +329,7 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
         ('{"prompt": ' + "9" * 5000 + "}", "not JSON"),
         ("[1]", "the line is list, expected an object"),
         ("{}", "no field 'prompt'; the record has no field"),
+        (json.dumps({"x" * 99: 1}), "no field 'prompt'; the record has '" + "x" * 39),
         ('{"prompt": "p", "chosen": "c"}', "no field 'rejected'; the record has 'prompt', 'chosen'"),
         ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}', "'chosen' is NoneType, expected a string"),
@@ -355,27 +380,6 @@ def test_an_empty_split_says_what_was_skipped(tmp_path):
         load(["jsonl"], "train", data_dir=str(path), seed=0)
     with pytest.raises(ValueError, match="the test split of jsonl has no rows"):
         load(["jsonl"], "test", data_dir=str(write(tmp_path / "b.jsonl", pairs(1))), seed=0)
-
-
-SOME_VALUES = st.sampled_from([None, True, 1.5, float("nan"), "", "a", "\n\nAssistant: b", ["a"], {}, [{"text": "t"}]])
-FIELDS = ("prompt", "chosen", "rejected", "group", "history", "human_ref_A", "labels", "question", "answers")
-LINES = st.dictionaries(st.sampled_from(FIELDS), SOME_VALUES).map(lambda record: json.dumps(record).encode())
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    data=st.lists(st.binary(max_size=40) | LINES | st.just(GOOD.encode()), max_size=4).map(b"\n".join),
-    name=st.sampled_from(["hh", "shp", "se", "jsonl"]),
-    ending=st.sampled_from([".jsonl", ".jsonl.gz"]),
-    packed=st.booleans(),
-)
-def test_any_bytes_give_rows_or_a_value_error(tmp_path_factory, data, name, ending, packed):
-    path = tmp_path_factory.mktemp("fuzz") / f"a{ending}"
-    path.write_bytes(gzip.compress(data) if packed else data)
-    try:
-        assert load([name], "train", data_dir=str(path), seed=0).rows
-    except ValueError as error:
-        assert str(error)
 
 
 # Conversations
