@@ -1,56 +1,124 @@
 """One experiment: run a plan, leave the results in a folder."""
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from clients.app import ClientPairs, client_app
 from clients.trainer import LocalSettings, LocalTrainer
-from fed import checkpoint
-from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
+from fed import run_folder
+from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.config import Config
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
 from fed.evaluation import Metrics, evaluate
+from fed.journal import Journal, Recorder
+from fed.keeper import PARTIAL, Keeper, Kept, rounds
 from fed.leader import in_parts
 from fed.partition import write_partition
 from fed.policy import Policy, save_policy
 from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash, with_reference
 from fed.relay import Relay
-from fed.run_folder import check_cache_folder, create_run_folder
 from fed.sharding import Parts, is_sharded
-from fed.simulation import Processes, simulate
+from fed.simulation import Memory, Processes, simulate
 from fed.tracking import Tracker
 from plan import Plan
 from server.app import asks, joins_groups, layers, server_app, streams, takes_parts
 from server.evaluate import ServerEvaluation, ServerLog
+from server.state import StrategyState
 from server.strategies import StreamingFedAvg
+
+PARTITION = "partition.json"
 
 
 def create_folder(plan: Plan) -> Path:
     """The run's folder with everything that is known before it starts; of several processes the first one makes it.
 
     Raises:
-        ValueError: If it cannot be written.
+        ValueError: If it cannot be written, or the run that is to go on there is another one.
     """
-    return plan.mesh.world.from_first_or_raise(lambda: _create_folder(plan))
+    make = _create_folder if plan.config.resume is None else _reopen_folder
+    return plan.mesh.world.from_first_or_raise(lambda: make(plan))
+
+
+@contextmanager
+def locked(plan: Plan, folder: Path) -> Iterator[None]:
+    """Inside, no other run writes into the folder.
+
+    Raises:
+        ValueError: If one does.
+    """
+    with ExitStack() as stack:
+        plan.mesh.world.from_first_or_raise(lambda: stack.enter_context(run_folder.locked(folder)))
+        yield
 
 
 def _create_folder(plan: Plan) -> Path:
     config = plan.config
-    check_cache_folder(config.cache_dir)
-    config_yaml = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))  # with what `mode` implies
-    folder = create_run_folder(config.output_dir, config.exp_name, config_yaml, plan.policy.device, plan.cpu)
-    write_partition(folder / "partition.json", plan.split.parts, plan.split.pool)
+    run_folder.check_cache_folder(config.cache_dir)
+    folder = run_folder.create_run_folder(
+        config.output_dir,
+        config.exp_name,
+        _yaml(config),  # with what `mode` implies
+        plan.policy.device,
+        plan.cpu,
+        library=plan.library,
+        given=sorted(plan.given),
+    )
+    write_partition(folder / PARTITION, plan.split.parts, plan.split.pool)
     return folder
+
+
+def _reopen_folder(plan: Plan) -> Path:
+    config = plan.config
+    assert config.resume is not None
+    folder = Path(config.resume)
+    run_folder.check_cache_folder(config.cache_dir)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / PARTITION
+        write_partition(again, plan.split.parts, plan.split.pool)
+        if (folder / PARTITION).is_file() and (folder / PARTITION).read_bytes() != again.read_bytes():
+            raise ValueError(f"resume={folder}: the data are not those that its {PARTITION} tells of; start a new run")
+        try:
+            shutil.copyfile(again, folder / PARTITION)
+            run_folder.write_whole(folder / run_folder.CONFIG, _yaml(replace(config, resume=None)).encode())
+        except OSError as error:
+            raise ValueError(f"resume={folder} cannot be written: {error}") from error
+    behind = max((done for place in _places(plan, folder) for done in rounds(place.checkpoints)), default=0)
+    if behind > config.comm_round:
+        raise ValueError(f"comm_round={config.comm_round} is less than the {behind} rounds that are done; raise it")
+    return folder
+
+
+def _yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one federation of a run keeps its results."""
+
+    client_ids: Sequence[int]
+    checkpoints: Path
+    policy: Path
+
+
+def _places(plan: Plan, folder: Path) -> list[Place]:
+    """One for all clients, or in mode=local one for each, in turn."""
+    everyone = range(len(plan.clients))
+    if plan.config.mode != "local":
+        return [Place(everyone, folder / "checkpoints", folder / "policy")]
+    return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
 
 
 def run(plan: Plan, folder: Path) -> None:
@@ -60,17 +128,16 @@ def run(plan: Plan, folder: Path) -> None:
     with _tracker(plan, folder, console) if writes else nullcontext(_relay(plan.mesh)) as tracker:
         _describe(plan, console)
         initial = snapshot(model_tensors(plan.policy.model))
+        model = weights_hash(plan.policy)
         with tracker.phase("reference"):
-            plan = _with_references(plan, tracker.reference)
-        if config.mode == "local":
-            for client_id in range(len(plan.clients)):
-                alone, place = _ClientLog(tracker, client_id), f"client-{client_id}"
-                final = _federation(plan, tracker, initial, [client_id], alone, folder / "checkpoints" / place)
-                _save(plan, final, folder / "policy" / f"client-{client_id}")
-        else:
-            log = tracker if writes else Relay()
-            final = _federation(plan, tracker, initial, range(len(plan.clients)), log, folder / "checkpoints")
-            _save(plan, final, folder / "policy")
+            plan = _with_references(plan, model, tracker.reference)
+        places = _places(plan, folder)
+        keepers = [_keeper(plan, place, model) for place in places]
+        first, kept = _go_on(keepers, tracker, console) if config.resume else (0, None)
+        for place, keeper in list(zip(places, keepers, strict=True))[first:]:
+            final = _federation(plan, tracker, initial, place, keeper, kept, console)
+            kept = None
+            _save(plan, final, place.policy)
         memory = plan.mesh.world.gather(_memory(plan.policy.device))
         summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
     if not writes:
@@ -78,6 +145,39 @@ def run(plan: Plan, folder: Path) -> None:
     picture = curves(folder)
     console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
     console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
+
+
+def _keeper(plan: Plan, place: Place, model: str) -> Keeper:
+    config, mesh = plan.config, plan.mesh
+    return Keeper(
+        place.checkpoints,
+        mesh,
+        Parts(plan.policy.model),
+        {
+            "number of processes": mesh.world.count,
+            "clients_in_parallel": mesh.groups.count,
+            "model before training (SHA-256)": model,
+        },
+        every=0 if config.debug else config.checkpoint_every,
+        last=config.checkpoint_keep,
+        num_rounds=config.comm_round,
+    )
+
+
+def _go_on(keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console) -> tuple[int, Kept | None]:
+    """The federation of a resumed run that was cut off, those before it being done, and its newest checkpoint."""
+
+    def on_damage(message: str) -> None:
+        console.print(f"{message}; the one before is used", soft_wrap=True, highlight=False)
+
+    for number, keeper in reversed(list(enumerate(keepers))):
+        kept = keeper.newest(on_damage)
+        if kept is not None:
+            console.print(f"going on after round {kept.server_round}, from {kept.folder}", soft_wrap=True)
+            return number, kept
+    tracker.start_over()
+    console.print("no checkpoint yet: the run begins again", soft_wrap=True)
+    return 0, None
 
 
 def _relay(mesh: Mesh) -> Relay:
@@ -119,13 +219,17 @@ def _federation(
     plan: Plan,
     tracker: Tracker | Relay,
     initial: ArrayRecord,
-    client_ids: Sequence[int],
-    log: ServerLog,
-    checkpoints: Path,
+    place: Place,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
 ) -> ArrayRecord:
-    """Run all rounds over these clients; the final global weights."""
+    """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
     config, strategy = plan.config, plan.make_strategy()
     score = functools.partial(evaluate, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
+    log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
+    if config.mode == "local":
+        log = _ClientLog(tracker, place.client_ids[0])
     evaluation = ServerEvaluation(
         policy=plan.everyone,
         splits={"test": plan.test} if config.mode == "local" else {"validation": plan.validation, "test": plan.test},
@@ -147,39 +251,42 @@ def _federation(
     if isinstance(strategy, StreamingFedAvg) and joins:
         strategy.groups = plan.mesh.groups
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
+    clients, mesh = Recorder(tracker), plan.mesh
+    journal = None
+    if config.checkpoint_within_round and keeper.every == 1:
+        journal = Journal(place.checkpoints, mesh.world.index, mesh.own, keeper.files, clients)
+    state = StrategyState(strategy)
+    if keeper.every and state.left_out():
+        console.print(
+            f"not in checkpoints, for no file can hold it: {', '.join(state.left_out())}; a strategy with "
+            "state_dict() and load_state_dict(state) says itself what to keep",
+            soft_wrap=True,
+            highlight=False,
+        )
     return simulate(
         functools.partial(
             server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
         ),
         initial,
-        functools.partial(_evaluate_and_keep, evaluation, plan, tracker, checkpoints),
-        client_app(trainer, plan.clients, tracker, mods=mods),
-        client_ids,
-        streams=streams(strategy) and (joins or plan.mesh.groups.count == 1),
+        evaluation,
+        client_app(trainer, plan.clients, clients, mods=mods),
+        place.client_ids,
+        streams=streams(strategy) and (joins or mesh.groups.count == 1),
         processes=Processes(
-            plan.mesh,
-            [trainer.num_pairs(plan.clients[client].train, client) for client in client_ids],
-            lambda: _exchange(plan.mesh.groups, tracker),
+            mesh,
+            [trainer.num_pairs(plan.clients[client].train, client) for client in place.client_ids],
+            lambda: _exchange(mesh.groups, tracker),
             parts,
         ),
+        memory=Memory(
+            keeper,
+            {"strategy": state, "server": evaluation, "log": tracker},
+            journal,
+            kept,
+            lambda: tracker.phase("checkpoint"),
+        ),
+        seed=config.seed,
     )
-
-
-def _evaluate_and_keep(
-    evaluation: ServerEvaluation,
-    plan: Plan,
-    tracker: Tracker | Relay,
-    checkpoints: Path,
-    server_round: int,
-    arrays: ArrayRecord,
-) -> MetricRecord | None:
-    """Flower's `evaluate_fn`, and a checkpoint when one is due."""
-    found, every = evaluation(server_round, arrays), plan.config.checkpoint_every
-    if every and server_round and server_round % every == 0 and not plan.config.debug:
-        with tracker.phase("checkpoint"):
-            tensors = Parts(plan.policy.model).distributed(to_tensors(arrays))
-            checkpoint.save(tensors, checkpoints / f"round-{server_round}", plan.mesh)
-    return found
 
 
 def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
@@ -197,7 +304,7 @@ def _local_settings(plan: Plan) -> LocalSettings:
     return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
 
 
-def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
+def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None]) -> Plan:
     """The plan with every example's reference column, from the initial weights; `progress` is told pairs and all pairs.
 
     One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that
@@ -217,7 +324,7 @@ def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
         plan.everyone,
         batch_size=config.eval_batch_size,
         cache=Path(config.cache_dir) / "reference",
-        weights_hash=weights_hash(plan.policy),
+        weights_hash=model,
         on_pairs=on_pairs,
     )
     train = [example for client in plan.clients for example in client.train]
@@ -232,9 +339,15 @@ def _with_references(plan: Plan, progress: Callable[[int, int], None]) -> Plan:
 
 
 def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
+    """The final policy; the folder appears under its name when it is complete."""
     load_arrays(plan.policy.model, arrays)
-    if not plan.config.debug:
-        save_policy(plan.policy, directory, write=plan.mesh.world.is_first)
+    if plan.config.debug:
+        return
+    partial, writes = directory.with_name(f"{directory.name}{PARTIAL}"), plan.mesh.world.is_first
+    save_policy(plan.policy, partial, write=writes)
+    if writes:
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -46,6 +46,7 @@ def _compose_and_run(composed: DictConfig) -> None:
     # torch and transformers take seconds to import: not before the command line is known to be right.
     import experiment
     import plan
+    from fed.resume import resumed
 
     hydra_config = HydraConfig.get()
     sweeps = hydra_config.mode == RunMode.MULTIRUN
@@ -54,6 +55,8 @@ def _compose_and_run(composed: DictConfig) -> None:
     with ExitStack() as stack:
         try:
             settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+            if settings.config.resume is not None:
+                settings = resumed(settings)
             processes = 1 if launch.is_rank() else plan.processes(settings.config)
             if processes > 1:
                 overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
@@ -64,6 +67,7 @@ def _compose_and_run(composed: DictConfig) -> None:
             device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
             prepared = plan.prepare(settings, device)
             folder = experiment.create_folder(prepared)
+            stack.enter_context(experiment.locked(prepared, folder))
         except (ValueError, OmegaConfBaseException) as error:
             # Leaves by SystemExit: Hydra would print its own report of an exception.
             known = isinstance(error, OmegaConfBaseException)

@@ -64,6 +64,8 @@ class Plan:
     test: list[Example]
     clients: list[ClientPairs]
     cpu: str  # threads, memory and library, in words
+    library: str | None  # what multiplies float32 matrices on a CPU
+    given: frozenset[str]  # keys that were typed
     mesh: Mesh  # the processes of the run
 
     @property
@@ -132,7 +134,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     mods = [_mod(path) for path in config.client_mods]
     split, skipped = _split(config, given)
     policy = _policy(config, device, mesh)
-    cpu += _choose_library(policy, config, mesh.world)
+    choice = _choose_library(policy, config, mesh.world)
     tokens = functools.partial(
         tokenize,
         tokenizer=policy.tokenizer,
@@ -155,7 +157,9 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
         validation=tokens(split.validation),
         test=tokens(split.test),
         clients=clients,
-        cpu=cpu,
+        cpu=cpu if choice is None else f"{cpu}, {choice}",
+        library=None if choice is None else choice.library,
+        given=given,
         mesh=mesh,
     )
     _check_scoring(plan, strategy)
@@ -272,15 +276,15 @@ def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
     )
 
 
-def _choose_library(policy: Policy, config: Config, world: Ranks) -> str:
-    """What multiplies float32 matrices on a CPU, in words; empty where there are none."""
+def _choose_library(policy: Policy, config: Config, world: Ranks) -> Choice | None:
+    """What multiplies float32 matrices on a CPU; None where there are none."""
     if policy.device.type != "cpu" or policy.compute_dtype is not None or policy.model.dtype != torch.float32:
         if config.cpu_matmul != "auto":
             dtype = str(policy.compute_dtype or policy.model.dtype).removeprefix("torch.")
             raise ValueError(
                 f"cpu_matmul={config.cpu_matmul} has no effect with {dtype} on {policy.device}; leave it out"
             )
-        return ""
+        return None
 
     wanted = config.cpu_matmul
     if policy.holders.count > 1 and policy.root is None:
@@ -294,7 +298,7 @@ def _choose_library(policy: Policy, config: Config, world: Ranks) -> str:
     choice = world.from_first_or_raise(lambda: choose(wanted))
     if not world.is_first:  # the same in all processes: libraries differ in the last bits
         choose(choice.library or "auto")
-    return f", {choice}"
+    return choice
 
 
 def _check_scoring(plan: Plan, strategy: Strategy) -> None:

@@ -1,14 +1,14 @@
-"""Checkpoints of the global weights, in torch's distributed format: written by any number of processes, read by any.
+"""The global weights of a checkpoint, in torch's distributed format: written by any number of processes, read by any.
 
-Safetensors files, one per process that holds a part; no pickle. A folder appears under its name when it is complete.
+Safetensors files, one per process that holds a part; no pickle.
 """
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,37 +18,27 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from fed.ranks import ONE_PROCESS, Mesh
 
-PARTIAL = ".partial"
+WEIGHTS = "weights"  # the folder of these files within that of a checkpoint
 
 
-def save(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
-    """Write the tensors, of which each process gives all or, as a DTensor, its part; all processes call it.
-
-    Then remove the checkpoints of other rounds beside it.
+def write(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
+    """Write the tensors, of which each process gives all or, as a DTensor, its part; all of a group call it.
 
     Raises:
         OSError: If it cannot be written.
     """
-    partial = folder.with_name(folder.name + PARTIAL)
-    if mesh.world.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    mesh.world.gather(None)  # the folder is there
-    if mesh.groups.is_first:  # the other groups hold the same
-        with _quiet():
-            dcp_save(
-                dict(tensors),
-                storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-                process_group=mesh.own.group,
-                no_dist=mesh.own.count == 1,
-            )
-    mesh.world.gather(None)  # every part is there
-    if mesh.world.is_first:
-        partial.rename(folder)
-        for other in folder.parent.glob("round-*"):
-            if other != folder:
-                shutil.rmtree(other)
-    mesh.world.gather(None)  # it is there under its name
+    with _quiet():
+        dcp_save(
+            dict(tensors),
+            storage_writer=HuggingFaceStorageWriter(str(folder / WEIGHTS), save_distributed=True),
+            process_group=mesh.own.group,
+            no_dist=mesh.own.count == 1,
+        )
+
+
+def files(folder: Path) -> list[Path]:
+    """The files with the weights."""
+    return sorted((folder / WEIGHTS).glob("*.safetensors"))
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
@@ -57,14 +47,16 @@ def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
     Raises:
         ValueError: If the folder holds no such checkpoint, or lacks a tensor or has it in another shape.
     """
-    held = sizes(folder)
+    shapes = {name: shape for name, (shape, _) in held(folder).items()}
     for name, tensor in tensors.items():
-        if held.get(name) != tuple(tensor.shape):
-            raise ValueError(f"checkpoint {folder}: {name} has shape {held.get(name)}, expected {tuple(tensor.shape)}")
+        if shapes.get(name) != tuple(tensor.shape):
+            raise ValueError(
+                f"checkpoint {folder}: {name} has shape {shapes.get(name)}, expected {tuple(tensor.shape)}"
+            )
     with _quiet():
         dcp_load(
             dict(tensors),
-            storage_reader=HuggingFaceStorageReader(str(folder)),
+            storage_reader=HuggingFaceStorageReader(str(folder / WEIGHTS)),
             process_group=mesh.own.group,
             no_dist=mesh.own.count == 1,
         )
@@ -72,7 +64,7 @@ def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder holds one."""
-    return any(folder.glob("shard-*.safetensors"))
+    return bool(files(folder))
 
 
 def read(folder: Path) -> dict[str, Tensor]:
@@ -81,22 +73,22 @@ def read(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If it cannot be read.
     """
-    tensors = {name: torch.empty(size) for name, size in sizes(folder).items()}
+    tensors = {name: torch.empty(size) for name, (size, _) in held(folder).items()}
     load(tensors, folder, ONE_PROCESS)
     return tensors
 
 
-def sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a checkpoint.
+def held(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor of a checkpoint.
 
     Raises:
         ValueError: If the folder holds none.
     """
     try:
-        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        found: Mapping[str, Any] = HuggingFaceStorageReader(str(folder / WEIGHTS)).read_metadata().state_dict_metadata
+        return {name: (tuple(tensor.size), tensor.properties.dtype) for name, tensor in found.items()}
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
         raise ValueError(f"{folder} holds no readable checkpoint: {error}") from error
-    return {name: tuple(tensor.size) for name, tensor in found.items()}  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 AT_LEAST_ONE = (
+    "checkpoint_keep",
     "client_num_in_total",
     "clients_per_round",
     "comm_round",
@@ -68,7 +69,12 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
     ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
     ("cpu_matmul", lambda config: (config.device or "cpu").partition(":")[0] != "cpu", "a device that is not the CPU"),
-    ("checkpoint_every", lambda config: config.debug, "debug=true, which saves no model"),
+    *(
+        (key, lambda config: config.debug, "debug=true, which saves no model")
+        for key in ("checkpoint_every", "checkpoint_keep", "checkpoint_within_round")
+    ),
+    ("checkpoint_keep", lambda config: config.checkpoint_every == 0, "checkpoint_every=0"),
+    ("checkpoint_within_round", lambda config: config.checkpoint_every != 1, "checkpoint_every other than 1"),
     ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),

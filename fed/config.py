@@ -63,7 +63,12 @@ class Config:
     seed: int = 0
     deterministic: bool = False  # refuse operations whose result may vary from run to run
     debug: bool = False  # keep metrics, save no model
-    checkpoint_every: int = 1  # rounds between checkpoints of the global weights, of which the last is kept; 0: none
+    resume: str | None = None  # folder of a run that goes on where it was cut off; latest: the newest one
+    checkpoint_every: int = 1  # rounds between checkpoints; 0: none, and then a run that is cut off begins again
+    checkpoint_keep: int = 2  # checkpoints kept, the newest ones; the best one stays besides
+    checkpoint_within_round: bool = (
+        True  # with checkpoint_every=1: a round's clients that are done need not train again
+    )
     output_dir: str = "data"  # runs go to output_dir/exp_name/date_time
     cache_dir: str = ".cache"  # reference log-probs and downloaded data sets
     num_threads: int | None = None  # CPU threads; null: torch's choice, but no more than the process may use

@@ -1,12 +1,13 @@
 """TensorBoard event files, one per folder, appended to for as long as the run goes on."""
 
+import os
 import socket
 import struct
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 MAX_OPEN_EVENT_FILES = 64  # a thousand clients must not run into the limit on open files
 FLUSH_SECONDS = 10.0  # how old the client curves in TensorBoard may be
@@ -21,6 +22,7 @@ class EventFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._sizes: dict[str, int] = {}  # of closed files, by folder
         self._name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
         self._next_flush = 0.0
@@ -45,16 +47,44 @@ class EventFiles:
     def close(self) -> None:
         """Flush and close all files."""
         while self._open:
-            self._open.popitem()[1].close()
+            self._close(*self._open.popitem())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is written so far, now on the disk."""
+        self.flush()
+        for file in self._open.values():
+            os.fsync(file.fileno())
+        return {"name": self._name, "sizes": {**self._sizes, **{name: f.tell() for name, f in self._open.items()}}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the files as they were then: what was written later is cut off."""
+        self.close()
+        self._name, self._sizes = state["name"], dict(state["sizes"])
+        for path in self._folder.glob("*/events.out.tfevents.*"):
+            if path.name != self._name or path.parent.name not in self._sizes:
+                path.unlink()
+            else:
+                cut_off(path, self._sizes[path.parent.name])
 
     def _file(self, folder: str) -> BinaryIO:
         if folder in self._open:
             self._open.move_to_end(folder)
             return self._open[folder]
         while len(self._open) >= MAX_OPEN_EVENT_FILES:
-            self._open.popitem(last=False)[1].close()
+            self._close(*self._open.popitem(last=False))
         self._open[folder] = file = _open_event_file(self._folder / folder / self._name)
         return file
+
+    def _close(self, folder: str, file: BinaryIO) -> None:
+        file.flush()
+        self._sizes[folder] = file.tell()
+        file.close()
+
+
+def cut_off(path: Path, size: int) -> None:
+    """Leave so many bytes of a file; a shorter one stays as it is."""
+    if path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def _open_event_file(path: Path) -> BinaryIO:

@@ -1,13 +1,18 @@
 """`LocalGrid`: Flower's `Grid` inside this process. The only file that touches Flower's private names."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fed.journal import Journal
+from fed.seeding import seeded_globals
 
 SERVER_NODE = -1  # clients are nodes 0 to K-1
 
@@ -23,18 +28,43 @@ class LocalGrid(Grid):
         streams: Whether the strategy reads each reply once and in order. Then each client runs only when its reply is
             asked for, and one reply is alive at a time. Otherwise replies come as a list, emptied when the next
             messages are sent (`Strategy.start` would keep them alive for another round).
+        journal: Where replies of a round are found if the run was cut off after them.
+        seed: Of what clients draw from the global generators, which depends on client and round only.
     """
 
-    def __init__(self, app: ClientApp, contexts: Sequence[Context], *, streams: bool = False) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        contexts: Sequence[Context],
+        *,
+        streams: bool = False,
+        journal: Journal | None = None,
+        seed: int = 0,
+    ) -> None:
         self.app = app
         self.contexts = list(contexts)
         self.streams = streams
+        self._journal, self._seed = journal, seed
+        self._round = 1
+        self._asked: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)
         self._pending: dict[str, Message] = {}
         self._last_replies: list[Message] = []
         self._run = Run.create_empty(run_id=0)
         # `Message()` reads the sender from here; Flower's own processes set it when they start.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, SERVER_NODE, 0
+
+    def begin(self, server_round: int) -> None:
+        """What clients are sent from now on belongs to this round."""
+        self._round = server_round
+        self._asked.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be known of this grid to go on after a round, but for the contexts."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""
@@ -85,11 +115,21 @@ class LocalGrid(Grid):
 
     def deliver(self, message: Message) -> Message:
         """Run the client that an accepted message goes to; its reply."""
-        node = message.metadata.dst_node_id
-        reply = self.app(message, self.contexts[node])
-        if reply.has_error():
-            raise RuntimeError(f"client {node} failed: {reply.error.reason}")
-        return self.numbered(reply)
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        context = self.contexts[node]
+        self._asked[kind, node] += 1
+        number = self._asked[kind, node]
+
+        def run() -> Message:
+            with seeded_globals(self._seed, f"client {kind}", node, self._round, number):
+                reply = self.app(message, context)
+            if reply.has_error():
+                raise RuntimeError(f"client {node} failed: {reply.error.reason}")
+            return reply
+
+        if self._journal is None:
+            return self.numbered(run())
+        return self.numbered(self._journal.answer(self._round, f"{kind}-{node}-{number}", message, context, run))
 
     def numbered(self, message: Message) -> Message:
         """The message, with a number that no other has."""

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
+from fed.journal import Journal
 from fed.ranks import Ranks
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
@@ -36,6 +37,8 @@ class GroupGrid(LocalGrid):
         streams: Whether each group hands the strategy the replies of its own clients as they come, and `Elsewhere` in
             place of the others' arrays. Otherwise every process gets all replies.
         exchange: Called in all groups when all clients of a round are done.
+        journal: As for `LocalGrid`.
+        seed: As for `LocalGrid`.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class GroupGrid(LocalGrid):
         work: Sequence[float],
         streams: bool = False,
         exchange: Callable[[], None] = lambda: None,
+        journal: Journal | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(app, contexts, streams=streams)
+        super().__init__(app, contexts, streams=streams, journal=journal, seed=seed)
         self._groups, self._work, self._exchange = groups, work, exchange
         self._holders: dict[int, int] = {}  # the group that holds a client's arrays
 
@@ -81,6 +86,14 @@ class GroupGrid(LocalGrid):
             else:
                 own = mine.pop(place, None)
                 yield self.numbered(Message(self._sent_round(owners[place], content, own), reply_to=message))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which group holds each client's arrays."""
+        return {"holders": self._holders}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self._holders = dict(state["holders"])
 
     def _remember(self, node: int, owner: int, told: Mapping[str, Any]) -> None:
         """Keep what a client left in its context, but for arrays, which the group that trained it has."""

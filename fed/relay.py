@@ -49,6 +49,23 @@ class Relay:
     def clients_done(self, server_round: int) -> None:
         """The first process knows that itself."""
 
+    def seconds(self) -> dict[str, float]:
+        """Only the first process measures its time."""
+        return {}
+
+    def spend(self, seconds: Mapping[str, float]) -> None:
+        """Only the first process measures its time."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing lasts here."""
+        return {}
+
+    def start_over(self) -> None:
+        """Nothing lasts here."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing lasts here."""
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Only the first process measures its time."""
         return nullcontext()

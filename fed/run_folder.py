@@ -1,16 +1,20 @@
 """The folder a run writes to, and the files that say what was run."""
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
+CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
 PACKAGES = (
     "torch",
     "transformers",
@@ -40,8 +44,12 @@ def check_cache_folder(cache_dir: str) -> None:
         raise ValueError(f"cache_dir={cache_dir} cannot be written: {error}; give another cache_dir") from error
 
 
-def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: torch.device, cpu: str) -> Path:
-    """Make `output_dir/exp_name/date_time/` with `config.yaml` and `environment.json`; `cpu` goes there as it is.
+def create_run_folder(
+    output_dir: str, exp_name: str, config_yaml: str, device: torch.device, cpu: str, **more: object
+) -> Path:
+    """Make `output_dir/exp_name/date_time/` with `environment.json` and, when all is there, `config.yaml`.
+
+    `cpu` and `more` go into `environment.json` as they are.
 
     Raises:
         ValueError: If the folder cannot be written.
@@ -49,11 +57,42 @@ def create_run_folder(output_dir: str, exp_name: str, config_yaml: str, device: 
     started = datetime.now()
     try:
         folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
-        (folder / "config.yaml").write_text(config_yaml)
-        (folder / "environment.json").write_text(json.dumps(_environment(started, device, cpu), indent=2) + "\n")
+        environment = {**_environment(started, device, cpu), **more}
+        write_whole(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
+        write_whole(folder / CONFIG, config_yaml.encode())
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written: {error}; give another output_dir") from error
     return folder
+
+
+def newest_run(output_dir: str, exp_name: str | None) -> Path:
+    """The run that was started last, of all experiments if none is named.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    pattern = f"{exp_name or '*'}/*/{CONFIG}"
+    found = [path.parent for path in Path(output_dir).glob(pattern)]
+    if not found:
+        raise ValueError(f"resume=latest finds no run in {Path(output_dir) / (exp_name or '')}; give its folder")
+    return max(found, key=lambda folder: (folder.name, folder.stat().st_mtime))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process can have the folder; the system frees it however this one ends.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is in use by another process; wait until it has ended") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _new_folder(wanted: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,3 +20,17 @@ def seed_globals(seed: int, purpose: str, *numbers: int) -> None:
     random.seed(drawn)
     np.random.seed(drawn)
     torch.manual_seed(drawn)
+
+
+@contextmanager
+def seeded_globals(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
+    """`seed_globals` for what runs inside; afterwards the global generators are as they were."""
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        seed_globals(seed, purpose, *numbers)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -1,16 +1,20 @@
 """One federation inside this program: strategy, clients and evaluation, joined by Flower messages."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
 from fed.group_grid import GroupGrid
+from fed.journal import Journal
+from fed.keeper import Keeper, Kept, Stateful
 from fed.leader import Evaluate, LeaderGrid, follow
 from fed.ranks import ONE_PROCESS, Mesh
 from fed.sharding import Parts
@@ -29,8 +33,19 @@ class Processes:
 ALONE = Processes()
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What is kept of a federation on the disk."""
+
+    keeper: Keeper
+    stateful: Mapping[str, Stateful]  # what has a state besides the clients
+    journal: Journal | None = None
+    kept: Kept | None = None  # the checkpoint to go on from
+    phase: Callable[[], AbstractContextManager[None]] = nullcontext  # around the writing of a checkpoint
+
+
 def simulate(
-    server: Callable[[ArrayRecord, Evaluate], ServerApp],
+    server: Callable[[ArrayRecord, Evaluate, int], ServerApp],
     initial: ArrayRecord,
     evaluate: Evaluate,
     client: ClientApp,
@@ -38,36 +53,53 @@ def simulate(
     *,
     streams: bool = False,
     processes: Processes = ALONE,
+    memory: Memory | None = None,
+    seed: int = 0,
 ) -> ArrayRecord:
     """Run a federation over these clients; the final global weights, or this process's parts of them.
 
     Args:
-        server: Makes the server app from initial arrays and Flower's `evaluate_fn`; the app leaves the final arrays in
-            its context, under "arrays".
-        initial: Weights, or this process's parts of them.
+        server: Makes the server app from initial arrays, Flower's `evaluate_fn` and the number of rounds that are done
+            already; the app leaves the final arrays in its context, under "arrays".
+        initial: Weights before the first round, or this process's parts of them.
         evaluate: Evaluates weights, of which it gets this process's parts.
         client: The app every client runs; it finds its number under `partition-id`.
         client_ids: One client per entry, reached as node 0, 1, ...
         streams: Whether the strategy reads each reply once and in order.
         processes: All of them call this.
+        memory: What is on the disk, and will be; None: nothing.
+        seed: Of clients' draws from global generators.
     """
     contexts = [
         Context(0, node, {"partition-id": client_id, "num-partitions": len(client_ids)}, RecordDict(), {})
         for node, client_id in enumerate(client_ids)
     ]
     mesh, parts = processes.mesh, processes.parts
-    grid = LocalGrid(client, contexts, streams=streams)
+    how: Any = {"streams": streams, "journal": memory and memory.journal, "seed": seed}
+    grid = LocalGrid(client, contexts, **how)
     if mesh.groups.count > 1:
-        grid = GroupGrid(
-            client, contexts, groups=mesh.groups, work=processes.work, streams=streams, exchange=processes.exchange
-        )
+        grid = GroupGrid(client, contexts, groups=mesh.groups, work=processes.work, exchange=processes.exchange, **how)
+    done = 0
+    if memory is not None and memory.kept is not None:
+        done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
+    grid.begin(done + 1)
+
+    def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        found = evaluate(server_round, arrays)
+        if memory is not None and server_round and memory.keeper.is_due(server_round):
+            with memory.phase():
+                memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
+        grid.begin(server_round + 1)
+        return found
+
     if parts is None:
-        return _served(server(initial, evaluate), grid)
+        return _served(server(initial, evaluate_and_keep, done), grid)
     whole = parts.whole(to_tensors(initial), keep=mesh.world.is_first)
     if not mesh.world.is_first:
-        return follow(grid, mesh.world, parts, evaluate)
+        return follow(grid, mesh.world, parts, evaluate_and_keep)
     leader = LeaderGrid(grid, mesh.world, parts)
-    return leader.finish(_served(server(to_record(whole), functools.partial(leader.evaluate, evaluate)), leader))
+    told = functools.partial(leader.evaluate, evaluate_and_keep)
+    return leader.finish(_served(server(to_record(whole), told, done), leader))
 
 
 def _served(server: ServerApp, grid: LocalGrid) -> ArrayRecord:

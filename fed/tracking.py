@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from fed.cpu import peak_memory
-from fed.event_files import EventFiles
+from fed.event_files import EventFiles, cut_off
 from fed.progress import Display
 
 
@@ -21,7 +22,7 @@ class Tracker:
     """The only writer of metrics; a context manager.
 
     Attributes:
-        pairs: Pairs trained by all clients so far. A resumed run sets it before the first round.
+        pairs: Pairs trained by all clients so far.
     """
 
     def __init__(
@@ -42,7 +43,44 @@ class Tracker:
         self._stopwatch = _Stopwatch()
         self._round: _Round | None = None
         self._began = time.perf_counter()
-        self._pairs_of_process = 0  # unlike `pairs` without those from before a resume: their seconds are not known
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is written so far, now on the disk, and what was counted."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        return {
+            "pairs": self.pairs,
+            "seconds": self.seconds(),
+            "wall_seconds": time.perf_counter() - self._began,
+            "metrics": self._metrics.tell(),
+            "events": self._events.state_dict() if self._events else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: what was written later is cut off."""
+        self.pairs = state["pairs"]
+        self._stopwatch.set(state["seconds"])
+        self._began = time.perf_counter() - state["wall_seconds"]
+        self._metrics.flush()
+        cut_off(self._run_dir / "metrics.jsonl", state["metrics"])
+        self._metrics.seek(0, os.SEEK_END)
+        if self._events and state["events"] is not None:
+            self._events.load_state_dict(state["events"])
+
+    def start_over(self) -> None:
+        """Forget what an earlier process wrote."""
+        events = self._events.state_dict() if self._events else {}
+        state = {"pairs": 0, "seconds": {}, "wall_seconds": 0.0, "metrics": 0, "events": {**events, "sizes": {}}}
+        self.load_state_dict(state)
+
+    def seconds(self) -> dict[str, float]:
+        """Time by phase so far."""
+        return self._stopwatch.seconds()
+
+    def spend(self, seconds: Mapping[str, float]) -> None:
+        """That much more time was spent, by phase, before this process began."""
+        before = self.seconds()
+        self._stopwatch.set({name: before.get(name, 0.0) + seconds.get(name, 0.0) for name in {**before, **seconds}})
 
     def reference(self, pairs: int, total: int) -> None:
         """So many of all pairs have their reference log-probs; nothing is recorded."""
@@ -90,7 +128,6 @@ class Tracker:
     def advance(self, pairs: int) -> None:
         """Count pairs that were just trained."""
         self.pairs += pairs
-        self._pairs_of_process += pairs
         self._display.advance(pairs, self._pairs_per_second())
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -100,9 +137,8 @@ class Tracker:
     def summary(self, **extra: object) -> dict[str, Any]:
         """Write `summary.json` and return it.
 
-        `final` holds the last server line of each split and `best` the most accurate one. Seconds, pairs per second and
-        memory (10^9 bytes) are those of this process, so a resumed run reports its last part. What was never measured
-        is left out. `extra` is added at the top level and wins over a key of the same name.
+        `final` holds the last server line of each split and `best` the most accurate one. Seconds are those of the
+        whole run; memory (10^9 bytes) is that of this process. What was never measured is left out. `extra` is added at the top level and wins over a key of the same name.
         """
         self._print_round()
         lines = [line for line in read_metrics(self._run_dir) if line.who == "server"]
@@ -112,7 +148,7 @@ class Tracker:
             "best": _best(lines),
             "pairs": self.pairs,
             **({} if rate is None else {"pairs_per_second": rate}),
-            "seconds": self._stopwatch.seconds(),
+            "seconds": self.seconds(),
             "wall_seconds": time.perf_counter() - self._began,
             "peak_memory_gb": peak_memory() / 1e9,
             **extra,
@@ -159,8 +195,8 @@ class Tracker:
         self._round = None
 
     def _pairs_per_second(self) -> float | None:
-        seconds = self._stopwatch.seconds().get("train", 0.0)
-        return self._pairs_of_process / seconds if self._pairs_of_process and seconds else None
+        seconds = self.seconds().get("train", 0.0)
+        return self.pairs / seconds if self.pairs and seconds else None
 
 
 @dataclass(frozen=True)
@@ -179,16 +215,11 @@ class Line:
 
 
 def read_metrics(run_dir: Path) -> list[Line]:
-    """Lines of `metrics.jsonl` in order; of a round that ran again after a resume, the later one."""
+    """Lines of `metrics.jsonl` in order; one that was cut off while it was written does not count."""
     path = run_dir / "metrics.jsonl"
-    latest: dict[tuple[str, str, int], Line] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        row = json.loads(text)
-        line = Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row)
-        key = (line.who, line.split, line.server_round)
-        latest.pop(key, None)
-        latest[key] = line
-    return list(latest.values())
+    texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]
 
 
 def _best(lines: Iterable[Line]) -> dict[str, dict[str, float | None]]:
@@ -253,6 +284,10 @@ class _Stopwatch:
     def seconds(self) -> dict[str, float]:
         self._charge()
         return dict(self._seconds)
+
+    def set(self, seconds: Mapping[str, float]) -> None:
+        self._charge()
+        self._seconds = dict(seconds)
 
     def _charge(self) -> None:
         now = time.perf_counter()

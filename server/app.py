@@ -25,6 +25,7 @@ from server.strategies import StreamingFedAvg
 def server_app(
     initial_arrays: ArrayRecord,
     evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
+    done: int = 0,
     *,
     strategy: Strategy,
     train_config: ConfigRecord,
@@ -33,29 +34,45 @@ def server_app(
     """An app whose run leaves the final global weights in its context, under "arrays".
 
     Args:
-        initial_arrays: Weights of round 0.
+        initial_arrays: Weights that the first of these rounds starts from.
         evaluate: Flower's `evaluate_fn`.
+        done: Rounds that were run before; then `evaluate` is not called for the weights they left.
         strategy: Any of Flower's or the user's.
         train_config: The very record that clients are sent.
-        num_rounds: Rounds to run.
+        num_rounds: Rounds of the whole run.
     """
     app = ServerApp()
+    if done:
+        _count_from(strategy, done)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         result = strategy.start(
             grid,
             initial_arrays,
-            num_rounds,
+            num_rounds - done,
             timeout=math.inf,
             train_config=train_config,
             evaluate_config=ConfigRecord(),
-            evaluate_fn=evaluate,
+            evaluate_fn=lambda number, arrays: evaluate(number + done, arrays) if number or not done else None,
         )
         # A strategy that trained nobody has no arrays of its own.
         context.state["arrays"] = result.arrays if len(result.arrays) else initial_arrays
 
     return app
+
+
+def _count_from(strategy: Strategy, done: int) -> None:
+    """Have a strategy whose `start` counts from 1 be told the rounds of the whole run."""
+    for name in ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"):
+        setattr(strategy, name, _later(getattr(strategy, name), done))
+
+
+def _later(method: Callable[..., Any], done: int) -> Callable[..., Any]:
+    def told(server_round: int, *arguments: Any, **named: Any) -> Any:
+        return method(server_round + done, *arguments, **named)
+
+    return told
 
 
 def check_strategy(strategy: Strategy, num_clients: int) -> None:

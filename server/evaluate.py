@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
@@ -51,6 +51,17 @@ class ServerEvaluation:
     seed: int = 0
     client_weights: Callable[[], Mapping[int, float]] = dict  # shares of the last aggregate, if the strategy tells
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
+    _round: int = 0  # evaluated last
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next round depends on."""
+        return {"round": self._round, "train_config": self.train_config}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Be as after the call that this state is of."""
+        self._round = state["round"]
+        self.train_config.update(state["train_config"])
+        seed_globals(self.seed, "flower", self._round)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Metrics of these weights, None where none are due."""
@@ -71,6 +82,7 @@ class ServerEvaluation:
                 }
         if "validation" in found:
             self.train_config["server-accuracy"] = found["validation"]["accuracy"]
+        self._round = server_round
         seed_globals(self.seed, "flower", server_round)
         if not due:
             return None

@@ -1,0 +1,290 @@
+"""All that a run needs to go on after it was cut off at any instant, in `checkpoints/` of its folder.
+
+`round-<r>/` holds the state after r rounds, from every process; it appears under its name when it is complete and on
+the disk. `round-<r>.begun/` holds the replies of the clients of round r that are done.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+
+from fed import checkpoint, trees
+from fed.arrays import to_record, to_tensors
+from fed.ranks import Mesh
+from fed.sharding import Parts
+
+PARTIAL, BEGUN, BEST = ".partial", ".begun", "best"
+SCORES = ("validation_accuracy", "test_accuracy")
+
+
+class Stateful(Protocol):
+    """Something with a state that lasts from round to round, PyTorch's way."""
+
+    def state_dict(self) -> Any:
+        """A tree as `fed.trees` takes it."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take up what `state_dict` gave."""
+
+
+class Clients(Stateful, Protocol):
+    """The clients of a federation."""
+
+    @property
+    def contexts(self) -> Sequence[Context]:
+        """What each of them stores between rounds."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint as this process read it."""
+
+    server_round: int
+    folder: Path
+    tree: Mapping[str, Any]
+    clients: Mapping[int, Mapping[str, ArrayRecord]]
+
+
+class ClientFiles:
+    """Arrays that clients store in their contexts, each written once for as long as it stays the same."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}
+
+    def write(self, path: Path, node: int, context: Context) -> bool:
+        """Have the client's arrays in a file; whether it has any."""
+        arrays = {key: record for key, record in context.state.array_records.items() if len(record)}
+        if not arrays:
+            return False
+        known, there = self._files.get(node, ({}, path))
+        if known.keys() == arrays.keys() and all(known[key] is arrays[key] for key in arrays):
+            _link(there, path)
+        else:
+            trees.save(arrays, path)
+        self._files[node] = arrays, path
+        return True
+
+    def read(self, path: Path, node: int) -> Mapping[str, ArrayRecord]:
+        """What `write` had written.
+
+        Raises:
+            Damaged: If it is not there or not whole.
+        """
+        arrays: Mapping[str, ArrayRecord] = trees.load(path)
+        self._files[node] = arrays, path
+        return arrays
+
+    def moved(self, old: Path, new: Path) -> None:
+        """A folder has another name now."""
+        for node, (arrays, path) in self._files.items():
+            if path.parent == old:
+                self._files[node] = arrays, new / path.name
+
+
+class Keeper:
+    """Keeps the state of one federation on the disk; all processes of the run use it in step.
+
+    Args:
+        folder: The federation's own, for checkpoints.
+        mesh: The processes of the run.
+        parts: How the model is split over them.
+        run: What the run is, as plain values; a checkpoint of another one is refused.
+        every: Rounds between checkpoints; 0: none.
+        last: Checkpoints kept; the best one stays besides.
+        num_rounds: After the last round there is a checkpoint whatever `every` says.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mesh: Mesh,
+        parts: Parts,
+        run: Mapping[str, Any],
+        *,
+        every: int,
+        last: int,
+        num_rounds: int,
+    ) -> None:
+        self.folder, self.files = folder, ClientFiles()
+        self._mesh, self._parts, self._run = mesh, parts, dict(run)
+        self.every, self._last, self._num_rounds = every, last, num_rounds
+        self._scores: dict[int, float] = {}  # of each round that was evaluated
+
+    def newest(self, on_damage: Callable[[str], None]) -> Kept | None:
+        """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
+
+        Raises:
+            ValueError: If it is of another run.
+        """
+        world = self._mesh.world
+        for server_round in world.from_first(sorted(rounds(self.folder), reverse=True)):
+            folder = self.folder / f"round-{server_round}"
+            kept, problem = self._read(server_round, folder)
+            problems = [found for found in world.gather(problem) if found is not None]
+            if not problems:
+                assert kept is not None
+                self._check_run(kept)
+                return kept
+            on_damage(f"checkpoint {folder} is damaged: {problems[0]}")
+        return None
+
+    def restore(
+        self, kept: Kept, initial: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]
+    ) -> ArrayRecord:
+        """Give clients, and all that has a state besides, theirs back; the global weights, or this process's parts."""
+        for node, records in kept.tree["contexts"].items():
+            for key, record in {**records, **kept.clients.get(node, {})}.items():
+                clients.contexts[node].state[key] = record
+        clients.load_state_dict(kept.tree["clients"])
+        self._scores = dict(kept.tree["scores"])
+        for name, part in stateful.items():
+            part.load_state_dict(kept.tree["state"][name])
+        like, held = to_tensors(initial), checkpoint.held(kept.folder)
+        tensors = {name: torch.empty(like[name].shape, dtype=held[name][1]) for name in kept.tree["names"]}
+        checkpoint.load(self._parts.distributed(tensors), kept.folder, self._mesh)
+        return to_record(tensors)
+
+    def is_due(self, server_round: int) -> bool:
+        """Whether there is a checkpoint after this round."""
+        return bool(self.every) and (server_round % self.every == 0 or server_round == self._num_rounds)
+
+    def save(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        clients: Clients,
+        stateful: Mapping[str, Stateful],
+        metrics: Mapping[str, Any] | None,
+    ) -> None:
+        """Write the checkpoint of a round, then remove what it replaces; all processes call it.
+
+        The best one is that of the highest `validation_accuracy` of `metrics`, or else `test_accuracy`.
+
+        Raises:
+            OSError: If it cannot be written; those before are as they were.
+        """
+        world = self._mesh.world
+        folder = self.folder / f"round-{server_round}"
+        partial = folder.with_name(folder.name + PARTIAL)
+        if world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        world.gather(None)  # the folder is there
+        score = next((metrics[key] for key in SCORES if key in metrics), None) if metrics else None
+        if score is not None:
+            self._scores[server_round] = float(score)
+        try:
+            self._write(partial, arrays, clients, stateful)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        world.gather(None)  # every part is there
+        if world.is_first:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+            partial.rename(folder)
+            trees.sync(self.folder)
+        world.gather(None)  # it is there under its name
+        self.files.moved(partial, folder)
+        if world.is_first:
+            self._clean(server_round)
+
+    def _write(self, folder: Path, arrays: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]) -> None:
+        weights: list[Path] = []
+        if self._mesh.groups.is_first:  # the other groups hold the same
+            checkpoint.write(self._parts.distributed(to_tensors(arrays)), folder, self._mesh)
+            own = self._mesh.own
+            own.gather(None)  # every process has written its file
+            weights = checkpoint.files(folder)[own.index :: own.count]
+        contexts = list(enumerate(clients.contexts))
+        holders = [node for node, context in contexts if self.files.write(self._client(folder, node), node, context)]
+        tree = {
+            "run": self._run,
+            "names": list(arrays),
+            "sums": {str(path.relative_to(folder)): _sum(path) for path in weights},
+            "contexts": {node: records for node, context in contexts if (records := small(context))},
+            "holders": holders,
+            "clients": clients.state_dict(),
+            "scores": self._scores,
+            "state": {name: part.state_dict() for name, part in stateful.items()},
+        }
+        trees.save(tree, folder / self._name)
+        states = [self._client(folder, node) for node in holders]
+        for path in (*weights, *states, folder / self._name, *{path.parent for path in weights}, folder):
+            trees.sync(path)
+
+    def _read(self, server_round: int, folder: Path) -> tuple[Kept | None, str | None]:
+        """The checkpoint, or what is wrong with it."""
+        try:
+            tree = trees.load(folder / self._name)
+            for name, expected in tree["sums"].items():
+                if not (folder / name).is_file() or _sum(folder / name) != expected:
+                    return None, f"{name} is not as it was written: its checksum differs"
+            clients = {node: self.files.read(self._client(folder, node), node) for node in tree["holders"]}
+        except trees.Damaged as error:
+            return None, str(error)
+        return Kept(server_round, folder, tree, clients), None
+
+    def _check_run(self, kept: Kept) -> None:
+        for key, value in self._run.items():
+            before = kept.tree["run"].get(key)
+            if before != value:
+                raise ValueError(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")
+
+    def _clean(self, server_round: int) -> None:
+        """Remove what no resumed run would read."""
+        found = sorted(rounds(self.folder))
+        scored = [number for number in found if number in self._scores]
+        best = max(scored, key=lambda number: (self._scores[number], -number), default=None)
+        kept = {*found[-self._last :], best}
+        for number in found:
+            if number not in kept:
+                shutil.rmtree(self.folder / f"round-{number}")
+        for path in (*self.folder.glob(f"*{PARTIAL}"), *self.folder.glob(f"*{BEGUN}")):
+            shutil.rmtree(path, ignore_errors=True)
+        if best is not None:
+            link = self.folder / f"{BEST}{PARTIAL}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"round-{best}")
+            link.replace(self.folder / BEST)
+
+    @property
+    def _name(self) -> str:
+        return f"process-{self._mesh.world.index}.safetensors"
+
+    def _client(self, folder: Path, node: int) -> Path:
+        return folder / f"client-{node}-{self._mesh.world.index}.safetensors"
+
+
+def rounds(folder: Path) -> Iterator[int]:
+    """After which rounds there are checkpoints, whole or damaged."""
+    for path in folder.glob("round-*"):
+        if path.name.removeprefix("round-").isdigit():
+            yield int(path.name.removeprefix("round-"))
+
+
+def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricRecord]:
+    """What a client keeps, without its arrays."""
+    return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(there: Path, path: Path) -> None:
+    """The file under another name too, or a copy where the file system has no such links."""
+    if there == path:
+        return
+    path.unlink(missing_ok=True)
+    try:
+        os.link(there, path)
+    except OSError:
+        shutil.copyfile(there, path)

@@ -1,0 +1,195 @@
+"""Trees of numbers, text, arrays and Flower records as one file that knows whether it is whole.
+
+A safetensors file: no pickle. Arrays stand in it as such, the rest as JSON in its header, with a checksum of all.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fed.arrays import TensorArray
+
+RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
+SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
+
+
+class Damaged(ValueError):
+    """A file is not what was written."""
+
+
+def save(tree: Any, path: Path) -> None:
+    """Write the tree; the file appears under its name when it is complete. Not yet forced to the disk: see `sync`.
+
+    Raises:
+        TypeError: If the tree holds something else than numbers, text, arrays, records and containers of them.
+        OSError: If it cannot be written.
+    """
+    packer = _Packer()
+    text = json.dumps(packer.pack(tree))
+    tensors = {str(number): tensor for number, tensor in enumerate(packer.tensors)}
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
+        partial.replace(path)
+    except SafetensorError as error:  # what it makes of the system's refusals
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Any:
+    """The tree that was saved.
+
+    Raises:
+        Damaged: If the file is missing, cut off, or differs in any bit from what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors = dict(sorted(tensors.items(), key=lambda item: int(item[0])))
+        if metadata["sha256"] != _digest(metadata["tree"], tensors):
+            raise Damaged(f"{path.name} is not as it was written: its checksum differs")
+        return _unpack(json.loads(metadata["tree"]), tensors)
+    except Damaged:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
+        raise Damaged(f"{path.name} cannot be read: {error}") from error
+
+
+def is_packable(value: Any) -> bool:
+    """Whether a tree may hold this."""
+    try:
+        _Packer().pack(value)
+    except TypeError:
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _Packer:
+    """JSON of a tree, with its arrays set aside; an array that stands in several places once."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._places: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no id is used twice
+        self._memory: set[int] = set()
+
+    def pack(self, value: Any) -> Any:
+        """Lists, text, numbers and None as they are; everything else an object of one key, which names its kind."""
+        if value is None or isinstance(value, str) or type(value) in (bool, int, float):
+            return value
+        for kind, pack in PACKERS:
+            if isinstance(value, kind):
+                return pack(self, value)
+        raise TypeError(f"{type(value).__name__} cannot be kept in a file")
+
+    def items(self, value: Mapping[Any, Any]) -> list[Any]:
+        """Pairs of key and value, in order."""
+        return [[self.pack(key), self.pack(item)] for key, item in value.items()]
+
+    def place(self, owner: Any, tensor: Tensor) -> int:
+        """The number under which a tensor is kept; `owner` is what holds it."""
+        if id(owner) not in self._places:
+            self._kept.append(owner)
+            tensor = tensor.detach().cpu().contiguous()
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            if not whole or tensor.data_ptr() in self._memory:  # the file's format knows no views
+                tensor = tensor.clone()
+            self._memory.add(tensor.data_ptr())
+            self._places[id(owner)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._places[id(owner)]
+
+
+def _pack_numpy(packer: _Packer, value: np.ndarray) -> Any:
+    if value.dtype == object or value.dtype.kind in "USVMm":
+        raise TypeError(f"an array of {value.dtype} cannot be kept in a file")
+    tensor = torch.from_numpy(np.ascontiguousarray(value)).view(value.shape)
+    return {"numpy": [packer.place(value, tensor), str(value.dtype)]}
+
+
+def _pack_array(packer: _Packer, value: Array) -> Any:
+    tensor = value.tensor if isinstance(value, TensorArray) else torch.from_numpy(value.numpy())
+    return {"array": packer.place(value, tensor)}
+
+
+PACKERS: list[tuple[Any, Callable[[_Packer, Any], Any]]] = [
+    (list, lambda packer, value: [packer.pack(item) for item in value]),
+    (tuple, lambda packer, value: {"tuple": [packer.pack(item) for item in value]}),
+    (set, lambda packer, value: {"set": [packer.pack(item) for item in value]}),
+    (bytes, lambda _, value: {"bytes": base64.b64encode(value).decode()}),
+    (Tensor, lambda packer, value: {"tensor": packer.place(value, value)}),
+    (np.generic, lambda packer, value: {"scalar": _pack_numpy(packer, np.asarray(value))["numpy"]}),
+    (np.ndarray, _pack_numpy),
+    (Array, _pack_array),
+    (np.random.Generator, lambda packer, value: {"Generator": packer.pack(value.bit_generator.state)}),
+    (random.Random, lambda packer, value: {"Random": packer.pack(value.getstate())}),
+    *((kind, lambda packer, value, name=name: {name: packer.items(value)}) for name, kind in RECORDS.items()),
+    (Mapping, lambda packer, value: {"dict": packer.items(value)}),
+]
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](_unpack(item, tensors) for item in content)
+    if kind == "bytes":
+        return base64.b64decode(content)
+    if kind == "tensor":
+        return tensors[str(content)]
+    if kind == "array":
+        return TensorArray(tensors[str(content)])
+    if kind in ("numpy", "scalar"):
+        place, dtype = content
+        array = tensors[str(place)].numpy().astype(dtype, copy=False)
+        return array if kind == "numpy" else array[()]
+    if kind == "Generator":
+        state = _unpack(content, tensors)
+        bits = getattr(np.random, state["bit_generator"])()
+        bits.state = state
+        return np.random.Generator(bits)
+    if kind == "Random":
+        generator = random.Random()
+        generator.setstate(_unpack(content, tensors))
+        return generator
+    items = {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
+    if kind == "dict":
+        return items
+    record = RECORDS[kind]()
+    for key, item in items.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
+        record[key] = item
+    return record

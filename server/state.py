@@ -1,0 +1,53 @@
+"""What a strategy remembers between rounds, so that a checkpoint can hold it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fed.ranks import Ranks
+from fed.trees import is_packable
+from server.app import layers
+
+
+class StrategyState:
+    """The attributes of a strategy and of those it wraps, as far as a file can hold them.
+
+    A strategy that has `state_dict()` and `load_state_dict(state)`, PyTorch's names, is asked for its state instead.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+
+    def state_dict(self) -> list[Any]:
+        """Of each layer, outermost first."""
+        return [layer.state_dict() if _tells(layer) else dict(_attributes(layer)) for layer in layers(self._strategy)]
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what `state_dict` gave."""
+        for layer, state in zip(layers(self._strategy), states, strict=True):
+            if _tells(layer):
+                layer.load_state_dict(state)
+            else:
+                vars(layer).update(state)
+
+    def left_out(self) -> list[str]:
+        """Attributes that no file can hold and that are not mere functions: a resumed run finds them as they are made.
+
+        Named as Class.attribute.
+        """
+        return [
+            f"{type(layer).__name__}.{name}"
+            for layer in layers(self._strategy)
+            if not _tells(layer)
+            for name, value in vars(layer).items()
+            if not (is_packable(value) or callable(value) or isinstance(value, (Strategy, Ranks)))
+        ]
+
+
+def _tells(layer: object) -> bool:
+    return hasattr(layer, "state_dict") and hasattr(layer, "load_state_dict")
+
+
+def _attributes(layer: object) -> Iterator[tuple[str, Any]]:
+    yield from ((name, value) for name, value in vars(layer).items() if is_packable(value))
