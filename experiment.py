@@ -252,9 +252,8 @@ def _federation(
         strategy.groups = plan.mesh.groups
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     clients, mesh = Recorder(tracker), plan.mesh
-    journal = None
-    if config.checkpoint_within_round and keeper.every == 1:
-        journal = Journal(place.checkpoints, mesh.world.index, mesh.own, keeper.files, clients)
+    within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
+    journal = Journal(within, mesh.world.index, mesh.own, keeper.files, clients)
     state = StrategyState(strategy)
     if keeper.every and state.left_out():
         console.print(
@@ -269,7 +268,7 @@ def _federation(
         ),
         initial,
         evaluation,
-        client_app(trainer, plan.clients, clients, mods=mods),
+        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal),
         place.client_ids,
         streams=streams(strategy) and (joins or mesh.groups.count == 1),
         processes=Processes(

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -46,6 +46,7 @@ def _compose_and_run(composed: DictConfig) -> None:
     # torch and transformers take seconds to import: not before the command line is known to be right.
     import experiment
     import plan
+    from fed import stop
     from fed.resume import resumed
 
     hydra_config = HydraConfig.get()
@@ -72,7 +73,17 @@ def _compose_and_run(composed: DictConfig) -> None:
             # Leaves by SystemExit: Hydra would print its own report of an exception.
             known = isinstance(error, OmegaConfBaseException)
             sys.exit(_refuse(complaints.explain(str(error)) if known else str(error)))
-        experiment.run(prepared, folder)
+        with stop.listening() if not launch.is_started_here() else nullcontext():
+            try:
+                experiment.run(prepared, folder)
+            except stop.Stopped as stopped:
+                sys.exit(_stopped(stopped.number, f"{stopped}; go on with: python main.py resume={folder}"))
+
+
+def _stopped(number: int, message: str) -> int:
+    if launch.is_first():
+        print(message, file=sys.stderr)
+    return 0 if launch.is_started_here() else 128 + number  # the launcher knows why they end
 
 
 def _refuse(message: str) -> int:

@@ -26,6 +26,7 @@ from fed.policy import Policy
 from fed.ranks import Mesh, Ranks, arrange
 from fed.seeding import seed_globals
 from fed.splits import Split, SplitSettings, split_rows
+from fed.stop import Stop
 from load_data import load
 from losses.logps import Logps
 from server.app import asks, check_strategy
@@ -70,8 +71,12 @@ class Plan:
 
     @property
     def everyone(self) -> Policy:
-        """The policy where not only the processes of a group share the pairs: all do that hold other weights."""
-        return replace(self.policy, ranks=self.mesh.groups if self.policy.root is None else self.mesh.world)
+        """The policy where not only the processes of a group share the pairs: all do that hold other weights.
+
+        A run that is asked to stop does so between two of its batches.
+        """
+        ranks = self.mesh.groups if self.policy.root is None else self.mesh.world
+        return replace(self.policy, ranks=ranks, between=Stop(self.mesh.world).check)
 
     @property
     def beta(self) -> float:

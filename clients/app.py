@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from clients.state import ClientState, read_state, write_state
-from clients.trainer import LocalTrainer, RoundSettings
+from clients.trainer import LocalTrainer, Pauses, RoundSettings
 from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.batches import Example
 from fed.evaluation import Metrics
@@ -45,7 +45,12 @@ class ClientLog(Protocol):
 
 
 def client_app(
-    trainer: LocalTrainer, clients: Sequence[ClientPairs], log: ClientLog, *, mods: Sequence[Mod] = ()
+    trainer: LocalTrainer,
+    clients: Sequence[ClientPairs],
+    log: ClientLog,
+    *,
+    mods: Sequence[Mod] = (),
+    pauses: Pauses | None = None,
 ) -> ClientApp:
     """The app all clients run; which client it is, `partition-id` of its context says.
 
@@ -83,6 +88,7 @@ def client_app(
                 _round_settings(config, state),
                 on_update=on_update,
                 on_pairs=on_pairs,
+                pauses=pauses,
             )
         with log.phase("evaluate"):
             scored = trainer.evaluate(pairs.scoring)

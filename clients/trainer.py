@@ -3,8 +3,10 @@
 Shapes: B pairs of a micro-batch.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from clients.optimizers import clip_grad_norm, make_optimizer
 from clients.state import ClientState
+from fed.arrays import model_tensors
 from fed.batches import BatchOrder, Example
 from fed.collate import Batch, num_tokens
 from fed.evaluation import Loss, Metrics, evaluate
@@ -61,6 +64,16 @@ class RoundSettings:
     proximal_mu: float = 0.0  # FedProx, arXiv 1812.06127: adds mu/2 ||theta - theta^t||^2
 
 
+class Pauses(Protocol):
+    """The part of `fed.journal.Journal` that a training asks between two steps."""
+
+    def point(self) -> Mapping[str, Any] | None:
+        """Where it was stopped before; None: it begins."""
+
+    def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
+        """Returns, or raises `Stopped`, the point being kept."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A process's part of a micro-batch."""
@@ -97,10 +110,14 @@ class LocalTrainer:
         *,
         on_update: OnUpdate,
         on_pairs: OnPairs,
+        pauses: Pauses | None = None,
     ) -> Metrics:
         """Run the round's local steps from the model's present weights; update `state`; mean training metrics.
 
-        The weights afterwards are the client's result.
+        The weights afterwards are the client's result. Where it was stopped before, it goes on from that step.
+
+        Raises:
+            Stopped: After a step, if that was asked.
         """
         settings = self.settings
         first = state.batches if settings.reshuffle else 0
@@ -109,8 +126,15 @@ class LocalTrainer:
         received = {name: p.detach().clone() for name, p in self.parameters.items()} if this_round.proximal_mu else {}
         optimizer = self._optimizer(state)
         sums: dict[str, float] = {}
-        seen = 0
-        for number, indices in enumerate(steps):
+        seen = start = 0
+        if pauses is not None and (point := pauses.point()) is not None:
+            start, seen, sums = point["steps"], point["seen"], dict(point["sums"])
+            state.updates, state.examples = point["updates"], point["examples"]
+            optimizer = self._optimizer(replace(state, optimizer=point["optimizer"]))
+            with torch.no_grad():
+                for name, tensor in model_tensors(self.policy.model).items():
+                    tensor.copy_(point["weights"][name])
+        for number, indices in list(enumerate(steps))[start:]:
             if held_out and number == 0 and settings.do_first_eval:
                 on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
             decay = this_round.decay if settings.decay_target == "lr" else 1.0
@@ -131,9 +155,19 @@ class LocalTrainer:
                 on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices)
+            if pauses is not None:
+                counts = {"steps": number + 1, "seen": seen, "updates": state.updates, "examples": state.examples}
+                pauses.pause(functools.partial(self._point, counts, sums, optimizer))
         state.batches = first + len(steps)
         state.optimizer = self._optimizer_state(optimizer) if settings.client_optimizer == "persist" else {}
         return {name: value / seen for name, value in sums.items()}
+
+    def _point(
+        self, counts: Mapping[str, int], sums: Mapping[str, float], optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        """All that the steps to come depend on, but for what was sent and stored before the first one."""
+        weights = model_tensors(self.policy.model)
+        return {**counts, "sums": sums, "optimizer": self._optimizer_state(optimizer), "weights": weights}
 
     def _order(self, examples: Sequence[Example], client_id: int) -> BatchOrder:
         settings, layout = self.settings, self.policy.layout

@@ -12,6 +12,7 @@ from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
 from fed.journal import Journal
 from fed.ranks import Ranks
+from fed.stop import Stopped
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
 
@@ -63,9 +64,14 @@ class GroupGrid(LocalGrid):
         owners = share_out(nodes, self._work, self._holders, self._groups.count)
         mine: dict[int, Message | None] = {}
         outlines: dict[int, Any] = {}
+        stopped = 0
         for place, message in enumerate(messages):
             if owners[place] == self._groups.index:
-                reply = self.deliver(message)
+                try:
+                    reply = self.deliver(message)
+                except Stopped as error:  # the other groups will too, when their present clients let them
+                    stopped = error.number
+                    break
                 outlines[place] = outline(reply.content), outline(self.contexts[nodes[place]].state)
                 mine[place] = None
                 if self.streams:
@@ -73,6 +79,8 @@ class GroupGrid(LocalGrid):
                 else:
                     mine[place] = reply
                 del reply  # or it would stay alive while the next client trains
+        if stopped := self._groups.largest(stopped):
+            raise Stopped(stopped)
         every = {place: told for found in self._groups.gather(outlines) for place, told in found.items()}
         self._exchange()
         for place, message in enumerate(messages):

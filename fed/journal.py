@@ -1,6 +1,6 @@
 """Replies of the clients of a round that has begun, so that a run that is cut off need not train them again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from fed import trees
 from fed.keeper import BEGUN, ClientFiles, small
 from fed.ranks import Ranks
 from fed.relay import Event
+from fed.stop import Stop, Stopped
 
 
 class Log(Protocol):
@@ -46,16 +47,19 @@ class Recorder:
         self._events: list[Event] = []
         self._before: dict[str, float] = {}
 
-    def begin(self) -> None:
-        """Forget what was."""
+    def begin(self, events: Sequence[Event] = ()) -> None:
+        """Forget what was, but for these events of a process that was stopped, which the log is told now."""
         self._events, self._before = [], self._log.seconds()
+        self.replay(events)
+        # Time is in the log now, and the client will say once more that it starts.
+        self._events = [event for event in events if event[0] not in ("spend", "start_client")]
 
     def events(self) -> list[Event]:
         """What was told since `begin`, and the time that passed."""
         spent = {name: seconds - self._before.get(name, 0.0) for name, seconds in self._log.seconds().items()}
         return [*self._events, ("spend", (spent,), {})]
 
-    def replay(self, events: list[Event]) -> None:
+    def replay(self, events: Sequence[Event]) -> None:
         """Tell the log what it was told then."""
         for method, arguments, named in events:
             getattr(self._log, method)(*arguments, **named)
@@ -88,16 +92,21 @@ class Recorder:
 class Journal:
     """Runs clients, or finds what they answered before the run was cut off.
 
+    A client that is stopped in its training leaves a point from which it goes on.
+
     Args:
-        folder: Of the checkpoints.
+        folder: Of the checkpoints; None: nothing is kept.
         process: Number of this process among all.
         own: The processes that train a client together.
         files: What clients' own arrays are written by.
         log: What the clients report to.
     """
 
-    def __init__(self, folder: Path, process: int, own: Ranks, files: ClientFiles, log: Recorder) -> None:
+    def __init__(self, folder: Path | None, process: int, own: Ranks, files: ClientFiles, log: Recorder) -> None:
         self._folder, self._process, self._own, self._files, self._log = folder, process, own, files, log
+        self._stop = Stop(own)
+        self._path: Path | None = None  # of the point of the client that is asked now
+        self._point: Mapping[str, Any] | None = None
 
     def answer(
         self, server_round: int, what: str, message: Message, context: Context, run: Callable[[], Message]
@@ -111,8 +120,12 @@ class Journal:
             context: Of the client.
             run: Has the client answer.
         """
+        self._stop.check()
+        if self._folder is None:
+            return run()
         folder = self._folder / f"round-{server_round}{BEGUN}"
-        path, own = (folder / f"{kind}-{what}-{self._process}.safetensors" for kind in ("reply", "client"))
+        kinds = ("reply", "client", "point")
+        path, own, point = (folder / f"{kind}-{what}-{self._process}.safetensors" for kind in kinds)
         node = message.metadata.dst_node_id
         kept = self._read(path, own, node)
         if all(self._own.gather(kept is not None)):
@@ -121,14 +134,44 @@ class Journal:
                 context.state[key] = record
             self._log.replay(kept["events"])
             return Message(kept["content"], reply_to=message)
-        self._log.begin()
+        found = self._read_point(point)
+        self._path, self._point = point, found and found["point"]
+        self._log.begin(found["events"] if found else ())
         reply = run()
         with self._log.phase("checkpoint"):
             folder.mkdir(parents=True, exist_ok=True)
             stores = self._files.write(own, node, context)
             records = {"content": reply.content, "context": small(context), "stores": stores}
             trees.save({**records, "events": self._log.events()}, path)
+            point.unlink(missing_ok=True)
         return reply
+
+    def point(self) -> Mapping[str, Any] | None:
+        """Where the training of this client was stopped; None: it begins."""
+        return self._point
+
+    def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
+        """End here if that was asked, with a point to go on from; between two steps of a client's training.
+
+        Raises:
+            Stopped: In all processes that train the client.
+        """
+        number = self._stop.asked()
+        if not number:
+            return
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            trees.save({"point": point(), "events": self._log.events()}, self._path)
+            trees.sync(self._path)
+        raise Stopped(number)
+
+    def _read_point(self, path: Path) -> Mapping[str, Any] | None:
+        """The same answer, yes or no, in all processes that train the client."""
+        try:
+            found: Mapping[str, Any] | None = trees.load(path)
+        except trees.Damaged:  # or not there
+            found = None
+        return found if all(self._own.gather(found is not None)) else None
 
     def _read(self, path: Path, own: Path, node: int) -> dict[str, Any] | None:
         try:

@@ -149,6 +149,8 @@ class Keeper:
         like, held = to_tensors(initial), checkpoint.held(kept.folder)
         tensors = {name: torch.empty(like[name].shape, dtype=held[name][1]) for name in kept.tree["names"]}
         checkpoint.load(self._parts.distributed(tensors), kept.folder, self._mesh)
+        if self._mesh.world.is_first:
+            self.clean(kept.server_round)
         return to_record(tensors)
 
     def is_due(self, server_round: int) -> bool:
@@ -193,7 +195,7 @@ class Keeper:
         world.gather(None)  # it is there under its name
         self.files.moved(partial, folder)
         if world.is_first:
-            self._clean(server_round)
+            self.clean(server_round)
 
     def _write(self, folder: Path, arrays: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]) -> None:
         weights: list[Path] = []
@@ -237,8 +239,8 @@ class Keeper:
             if before != value:
                 raise ValueError(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")
 
-    def _clean(self, server_round: int) -> None:
-        """Remove what no resumed run would read."""
+    def clean(self, server_round: int) -> None:
+        """Remove what a run that goes on after this round does not read."""
         found = sorted(rounds(self.folder))
         scored = [number for number in found if number in self._scores]
         best = max(scored, key=lambda number: (self._scores[number], -number), default=None)
@@ -246,8 +248,10 @@ class Keeper:
         for number in found:
             if number not in kept:
                 shutil.rmtree(self.folder / f"round-{number}")
+        begun = self.folder / f"round-{server_round + 1}{BEGUN}"
         for path in (*self.folder.glob(f"*{PARTIAL}"), *self.folder.glob(f"*{BEGUN}")):
-            shutil.rmtree(path, ignore_errors=True)
+            if path != begun:
+                shutil.rmtree(path, ignore_errors=True)
         if best is not None:
             link = self.folder / f"{BEST}{PARTIAL}"
             link.unlink(missing_ok=True)

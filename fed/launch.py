@@ -23,6 +23,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_started_here() -> bool:
+    """Whether this process was started by `launch`, which takes the signals meant for all."""
+    return is_rank() and STORE in os.environ
+
+
 def is_first() -> bool:
     """Whether this process speaks for all: the only one, or that of rank 0."""
     return os.environ.get("RANK", "0") == "0"
@@ -42,10 +47,13 @@ def launch(processes: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from fed import stop
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     raise_open_files()
     with tempfile.TemporaryDirectory(prefix="fedpo-ranks-") as folder:
         os.environ[STORE] = str(Path(folder, "store"))
+        os.environ[stop.ORDER] = str(Path(folder, "stop"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds that a process told to end has
         config = LaunchConfig(
@@ -58,16 +66,19 @@ def launch(processes: int, command: Sequence[str]) -> int:
             rdzv_configs={"store_type": "file"},
             max_restarts=0,
             monitor_interval=0.1,
+            signals_to_handle="SIGHUP,SIGQUIT",  # the others end the run after its present step
         )
         try:
-            elastic_launch(config, sys.executable)(*command)
+            with stop.listening(lambda number: Path(folder, "stop").write_text(str(number))):
+                elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
             return _told(error.failures, processes)
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
         finally:
-            del os.environ[STORE]
-    return 0
+            number = stop.requested()
+            del os.environ[STORE], os.environ[stop.ORDER]
+    return 128 + number if number else 0
 
 
 def _told(failures: dict[int, Any], processes: int) -> int:

@@ -44,6 +44,7 @@ class Policy:
     ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
     holders: Ranks = ALONE  # the processes that hold the weights together
     root: Root | None = None  # what gathers the weights if FSDP has split them
+    between: Callable[[], None] = lambda: None  # called before each batch of a list that is evaluated
 
     def compute(self, compute: Callable[[], T]) -> T:
         """What `compute` returns, run where it finds whole weights, in the dtype this policy computes in."""
@@ -146,6 +147,7 @@ def pair_logps(
     ranks, batches = policy.ranks, by_length([example.length for example in examples], batch_size)
     found = torch.zeros(len(examples), 2, dtype=torch.float64)
     for turn, own, counts in ranks.turns(len(batches)):
+        policy.between()
         indices = batches[own]
         logps = response_logps(policy, policy.collate([examples[i] for i in indices], paired=paired))
         if counts:

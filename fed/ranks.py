@@ -96,6 +96,14 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def largest(self, number: int) -> int:
+        """The largest number that one of them has."""
+        if self.count == 1:
+            return number
+        found = torch.tensor([number])
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        return int(found)
+
     def sum_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The sum of each metric; all must have the same ones."""
         if self.count == 1:

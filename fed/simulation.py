@@ -18,6 +18,7 @@ from fed.keeper import Keeper, Kept, Stateful
 from fed.leader import Evaluate, LeaderGrid, follow
 from fed.ranks import ONE_PROCESS, Mesh
 from fed.sharding import Parts
+from fed.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ def simulate(
     if memory is not None and memory.kept is not None:
         done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
     grid.begin(done + 1)
+    stop = Stop(mesh.world)
 
     def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         found = evaluate(server_round, arrays)
         if memory is not None and server_round and memory.keeper.is_due(server_round):
             with memory.phase():
                 memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
+        stop.check()
         grid.begin(server_round + 1)
         return found
 

@@ -138,7 +138,8 @@ class Tracker:
         """Write `summary.json` and return it.
 
         `final` holds the last server line of each split and `best` the most accurate one. Seconds are those of the
-        whole run; memory (10^9 bytes) is that of this process. What was never measured is left out. `extra` is added at the top level and wins over a key of the same name.
+        whole run; memory (10^9 bytes) is that of this process. What was never measured is left out. `extra` is added at
+        the top level and wins over a key of the same name.
         """
         self._print_round()
         lines = [line for line in read_metrics(self._run_dir) if line.who == "server"]
