@@ -4,8 +4,13 @@ import os
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="1")
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from command_line import CommandLine, Result
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fed.batches import Example
@@ -31,6 +36,43 @@ def policy() -> Policy:
         tie_word_embeddings=True,
     )
     return Policy(LlamaForCausalLM(config), demo_tokenizer(), torch.device("cpu"))
+
+
+@pytest.fixture
+def command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """`python main.py ...` in this process, each call in a working folder of its own."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    import experiment  # seconds, that most tests need not wait for
+    import main
+
+    calls = iter(range(100))
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
+
+    def call(*arguments: str) -> Result:
+        folder = tmp_path / f"call-{next(calls)}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        where = {"output_dir": "runs", "cache_dir": str(tmp_path / "cache")}
+        typed = {argument.partition("=")[0] for argument in arguments}
+        places = [f"{key}={value}" for key, value in where.items() if key not in typed]
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments, *places])
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        try:
+            code = main.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err, folder)
+
+    yield call
+    GlobalHydra.instance().clear()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 def examples(count: int, *, seed: int = 0, vocabulary: int = 31) -> list[Example]:

@@ -6,92 +6,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from command_line import SMALL, CommandLine, Result, refused
+from good_inputs import hh_line, save_gpt2
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import experiment
 import main
 import plan
-from fed.demo import demo_tokenizer
+from fed.curves import curves
 from losses.logps import Logps
 from losses.preference import dpo
 
-SMALL = ("comm_round=1", "client_num_in_total=2", "n_train_examples=40", "n_test_examples=16")
 ROOT = Path(main.__file__).parent
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one call of the command line did."""
-
-    code: int
-    out: str
-    err: str
-    folder: Path  # the working folder; runs go to its runs/
-
-    @property
-    def runs(self) -> list[Path]:
-        return sorted(self.folder.glob("runs/*/*"))
-
-    @property
-    def run(self) -> Path:
-        assert self.code == 0, self.err
-        (run,) = self.runs
-        return run
-
-    def lines(self, who: str = "server", split: str | None = None) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["who"] == who and split in (None, line["split"])]
-
-
-CommandLine = Callable[..., Result]
-
-
-@pytest.fixture
-def command_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
-) -> Iterator[CommandLine]:
-    """`python main.py ...` in this process, each call in a working folder of its own."""
-    calls = iter(range(100))
-    threads = torch.get_num_threads()
-
-    if request.function is not test_a_run_leaves_the_files_of_the_contract:  # they take longer than training
-        monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
-
-    def call(*arguments: str) -> Result:
-        folder = tmp_path / f"call-{next(calls)}"
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        where = {"output_dir": "runs", "cache_dir": str(tmp_path / "cache")}
-        typed = {argument.partition("=")[0] for argument in arguments}
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["main.py", *arguments, *(f"{key}={value}" for key, value in where.items() if key not in typed)],
-        )
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        try:
-            code = main.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err, folder)
-
-    yield call
-    GlobalHydra.instance().clear()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
@@ -102,22 +33,6 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def save_gpt2(directory: Path, *, layers: int = 2, positions: int = 512) -> None:
-    tokenizer, end = demo_tokenizer(), demo_tokenizer().eos_token_id
-    torch.manual_seed(layers)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=16,
-        n_layer=layers,
-        n_head=2,
-        n_positions=positions,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-    GPT2LMHeadModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
 @pytest.fixture(scope="session")
 def hh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the layout of Anthropic's data."""
@@ -125,131 +40,6 @@ def hh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, numbers in (("train", range(60)), ("test", range(60, 80))):
         (folder / f"{name}.jsonl").write_text("".join(hh_line(number) for number in numbers))
     return folder
-
-
-def hh_line(number: int) -> str:
-    start = f"\n\nHuman: What is {number}?\n\nAssistant:"
-    return json.dumps({"chosen": f"{start} A number.", "rejected": f"{start} Go away, {number}."}) + "\n"
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit code 2, one line that holds all words, nothing written."""
-    assert result.code == 2
-    assert result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
-    assert all(word in result.err for word in words), result.err
-    assert list(result.folder.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ("comm_rounds=3", "comm_rounds comm_round)"),
-        ("+strategy.foo=1", "strategy.foo FeDPO weighting"),
-        ("+loss.gamma=1", "loss.gamma label_smoothing"),
-        ("strategy=foo", "strategy=foo fedavg nearest"),
-        ("a==b", "a==b key=value"),
-        ("exp_name=${nope}", "nope ${lr}"),
-        ("loss.beta=???", "loss.beta"),
-        ("~loss.beta", "dpo beta"),
-        ("+wandb.enabled=true", "wandb refused TensorBoard"),
-        ("loss.reference_free=7", "loss.reference_free=7 true or false"),
-        ("n_train_examples=5 client_num_in_total=10", "client_num_in_total=10 lower"),
-        ("datasets=[jsonl] data_dir=nowhere", "data_dir=nowhere exist"),
-        ("datasets=[hh]", "Anthropic/hh-rlhf data_dir"),
-        ("model=gpt2", "gpt2 hub HF_HUB_OFFLINE"),
-        ("model=blank_model model.name_or_path=./nowhere", "nowhere exist"),
-        ("model.block_name=Wrong", "model.block_name=Wrong LlamaDecoderLayer"),
-        ("model.archive=nowhere.pt", "nowhere.pt exist"),
-        ("strategy.min_available_nodes=99", "min_available_nodes=99 client_num_in_total=2"),
-        ("strategy=fedavg client_num_in_total=1 strategy.min_train_nodes=2", "min_train_nodes=2 lower"),
-        ("strategy._target_=os.getcwd", "os.getcwd Strategy str"),
-        ("loss._target_=os.getcwd", "os.getcwd values"),
-        ("loss._target_=builtins.print", "print tensor"),
-        ("partition._target_=os.getcwd", "os.getcwd partitioner"),
-        ("client_mods=[no_such.mod]", "client_mods=no_such.mod imported"),
-        ("client_mods=[os.getcwd]", "client_mods=os.getcwd"),
-        ("device=nonsense", "device=nonsense device=cpu"),
-        ("device=meta", "device=meta device=cpu"),
-        ("server_fraction=0", "server_fraction=0 raise"),
-        ("server_fraction=0 accuracy_on=test", "server_fraction=0 decay"),
-        ("output_dir=/proc/nowhere", "output_dir=/proc/nowhere another"),
-        ("cache_dir=/proc/nowhere", "cache_dir=/proc/nowhere another"),
-        ("hydra.run.dir=elsewhere", "hydra.run.dir output_dir"),
-    ],
-)
-def test_mistakes_are_told_in_one_line_and_nothing_is_written(
-    command_line: CommandLine, typed: str, words: str
-) -> None:
-    refused(command_line(*SMALL, *typed.split()), *words.split())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
-    refused(command_line(*SMALL, "device=cuda"), "device=cuda", "device=cpu")
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ({"train.jsonl": hh_line(1) + "{bad\n", "test.jsonl": hh_line(2)}, "train.jsonl:2: JSON"),
-        ({"train.jsonl": hh_line(1), "test.jsonl": ""}, "test split rows data_dir"),
-        ({"train.jsonl": '{"chosen": "a"}\n', "test.jsonl": hh_line(2)}, "train.jsonl:1: rejected"),
-        ({}, "data_dir .jsonl"),
-    ],
-)
-def test_bad_data_files_are_told(command_line: CommandLine, tmp_path: Path, files: dict[str, str], words: str) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    refused(command_line(*SMALL, "datasets=[hh]", f"data_dir={folder}"), *words.split())
-
-
-def without_weights(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-
-
-def without_tokenizer(directory: Path) -> None:
-    for file in directory.glob("tokenizer*"):
-        file.unlink()
-
-
-def without_end(directory: Path) -> None:
-    file = directory / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    settings.pop("eos_token")
-    file.write_text(json.dumps(settings))
-
-
-def without_all(directory: Path) -> None:
-    for file in directory.iterdir():
-        file.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (without_weights, "model.safetensors weights"),
-        (without_tokenizer, "tokenizer model.tokenizer_name_or_path"),
-        (without_end, "end-of-text eos_token"),
-        (without_all, "tokenizer directory"),
-    ],
-)
-def test_incomplete_model_directories_are_told(
-    command_line: CommandLine, tmp_path: Path, damage: Callable[[Path], None], words: str
-) -> None:
-    directory = tmp_path / "model"
-    save_gpt2(directory)
-    damage(directory)
-    refused(command_line(*SMALL, "model=blank_model", f"model.name_or_path={directory}"), *words.split())
-
-
-def test_archives_and_lengths_that_do_not_fit_are_told(command_line: CommandLine, gpt2: Path, tmp_path: Path) -> None:
-    refused(command_line(*SMALL, f"model.archive={gpt2}"), "does not match", "architecture")
-    short = tmp_path / "short"
-    save_gpt2(short, positions=32)
-    result = command_line(*SMALL, "model=blank_model", f"model.name_or_path={short}")
-    refused(result, "max_length=512", "32 positions", "max_length=32")
 
 
 def test_the_real_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
@@ -390,7 +180,8 @@ def test_a_module_in_the_working_folder_is_found_by_the_real_command(tmp_path: P
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, check=True, timeout=60)
 
 
-def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine) -> None:
+def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "curves", curves)  # other tests go without: drawing takes longer than training
     result = command_line(*SMALL, "comm_round=2", "client_num_in_total=3")
     names = {"config.yaml", "environment.json", "partition.json", "metrics.jsonl", "summary.json", "curves.png"}
     assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy", "checkpoints"}
@@ -499,12 +290,6 @@ def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLi
     text = "1 thread, freed memory returned, float32 matrices by oneDNN"
     assert f"cpu: {text}\n" in result.out
     assert json.loads((result.run / "environment.json").read_text())["cpu"] == text
-
-
-def test_a_library_for_float32_is_refused_when_nothing_computes_in_float32(command_line: CommandLine) -> None:
-    result = command_line(*SMALL, "cpu_matmul=mkl", "model.fsdp_policy_mp=bfloat16")
-    assert result.code != 0 and not result.runs
-    assert "cpu_matmul=mkl has no effect with bfloat16 on cpu; leave it out" in result.err
 
 
 @pytest.mark.parametrize("in_hardware", [True, False])

@@ -1,0 +1,42 @@
+"""Every bad input of the table is told in one line, before anything is written."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from bad_inputs import BAD_INPUTS, BadInput
+from command_line import SMALL, CommandLine, refused
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: f"{bad.kind}: {bad.name}")
+def test_a_bad_input_is_told_in_one_line_and_nothing_is_written(
+    command_line: CommandLine, tmp_path: Path, bad: BadInput
+) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    arguments = bad.arguments(folder)
+    prepared = sorted(folder.iterdir())
+    refused(command_line(*arguments), *bad.words.split())
+    assert sorted(folder.iterdir()) == prepared
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_is_told(command_line: CommandLine) -> None:
+    refused(command_line(*SMALL, "device=cuda"), "device=cuda", "device=cpu")
+
+
+def test_the_table_has_every_kind_and_nothing_twice() -> None:
+    assert len({(bad.kind, bad.name) for bad in BAD_INPUTS}) == len(BAD_INPUTS) >= 70
+    assert min(Counter(bad.kind for bad in BAD_INPUTS).values()) >= 15
+
+
+def test_the_table_can_be_read_without_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import bad_inputs"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    subprocess.run([sys.executable, "-P", "-c", code], env=env, check=True, timeout=60)
