@@ -21,6 +21,7 @@ from fed.config import Config
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
 from fed.evaluation import Metrics, evaluate
+from fed.faults import Faults
 from fed.journal import Journal, Recorder
 from fed.keeper import PARTIAL, Keeper, Kept, rounds
 from fed.leader import in_parts
@@ -176,7 +177,7 @@ def _go_on(keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console
             console.print(f"going on after round {kept.server_round}, from {kept.folder}", soft_wrap=True)
             return number, kept
     tracker.start_over()
-    console.print("no checkpoint yet: the run begins again", soft_wrap=True)
+    console.print("no round is complete yet; of the first one, clients that are done are kept", soft_wrap=True)
     return 0, None
 
 
@@ -253,7 +254,9 @@ def _federation(
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     clients, mesh = Recorder(tracker), plan.mesh
     within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
-    journal = Journal(within, mesh.world.index, mesh.own, keeper.files, clients)
+    journal = Journal(
+        within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
+    )
     state = StrategyState(strategy)
     if keeper.every and state.left_out():
         console.print(
@@ -278,13 +281,14 @@ def _federation(
             parts,
         ),
         memory=Memory(
-            keeper,
-            {"strategy": state, "server": evaluation, "log": tracker},
-            journal,
-            kept,
-            lambda: tracker.phase("checkpoint"),
+            keeper, {"strategy": state, "server": evaluation, "log": tracker}, kept, lambda: tracker.phase("checkpoint")
         ),
+        journal=journal,
+        own=mesh.own,
         seed=config.seed,
+        faults=Faults(config.faults, config.client_timeout, config.seed),
+        min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
+        on_failure=tracker.failed,
     )
 
 

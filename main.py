@@ -47,6 +47,7 @@ def _compose_and_run(composed: DictConfig) -> None:
     import experiment
     import plan
     from fed import stop
+    from fed.faults import TooFewClients
     from fed.resume import resumed
 
     hydra_config = HydraConfig.get()
@@ -76,8 +77,22 @@ def _compose_and_run(composed: DictConfig) -> None:
         with stop.listening() if not launch.is_started_here() else nullcontext():
             try:
                 experiment.run(prepared, folder)
+            except TooFewClients as error:
+                sys.exit(_ended(f"{error}; {_whence(folder)}"))
+            except OSError as error:  # a full disk, most of all
+                sys.exit(_ended(f"{error}; {_whence(folder)}"))
             except stop.Stopped as stopped:
-                sys.exit(_stopped(stopped.number, f"{stopped}; go on with: python main.py resume={folder}"))
+                sys.exit(_stopped(stopped.number, f"{stopped}; {_whence(folder)}"))
+
+
+def _ended(message: str) -> int:
+    if launch.is_first():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _whence(folder: Path) -> str:
+    return f"what was done is kept, go on with: python main.py resume={folder}"
 
 
 def _stopped(number: int, message: str) -> int:

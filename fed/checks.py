@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fed.complaints import REFUSED, listed, malformed, nearest, unknown
-from fed.config import GROUPS, Config, LoraSettings, ModelSettings, TensorBoardSettings, keys
+from fed.config import GROUPS, Config, FaultSettings, LoraSettings, ModelSettings, TensorBoardSettings, keys
 
 CHOICES = {
     "mode": ("federated", "centralized", "local"),
@@ -44,7 +44,15 @@ AT_LEAST_ONE = (
     "trainer_processes",
     "clients_in_parallel",
 )
-AT_LEAST_ZERO = ("seed", "checkpoint_every", "alpha", "warmup_steps", "server_fraction", "client_eval_fraction")
+AT_LEAST_ZERO = (
+    "seed",
+    "checkpoint_every",
+    "min_fit_clients",
+    "alpha",
+    "warmup_steps",
+    "server_fraction",
+    "client_eval_fraction",
+)
 POSITIVE = ("lr", "max_grad_norm", "decay_rate", "process_timeout")
 
 # Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
@@ -77,6 +85,9 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("checkpoint_within_round", lambda config: config.checkpoint_every != 1, "checkpoint_every other than 1"),
     ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
+    ("faults.straggler_rate", lambda config: config.client_timeout is None, "client_timeout=null: nobody is too late"),
+    ("faults.straggler_seconds", lambda config: config.faults.straggler_rate == 0, "faults.straggler_rate=0"),
+    ("faults.byzantine_scale", lambda config: config.faults.byzantine_clients == 0, "faults.byzantine_clients=0"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
 )
@@ -112,6 +123,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     _check_values(config)
     _check_loss(config.loss)
     _check_lora(config.lora)
+    _check_faults(config)
     _check_together(config)
     _check_strategy(config)
     if config.alpha is None:
@@ -205,6 +217,7 @@ def _check_known(composed: DictConfig) -> None:
     parts = {"": (composed, Config), "model.": (composed.model, ModelSettings)}
     parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
     parts["lora."] = (composed.lora, LoraSettings)
+    parts["faults."] = (composed.faults, FaultSettings)
     for prefix, (node, schema) in parts.items():
         for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
             raise ValueError(unknown(prefix + key))
@@ -231,6 +244,26 @@ def _check_lora(lora: LoraSettings) -> None:
         raise ValueError(f"lora.alpha={lora.alpha} is out of range; expected a finite number above 0")
     if lora.target_modules == []:
         raise ValueError("lora.target_modules is empty; give at least one, or leave it out")
+
+
+def _check_faults(config: Config) -> None:
+    faults = config.faults
+    for key in ("dropout_rate", "straggler_rate", "nan_rate"):
+        if not 0 <= getattr(faults, key) <= 1:
+            raise ValueError(f"faults.{key}={getattr(faults, key)} is out of range; expected a number from 0 to 1")
+    for key in ("straggler_seconds", "byzantine_clients", "byzantine_scale"):
+        if not 0 <= getattr(faults, key) < math.inf:
+            raise ValueError(f"faults.{key}={getattr(faults, key)} is out of range; expected a number of at least 0")
+    if faults.byzantine_clients > config.client_num_in_total:
+        raise ValueError(
+            f"faults.byzantine_clients={faults.byzantine_clients} is more than "
+            f"client_num_in_total={config.client_num_in_total}"
+        )
+    if config.client_timeout is not None and not config.client_timeout > 0:
+        raise ValueError(f"client_timeout={config.client_timeout} is out of range; expected more than 0")
+    trained = config.clients_per_round or config.client_num_in_total
+    if config.mode == "federated" and config.min_fit_clients > trained:
+        raise ValueError(f"min_fit_clients={config.min_fit_clients} is more than the {trained} clients of a round")
 
 
 def _check_strategy(config: Config) -> None:

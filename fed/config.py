@@ -41,6 +41,18 @@ class LoraSettings:
 
 
 @dataclass
+class FaultSettings:
+    """`faults.*`: failures to simulate."""
+
+    dropout_rate: float = 0.0  # probability that a client does not answer in a round
+    straggler_rate: float = 0.0  # probability that it is late, and left out if by more than client_timeout
+    straggler_seconds: float = 0.0  # mean of the exponential distribution of that delay; nobody waits for it
+    nan_rate: float = 0.0  # probability that its weights are not numbers
+    byzantine_clients: int = 0  # the first so many clients send the opposite of what they learned
+    byzantine_scale: float = 10.0  # times this
+
+
+@dataclass
 class TensorBoardSettings:
     """`tensorboard.*`."""
 
@@ -110,6 +122,9 @@ class Config:
     accuracy_on: str = "server"  # server | client | test: pairs that a client's result is scored on
     alpha: float | None = None  # weight of the anchor term; null: 1 with strategy=fedpo, 0 with others
     anchor_norm: str = "token"  # token | sum
+    min_fit_clients: int = 1  # a round in which fewer clients succeed ends the run
+    client_timeout: float | None = None  # seconds of training after which a client is left out of the round; null: none
+    faults: FaultSettings = field(default_factory=FaultSettings)
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods
 
     # Local training

@@ -1,26 +1,41 @@
 """`LocalGrid`: Flower's `Grid` inside this process. The only file that touches Flower's private names."""
 
+import functools
 import itertools
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fed.faults import Failed, Faults, TooFewClients, check_reply
 from fed.journal import Journal
+from fed.ranks import ALONE, Ranks
 from fed.seeding import seeded_globals
 
 SERVER_NODE = -1  # clients are nodes 0 to K-1
+# Told client, round, reason and traceback.
+OnFailure = Callable[[int, int, str, str], None]
 
 
 class LocalGrid(Grid):
     """Delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
 
-    A client that raises ends the run: in a simulation nothing is swallowed.
+    A client that fails answers with an error, which strategies leave out, and is told to `on_failure`.
 
     Args:
         app: The app every client runs.
@@ -30,6 +45,10 @@ class LocalGrid(Grid):
             messages are sent (`Strategy.start` would keep them alive for another round).
         journal: Where replies of a round are found if the run was cut off after them.
         seed: Of what clients draw from the global generators, which depends on client and round only.
+        own: The processes that train a client together with this one.
+        faults: Failures to simulate.
+        min_fit_clients: With fewer successful replies to "train" the run ends.
+        on_failure: Told client, round, the reason in one line, and the traceback if there is one.
     """
 
     def __init__(
@@ -40,11 +59,16 @@ class LocalGrid(Grid):
         streams: bool = False,
         journal: Journal | None = None,
         seed: int = 0,
+        own: Ranks = ALONE,
+        faults: Faults | None = None,
+        min_fit_clients: int = 0,
+        on_failure: OnFailure = lambda client_id, server_round, reason, details: None,
     ) -> None:
         self.app = app
         self.contexts = list(contexts)
         self.streams = streams
-        self._journal, self._seed = journal, seed
+        self._journal, self._seed, self._own, self._faults = journal, seed, own, faults
+        self._min_fit_clients, self._on_failure = min_fit_clients, on_failure
         self._round = 1
         self._asked: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)
@@ -93,20 +117,34 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the clients these messages were sent to and return their replies."""
-        return list(self.replies([self._pending.pop(message_id) for message_id in message_ids]))
+        return list(self._enough([self._pending.pop(message_id) for message_id in message_ids]))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """The replies to `messages`, in order. Clients here always answer, so `timeout` is not needed."""
         self._last_replies.clear()
         accepted = [self._accept(message) for message in messages]
         if self.streams:
-            return self.replies(accepted)
-        self._last_replies = list(self.replies(accepted))
+            return self._enough(accepted)
+        self._last_replies = list(self._enough(accepted))
         return self._last_replies
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
         """Run the clients that these accepted messages go to, one by one."""
         yield from map(self.deliver, messages)
+
+    def _enough(self, messages: list[Message]) -> Iterator[Message]:
+        """The replies; too few that can be used are found when all have come."""
+        asked = succeeded = 0
+        for reply in self.replies(messages):
+            if reply.metadata.message_type == MessageType.TRAIN:
+                asked, succeeded = asked + 1, succeeded + (not reply.has_error())
+            yield reply
+            del reply  # or it would stay alive while the next client trains
+        if asked and succeeded < self._min_fit_clients:
+            raise TooFewClients(
+                f"round {self._round}: {succeeded} of {asked} clients succeeded, fewer than "
+                f"min_fit_clients={self._min_fit_clients}"
+            )
 
     def _accept(self, message: Message) -> Message:
         """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
@@ -114,22 +152,43 @@ class LocalGrid(Grid):
         return self.numbered(message)
 
     def deliver(self, message: Message) -> Message:
-        """Run the client that an accepted message goes to; its reply."""
+        """Run the client that an accepted message goes to; its reply, which may be an error."""
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         context = self.contexts[node]
         self._asked[kind, node] += 1
         number = self._asked[kind, node]
+        try:
+            if self._journal is None:
+                return self.numbered(self._attempt(message, context, number))
+            what = f"{kind}-{node}-{number}"
+            run = functools.partial(self._attempt, message, context, number)
+            return self.numbered(self._journal.answer(self._round, what, message, context, run))
+        except Failed as error:
+            reason, details = str(error), ""
+        except Exception as error:
+            if self._own.count > 1:  # the others wait for this process
+                raise
+            reason, details = f"{type(error).__name__}: {error}", traceback.format_exc()
+        reason = " ".join(reason.split()) or "no reason given"
+        self._on_failure(_client_id(context), self._round, reason, details)
+        return self.numbered(Message(Error(0, reason), reply_to=message))
 
-        def run() -> Message:
-            with seeded_globals(self._seed, f"client {kind}", node, self._round, number):
-                reply = self.app(message, context)
-            if reply.has_error():
-                raise RuntimeError(f"client {node} failed: {reply.error.reason}")
-            return reply
+    def _attempt(self, message: Message, context: Context, number: int) -> Message:
+        """What the client answers.
 
-        if self._journal is None:
-            return self.numbered(run())
-        return self.numbered(self._journal.answer(self._round, f"{kind}-{node}-{number}", message, context, run))
+        Raises:
+            Failed: If that cannot be used.
+        """
+        kind, trains = message.metadata.message_type, message.metadata.message_type == MessageType.TRAIN
+        faults = self._faults if trains else None
+        if faults is not None:
+            faults.before(_client_id(context), self._round)
+        with seeded_globals(self._seed, f"client {kind}", message.metadata.dst_node_id, self._round, number):
+            reply = self.app(message, context)
+        if faults is not None and reply.has_content():
+            faults.after(_client_id(context), self._round, message, reply)
+        check_reply(message, reply, self._own)
+        return reply
 
     def numbered(self, message: Message) -> Message:
         """The message, with a number that no other has."""
@@ -143,3 +202,7 @@ def _copy(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | Co
     for key, value in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
         copy[key] = value  # type: ignore[assignment]
     return copy
+
+
+def _client_id(context: Context) -> int:
+    return int(context.node_config["partition-id"])

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
-from fed.journal import Journal
 from fed.ranks import Ranks
 from fed.stop import Stopped
 
@@ -38,8 +37,7 @@ class GroupGrid(LocalGrid):
         streams: Whether each group hands the strategy the replies of its own clients as they come, and `Elsewhere` in
             place of the others' arrays. Otherwise every process gets all replies.
         exchange: Called in all groups when all clients of a round are done.
-        journal: As for `LocalGrid`.
-        seed: As for `LocalGrid`.
+        **how: As for `LocalGrid`.
     """
 
     def __init__(
@@ -51,10 +49,9 @@ class GroupGrid(LocalGrid):
         work: Sequence[float],
         streams: bool = False,
         exchange: Callable[[], None] = lambda: None,
-        journal: Journal | None = None,
-        seed: int = 0,
+        **how: Any,
     ) -> None:
-        super().__init__(app, contexts, streams=streams, journal=journal, seed=seed)
+        super().__init__(app, contexts, streams=streams, **how)
         self._groups, self._work, self._exchange = groups, work, exchange
         self._holders: dict[int, int] = {}  # the group that holds a client's arrays
 
@@ -72,7 +69,8 @@ class GroupGrid(LocalGrid):
                 except Stopped as error:  # the other groups will too, when their present clients let them
                     stopped = error.number
                     break
-                outlines[place] = outline(reply.content), outline(self.contexts[nodes[place]].state)
+                told = reply.error.reason if reply.has_error() else outline(reply.content)
+                outlines[place] = told, outline(self.contexts[nodes[place]].state)
                 mine[place] = None
                 if self.streams:
                     yield reply
@@ -86,7 +84,10 @@ class GroupGrid(LocalGrid):
         for place, message in enumerate(messages):
             content, state = every[place]
             self._remember(nodes[place], owners[place], state)
-            if self.streams:
+            if isinstance(content, str):  # the client failed
+                if not self.streams or place not in mine:
+                    yield self.numbered(Message(Error(0, content), reply_to=message))
+            elif self.streams:
                 if place not in mine:
                     sent = next(iter(message.content.array_records.values()), ArrayRecord())
                     elsewhere = functools.partial(_elsewhere, sent)

@@ -1,5 +1,7 @@
 """Replies of the clients of a round that has begun, so that a run that is cut off need not train them again."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, Protocol
 from flwr.app import Context, Message
 
 from fed import trees
+from fed.faults import Failed
 from fed.keeper import BEGUN, ClientFiles, small
 from fed.ranks import Ranks
 from fed.relay import Event
@@ -100,9 +103,21 @@ class Journal:
         own: The processes that train a client together.
         files: What clients' own arrays are written by.
         log: What the clients report to.
+        run: What the run is; what was kept by another one does not count.
+        client_timeout: Seconds that a client's training may take.
     """
 
-    def __init__(self, folder: Path | None, process: int, own: Ranks, files: ClientFiles, log: Recorder) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        process: int,
+        own: Ranks,
+        files: ClientFiles,
+        log: Recorder,
+        run: Mapping[str, Any],
+        client_timeout: float | None = None,
+    ) -> None:
+        self._run, self._timeout, self._deadline = dict(run), client_timeout, math.inf
         self._folder, self._process, self._own, self._files, self._log = folder, process, own, files, log
         self._stop = Stop(own)
         self._path: Path | None = None  # of the point of the client that is asked now
@@ -121,6 +136,7 @@ class Journal:
             run: Has the client answer.
         """
         self._stop.check()
+        self._deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
         if self._folder is None:
             return run()
         folder = self._folder / f"round-{server_round}{BEGUN}"
@@ -141,7 +157,7 @@ class Journal:
         with self._log.phase("checkpoint"):
             folder.mkdir(parents=True, exist_ok=True)
             stores = self._files.write(own, node, context)
-            records = {"content": reply.content, "context": small(context), "stores": stores}
+            records = {"run": self._run, "content": reply.content, "context": small(context), "stores": stores}
             trees.save({**records, "events": self._log.events()}, path)
             point.unlink(missing_ok=True)
         return reply
@@ -155,28 +171,38 @@ class Journal:
 
         Raises:
             Stopped: In all processes that train the client.
+            Failed: In all of them, if it has had its time.
         """
+        if self._timeout is not None and self._own.largest(time.monotonic() > self._deadline):
+            raise Failed(f"it took longer than client_timeout={self._timeout:g} seconds")
         number = self._stop.asked()
         if not number:
             return
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            trees.save({"point": point(), "events": self._log.events()}, self._path)
+            trees.save({"run": self._run, "point": point(), "events": self._log.events()}, self._path)
             trees.sync(self._path)
         raise Stopped(number)
 
     def _read_point(self, path: Path) -> Mapping[str, Any] | None:
         """The same answer, yes or no, in all processes that train the client."""
-        try:
-            found: Mapping[str, Any] | None = trees.load(path)
-        except trees.Damaged:  # or not there
-            found = None
+        found = self._load(path)
         return found if all(self._own.gather(found is not None)) else None
 
     def _read(self, path: Path, own: Path, node: int) -> dict[str, Any] | None:
+        kept = self._load(path)
+        if kept is None:
+            return None
         try:
-            kept: dict[str, Any] = trees.load(path)
             arrays = self._files.read(own, node) if kept["stores"] else {}
-        except trees.Damaged:  # or not there
+        except trees.Damaged:
             return None
         return {**kept, "context": {**kept["context"], **arrays}}
+
+    def _load(self, path: Path) -> dict[str, Any] | None:
+        """What this run kept there; None: nothing that is whole."""
+        try:
+            kept: dict[str, Any] = trees.load(path)
+        except trees.Damaged:  # or not there
+            return None
+        return kept if kept["run"] == self._run else None

@@ -113,7 +113,7 @@ class Keeper:
         num_rounds: int,
     ) -> None:
         self.folder, self.files = folder, ClientFiles()
-        self._mesh, self._parts, self._run = mesh, parts, dict(run)
+        self._mesh, self._parts, self.run = mesh, parts, dict(run)
         self.every, self._last, self._num_rounds = every, last, num_rounds
         self._scores: dict[int, float] = {}  # of each round that was evaluated
 
@@ -207,7 +207,7 @@ class Keeper:
         contexts = list(enumerate(clients.contexts))
         holders = [node for node, context in contexts if self.files.write(self._client(folder, node), node, context)]
         tree = {
-            "run": self._run,
+            "run": self.run,
             "names": list(arrays),
             "sums": {str(path.relative_to(folder)): _sum(path) for path in weights},
             "contexts": {node: records for node, context in contexts if (records := small(context))},
@@ -234,7 +234,7 @@ class Keeper:
         return Kept(server_round, folder, tree, clients), None
 
     def _check_run(self, kept: Kept) -> None:
-        for key, value in self._run.items():
+        for key, value in self.run.items():
             before = kept.tree["run"].get(key)
             if before != value:
                 raise ValueError(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")

@@ -70,6 +70,10 @@ class Display:
         ]
         self._print(self._round(server_round), [*parts, *self._pace(pairs_per_second)])
 
+    def print_failure(self, server_round: int, client_id: int, reason: str) -> None:
+        """One line for a client that is left out."""
+        self._print(f"{self._round(server_round)}  client-{client_id} is left out: {reason}", [])
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._bar:

@@ -40,6 +40,10 @@ class Relay:
         """Pairs trained now."""
         self._keep("advance", pairs)
 
+    def failed(self, client_id: int, server_round: int, reason: str, details: str) -> None:
+        """A client is left out of a round."""
+        self._keep("failed", client_id, server_round, reason, details)
+
     def reference(self, pairs: int, total: int) -> None:
         """The first process knows that itself."""
 

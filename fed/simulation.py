@@ -13,7 +13,6 @@ from flwr.serverapp import ServerApp
 from fed.arrays import to_record, to_tensors
 from fed.grid import LocalGrid
 from fed.group_grid import GroupGrid
-from fed.journal import Journal
 from fed.keeper import Keeper, Kept, Stateful
 from fed.leader import Evaluate, LeaderGrid, follow
 from fed.ranks import ONE_PROCESS, Mesh
@@ -40,7 +39,6 @@ class Memory:
 
     keeper: Keeper
     stateful: Mapping[str, Stateful]  # what has a state besides the clients
-    journal: Journal | None = None
     kept: Kept | None = None  # the checkpoint to go on from
     phase: Callable[[], AbstractContextManager[None]] = nullcontext  # around the writing of a checkpoint
 
@@ -55,7 +53,7 @@ def simulate(
     streams: bool = False,
     processes: Processes = ALONE,
     memory: Memory | None = None,
-    seed: int = 0,
+    **how: Any,
 ) -> ArrayRecord:
     """Run a federation over these clients; the final global weights, or this process's parts of them.
 
@@ -69,14 +67,14 @@ def simulate(
         streams: Whether the strategy reads each reply once and in order.
         processes: All of them call this.
         memory: What is on the disk, and will be; None: nothing.
-        seed: Of clients' draws from global generators.
+        **how: As for `LocalGrid`.
     """
     contexts = [
         Context(0, node, {"partition-id": client_id, "num-partitions": len(client_ids)}, RecordDict(), {})
         for node, client_id in enumerate(client_ids)
     ]
     mesh, parts = processes.mesh, processes.parts
-    how: Any = {"streams": streams, "journal": memory and memory.journal, "seed": seed}
+    how["streams"] = streams
     grid = LocalGrid(client, contexts, **how)
     if mesh.groups.count > 1:
         grid = GroupGrid(client, contexts, groups=mesh.groups, work=processes.work, exchange=processes.exchange, **how)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from rich.console import Console
 from fed.cpu import peak_memory
 from fed.event_files import EventFiles, cut_off
 from fed.progress import Display
+
+FAILURE = "failure"  # the split under which clients stand that were left out of a round
 
 
 class Tracker:
@@ -106,9 +109,20 @@ class Tracker:
             self._write_events("Server", {f"acc/client-{client_id}": metrics["accuracy"]}, server_round)
         self._enter(server_round).clients.setdefault(split, {})[client_id] = float(metrics["accuracy"])
 
+    def failed(self, client_id: int, server_round: int, reason: str, details: str) -> None:
+        """Record that a client is left out of a round, and why; `details`, a traceback, go to `failures.log`."""
+        line = {"round": server_round, "who": f"client-{client_id}", "split": FAILURE, "pairs": self.pairs}
+        self._write_line({**line, "reason": reason})
+        self._enter(server_round).failed += 1
+        self._display.print_failure(server_round, client_id, reason)
+        if details:
+            with (self._run_dir / "failures.log").open("a", encoding="utf-8") as file:
+                file.write(f"round {server_round}, client-{client_id}: {details}\n")
+
     def clients_done(self, server_round: int) -> None:
         """Close the round's reports: `avg_acc/client` is the plain mean over the clients that reported."""
         accuracies = self._enter(server_round).clients.get("validation", {})
+        self._write_events("Server", {"clients/failed": self._enter(server_round).failed}, server_round)
         if accuracies:
             self._write_events("Server", {"avg_acc/client": fmean(accuracies.values())}, server_round, flush=True)
         self._display.end_visit()
@@ -142,12 +156,15 @@ class Tracker:
         the top level and wins over a key of the same name.
         """
         self._print_round()
-        lines = [line for line in read_metrics(self._run_dir) if line.who == "server"]
+        every = read_metrics(self._run_dir)
+        lines = [line for line in every if line.who == "server"]
+        failures = Counter(line.who for line in every if line.split == FAILURE)
         rate = self._pairs_per_second()
         report = {
             "final": {line.split: line.values() for line in lines},
             "best": _best(lines),
             "pairs": self.pairs,
+            **({"failures": failures} if failures else {}),
             **({} if rate is None else {"pairs_per_second": rate}),
             "seconds": self.seconds(),
             "wall_seconds": time.perf_counter() - self._began,
@@ -173,7 +190,9 @@ class Tracker:
         self.close()
 
     def _append(self, who: str, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
-        line = {"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics}
+        self._write_line({"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics})
+
+    def _write_line(self, line: Mapping[str, object]) -> None:
         self._metrics.write(json.dumps(_plain(line), allow_nan=False) + "\n")
         self._metrics.flush()
 
@@ -202,15 +221,15 @@ class Tracker:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of `metrics.jsonl`; a metric that was not finite is None."""
+    """One line of `metrics.jsonl`; a metric that was not finite is None. Of a failure the only one is its reason."""
 
     server_round: int
     who: str
     split: str
     pairs: int
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, Any]
 
-    def values(self) -> dict[str, float | None]:
+    def values(self) -> dict[str, Any]:
         """The numbers of the line."""
         return {"round": self.server_round, "pairs": self.pairs, **self.metrics}
 
@@ -223,7 +242,7 @@ def read_metrics(run_dir: Path) -> list[Line]:
     return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]
 
 
-def _best(lines: Iterable[Line]) -> dict[str, dict[str, float | None]]:
+def _best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
     """The most accurate line of each split, the earlier one among equals."""
     best: dict[str, tuple[float, Line]] = {}
     for line in lines:
@@ -251,6 +270,7 @@ class _Round:
     server_round: int
     server: dict[str, Mapping[str, float]] = field(default_factory=dict)
     clients: dict[str, dict[int, float]] = field(default_factory=dict)
+    failed: int = 0
 
     def texts(self) -> Iterator[tuple[str, float, float | None]]:
         """(label, value, standard error) of the round's line."""

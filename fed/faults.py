@@ -1,0 +1,106 @@
+"""Clients that fail: those that a simulation makes fail, and how any failure is found.
+
+Every draw depends on seed, client and round only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, MessageType
+
+from fed.arrays import to_record, to_tensors
+from fed.config import FaultSettings
+from fed.ranks import ALONE, Ranks
+from fed.seeding import generator
+
+
+class Failed(Exception):
+    """A client is left out of the round; raised by all processes that train it together."""
+
+
+class TooFewClients(Exception):
+    """Fewer clients than `min_fit_clients` succeeded in a round."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong with whom.
+
+    Args:
+        settings: How often.
+        client_timeout: Seconds; None: nobody is too late.
+        seed: Of the draws.
+    """
+
+    settings: FaultSettings
+    client_timeout: float | None = None
+    seed: int = 0
+
+    def before(self, client_id: int, server_round: int) -> None:
+        """Ends a client that does not come to train.
+
+        Raises:
+            Failed: With the reason.
+        """
+        settings = self.settings
+        drops, is_late, delay = generator(self.seed, "faults", client_id, server_round).random(3)
+        if drops < settings.dropout_rate:
+            raise Failed("simulated dropout")
+        seconds = -math.log1p(-delay) * settings.straggler_seconds
+        if is_late < settings.straggler_rate and self.client_timeout is not None and seconds > self.client_timeout:
+            raise Failed(f"simulated delay of {seconds:.0f} s, more than client_timeout={self.client_timeout:g}")
+
+    def after(self, client_id: int, server_round: int, sent: Message, reply: Message) -> None:
+        """Spoil a reply."""
+        settings = self.settings
+        spoils = generator(self.seed, "spoiled", client_id, server_round).random() < settings.nan_rate
+        for key, record in reply.content.array_records.items():
+            tensors = to_tensors(record)
+            if client_id < settings.byzantine_clients:
+                received = to_tensors(sent.content.array_records[key])
+                for name, tensor in tensors.items():
+                    tensors[name] = received[name] - settings.byzantine_scale * (tensor - received[name])
+            if spoils:
+                tensors = {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()}
+            reply.content[key] = to_record(tensors)
+
+
+def check_reply(sent: Message, reply: Message, own: Ranks = ALONE) -> None:
+    """Find a reply to "train" that no aggregate can use.
+
+    Args:
+        sent: The message to the client.
+        reply: Its answer.
+        own: The processes that train the client, each with its part of the arrays.
+
+    Raises:
+        Failed: With the reason.
+    """
+    if reply.has_error():
+        raise Failed(reply.error.reason)
+    if sent.metadata.message_type != MessageType.TRAIN:
+        return
+    reasons = [reason for reason in own.gather(_problem(sent, reply)) if reason is not None]
+    if reasons:
+        raise Failed(reasons[0])
+
+
+@torch.no_grad()
+def _problem(sent: Message, reply: Message) -> str | None:
+    for key, record in sent.content.array_records.items():
+        if key not in reply.content.array_records:
+            return f"its reply has no arrays under {key}"
+        expected, found = to_tensors(record), to_tensors(reply.content.array_records[key])
+        if expected.keys() != found.keys():
+            return f"its arrays have other names: {sorted(expected.keys() ^ found.keys())[0]} is on one side only"
+        for name, tensor in found.items():
+            if tensor.shape != expected[name].shape:
+                return f"its {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+            if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN is both
+                return f"its {name} is not finite"
+    for metrics in reply.content.metric_records.values():
+        for name, value in metrics.items():
+            if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+                return f"its {name} is {value}"
+    return None
