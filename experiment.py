@@ -20,6 +20,7 @@ from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.config import Config
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
+from fed.endings import writing
 from fed.evaluation import Metrics, evaluate
 from fed.faults import Faults
 from fed.journal import Journal, Recorder
@@ -40,6 +41,7 @@ from server.state import StrategyState
 from server.strategies import StreamingFedAvg
 
 PARTITION = "partition.json"
+STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
 
 
 def create_folder(plan: Plan) -> Path:
@@ -67,6 +69,7 @@ def locked(plan: Plan, folder: Path) -> Iterator[None]:
 def _create_folder(plan: Plan) -> Path:
     config = plan.config
     run_folder.check_cache_folder(config.cache_dir)
+    _check_space(plan)
     folder = run_folder.create_run_folder(
         config.output_dir,
         config.exp_name,
@@ -99,6 +102,26 @@ def _reopen_folder(plan: Plan) -> Path:
     if behind > config.comm_round:
         raise ValueError(f"comm_round={config.comm_round} is less than the {behind} rounds that are done; raise it")
     return folder
+
+
+def _check_space(plan: Plan) -> None:
+    """Whether the disk takes what the run keeps at a time, as far as that is known: a strategy may keep more."""
+    config, model = plan.config, plan.policy.model
+    if config.debug:
+        return
+    size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # travels and is kept in float32
+    kept = size  # the final model
+    if config.checkpoint_every:
+        slots = STATES[config.optimizer] * len(plan.clients) if config.client_optimizer == "persist" else 0
+        kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and that which is being written
+    within = size * plan.clients_per_round if config.checkpoint_every == 1 and config.checkpoint_within_round else 0
+    free = run_folder.free_space(Path(config.output_dir))
+    if kept + within > free:
+        less = f" (with checkpoint_within_round=false {kept / 1e9:.2g} GB)" if within else ""
+        raise ValueError(
+            f"output_dir={config.output_dir} has {free / 1e9:.2g} GB free, the run keeps up to "
+            f"{(kept + within) / 1e9:.2g} GB{less}; give another output_dir or make room"
+        )
 
 
 def _yaml(config: Config) -> str:
@@ -140,10 +163,12 @@ def run(plan: Plan, folder: Path) -> None:
             kept = None
             _save(plan, final, place.policy)
         memory = plan.mesh.world.gather(_memory(plan.policy.device))
-        summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
+        with writing(folder / "summary.json"):
+            summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
     if not writes:
         return
-    picture = curves(folder)
+    with writing(folder / "curves.png"):
+        picture = curves(folder)
     console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
     console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
 
@@ -347,10 +372,11 @@ def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
     if plan.config.debug:
         return
     partial, writes = directory.with_name(f"{directory.name}{PARTIAL}"), plan.mesh.world.is_first
-    save_policy(plan.policy, partial, write=writes)
-    if writes:
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+    with writing(directory):
+        save_policy(plan.policy, partial, write=writes)
+        if writes:
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.rename(directory)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fed import checks, complaints, config, launch
+from fed.endings import CannotGoOn, Stopped
 
 
 def main() -> int:
@@ -47,7 +48,6 @@ def _compose_and_run(composed: DictConfig) -> None:
     import experiment
     import plan
     from fed import stop
-    from fed.faults import TooFewClients
     from fed.resume import resumed
 
     hydra_config = HydraConfig.get()
@@ -77,28 +77,18 @@ def _compose_and_run(composed: DictConfig) -> None:
         with stop.listening() if not launch.is_started_here() else nullcontext():
             try:
                 experiment.run(prepared, folder)
-            except TooFewClients as error:
-                sys.exit(_ended(f"{error}; {_whence(folder)}"))
-            except OSError as error:  # a full disk, most of all
-                sys.exit(_ended(f"{error}; {_whence(folder)}"))
-            except stop.Stopped as stopped:
-                sys.exit(_stopped(stopped.number, f"{stopped}; {_whence(folder)}"))
+            except CannotGoOn as error:
+                sys.exit(_ended(f"error: {error}", folder, 1))
+            except Stopped as stopped:
+                # Those that a launcher started end well: it knows why.
+                sys.exit(_ended(str(stopped), folder, 0 if launch.is_started_here() else 128 + stopped.number))
 
 
-def _ended(message: str) -> int:
+def _ended(reason: str, folder: Path, code: int) -> int:
     if launch.is_first():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
-
-
-def _whence(folder: Path) -> str:
-    return f"what was done is kept, go on with: python main.py resume={folder}"
-
-
-def _stopped(number: int, message: str) -> int:
-    if launch.is_first():
-        print(message, file=sys.stderr)
-    return 0 if launch.is_started_here() else 128 + number  # the launcher knows why they end
+        going_on = f"what was done is kept, go on with: python main.py resume={folder}"
+        print(f"{' '.join(reason.split())}; {going_on}", file=sys.stderr)
+    return code
 
 
 def _refuse(message: str) -> int:

@@ -11,16 +11,9 @@ from flwr.app import Message, MessageType
 
 from fed.arrays import to_record, to_tensors
 from fed.config import FaultSettings
+from fed.endings import Failed
 from fed.ranks import ALONE, Ranks
 from fed.seeding import generator
-
-
-class Failed(Exception):
-    """A client is left out of the round; raised by all processes that train it together."""
-
-
-class TooFewClients(Exception):
-    """Fewer clients than `min_fit_clients` succeeded in a round."""
 
 
 @dataclass(frozen=True)

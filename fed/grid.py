@@ -22,7 +22,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.faults import Failed, Faults, TooFewClients, check_reply
+from fed.endings import CannotGoOn, Failed, TooFewClients
+from fed.faults import Faults, check_reply
 from fed.journal import Journal
 from fed.ranks import ALONE, Ranks
 from fed.seeding import seeded_globals
@@ -165,6 +166,8 @@ class LocalGrid(Grid):
             return self.numbered(self._journal.answer(self._round, what, message, context, run))
         except Failed as error:
             reason, details = str(error), ""
+        except CannotGoOn:  # no fault of the client's
+            raise
         except Exception as error:
             if self._own.count > 1:  # the others wait for this process
                 raise

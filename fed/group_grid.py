@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fed.arrays import to_record, to_tensors
+from fed.endings import Stopped
 from fed.grid import LocalGrid
 from fed.ranks import Ranks
-from fed.stop import Stopped
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from flwr.app import Context, Message
 
 from fed import trees
-from fed.faults import Failed
+from fed.endings import Failed, Stopped, writing
 from fed.keeper import BEGUN, ClientFiles, small
 from fed.ranks import Ranks
 from fed.relay import Event
-from fed.stop import Stop, Stopped
+from fed.stop import Stop
 
 
 class Log(Protocol):
@@ -154,7 +154,7 @@ class Journal:
         self._path, self._point = point, found and found["point"]
         self._log.begin(found["events"] if found else ())
         reply = run()
-        with self._log.phase("checkpoint"):
+        with self._log.phase("checkpoint"), writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             stores = self._files.write(own, node, context)
             records = {"run": self._run, "content": reply.content, "context": small(context), "stores": stores}
@@ -179,9 +179,10 @@ class Journal:
         if not number:
             return
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            trees.save({"run": self._run, "point": point(), "events": self._log.events()}, self._path)
-            trees.sync(self._path)
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                trees.save({"run": self._run, "point": point(), "events": self._log.events()}, self._path)
+                trees.sync(self._path)
         raise Stopped(number)
 
     def _read_point(self, path: Path) -> Mapping[str, Any] | None:

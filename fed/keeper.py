@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from fed import checkpoint, trees
 from fed.arrays import to_record, to_tensors
+from fed.endings import CannotGoOn, CannotWrite, writing
 from fed.ranks import Mesh
 from fed.sharding import Parts
 
@@ -121,7 +122,7 @@ class Keeper:
         """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
 
         Raises:
-            ValueError: If it is of another run.
+            CannotGoOn: If it is of another run.
         """
         world = self._mesh.world
         for server_round in world.from_first(sorted(rounds(self.folder), reverse=True)):
@@ -170,28 +171,29 @@ class Keeper:
         The best one is that of the highest `validation_accuracy` of `metrics`, or else `test_accuracy`.
 
         Raises:
-            OSError: If it cannot be written; those before are as they were.
+            CannotWrite: If the disk refuses it; those before are as they were.
         """
         world = self._mesh.world
         folder = self.folder / f"round-{server_round}"
         partial = folder.with_name(folder.name + PARTIAL)
-        if world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        world.gather(None)  # the folder is there
         score = next((metrics[key] for key in SCORES if key in metrics), None) if metrics else None
         if score is not None:
             self._scores[server_round] = float(score)
         try:
-            self._write(partial, arrays, clients, stateful)
-        except OSError:
+            with writing(folder):
+                if world.is_first:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+                world.gather(None)  # the folder is there
+                self._write(partial, arrays, clients, stateful)
+                world.gather(None)  # every part is there
+                if world.is_first:
+                    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+                    partial.rename(folder)
+                    trees.sync(self.folder)
+        except CannotWrite:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        world.gather(None)  # every part is there
-        if world.is_first:
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            partial.rename(folder)
-            trees.sync(self.folder)
         world.gather(None)  # it is there under its name
         self.files.moved(partial, folder)
         if world.is_first:
@@ -237,7 +239,7 @@ class Keeper:
         for key, value in self.run.items():
             before = kept.tree["run"].get(key)
             if before != value:
-                raise ValueError(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")
+                raise CannotGoOn(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")
 
     def clean(self, server_round: int) -> None:
         """Remove what a run that goes on after this round does not read."""

@@ -12,6 +12,7 @@ import transformers
 
 from fed.batches import Example, PairLogps
 from fed.cpu import cpu_name
+from fed.endings import writing
 from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
 from fed.policy import OnPairs, Policy, pair_logps
@@ -38,7 +39,7 @@ def with_reference(
     computed anew. None: no cache. `on_pairs` is told how many pairs more are done.
 
     Raises:
-        ValueError: If the cache cannot be written.
+        CannotWrite: If the disk refuses the cache's file.
     """
     if not examples:
         return []
@@ -106,10 +107,5 @@ def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
 def _write_column(entry: Path, column: Sequence[PairLogps]) -> None:
     content = io.BytesIO()
     np.lib.format.write_array(content, np.asarray(column, dtype=np.float64), allow_pickle=False)
-    try:
+    with writing(entry):
         write_whole(entry, content.getvalue())
-    except OSError as error:
-        raise ValueError(
-            f"cannot write reference log-probs to {entry.parent}: {error.strerror or error}; set cache_dir to a folder "
-            "that can be written"
-        ) from error

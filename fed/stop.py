@@ -9,19 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from fed.endings import Stopped
 from fed.ranks import ALONE, Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME = 0.5  # seconds within which a second signal is the same request, delivered twice
 ORDER = "FEDPO_STOP"  # the file by which a launcher tells the processes it started
-
-
-class Stopped(BaseException):
-    """The run ends because it was asked to; no mistake, so no `except Exception` takes it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 class _Request:

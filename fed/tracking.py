@@ -15,9 +15,11 @@ from typing import Any, Self
 from rich.console import Console
 
 from fed.cpu import peak_memory
+from fed.endings import writing
 from fed.event_files import EventFiles, cut_off
 from fed.progress import Display
 
+METRICS = "metrics.jsonl"
 FAILURE = "failure"  # the split under which clients stand that were left out of a round
 
 
@@ -40,7 +42,7 @@ class Tracker:
         self.pairs = 0
         self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
         self._events = EventFiles(run_dir / "tensorboard") if tensorboard else None
         self._display = Display(console or Console(), num_rounds, clients_per_round)
         self._stopwatch = _Stopwatch()
@@ -65,7 +67,7 @@ class Tracker:
         self._stopwatch.set(state["seconds"])
         self._began = time.perf_counter() - state["wall_seconds"]
         self._metrics.flush()
-        cut_off(self._run_dir / "metrics.jsonl", state["metrics"])
+        cut_off(self._run_dir / METRICS, state["metrics"])
         self._metrics.seek(0, os.SEEK_END)
         if self._events and state["events"] is not None:
             self._events.load_state_dict(state["events"])
@@ -193,14 +195,16 @@ class Tracker:
         self._write_line({"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics})
 
     def _write_line(self, line: Mapping[str, object]) -> None:
-        self._metrics.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-        self._metrics.flush()
+        with writing(self._run_dir / METRICS):
+            self._metrics.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+            self._metrics.flush()
 
     def _write_events(self, folder: str, tags: Mapping[str, float], step: int, *, flush: bool = False) -> None:
         if self._events:
-            self._events.write(folder, tags, step)
-            if flush:
-                self._events.flush()
+            with writing(self._run_dir / "tensorboard" / folder):
+                self._events.write(folder, tags, step)
+                if flush:
+                    self._events.flush()
 
     def _enter(self, server_round: int) -> "_Round":
         if self._round is None or self._round.server_round != server_round:
@@ -236,7 +240,7 @@ class Line:
 
 def read_metrics(run_dir: Path) -> list[Line]:
     """Lines of `metrics.jsonl` in order; one that was cut off while it was written does not count."""
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / METRICS
     texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(text) for text in texts if text.endswith("\n")]
     return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fed.arrays import TensorArray
+from fed.endings import writing
 
 RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
 SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
@@ -34,17 +35,16 @@ def save(tree: Any, path: Path) -> None:
 
     Raises:
         TypeError: If the tree holds something else than numbers, text, arrays, records and containers of them.
-        OSError: If it cannot be written.
+        CannotWrite: If the disk refuses it.
     """
     packer = _Packer()
     text = json.dumps(packer.pack(tree))
     tensors = {str(number): tensor for number, tensor in enumerate(packer.tensors)}
     partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
-        partial.replace(path)
-    except SafetensorError as error:  # what it makes of the system's refusals
-        raise OSError(f"cannot write {path}: {error}") from error
+        with writing(path):
+            save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
