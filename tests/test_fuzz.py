@@ -25,10 +25,17 @@ FROM_FILES = sorted(DATASETS.keys() - {"demo"})
 
 # Records that make rows, and values that their fields should not have.
 
+
+def rarely(odd: st.SearchStrategy[Any], usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """The odd ones one time in twenty: most files should make rows."""
+    return st.integers(0, 19).flatmap(lambda number: odd if number == 13 else usual)
+
+
 PIECES = (
     "\n\nHuman:",
     "\n\nAssistant:",
     " hi",
+    " you",
     "<p>a</p>",
     "&lt;",
     "<li>",
@@ -36,10 +43,9 @@ PIECES = (
     "é",
     "\0",
     "\u2028",
-    "\ud800",
     "\r\n",
 )
-TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=20)
+TEXTS = rarely(st.text(max_size=20) | st.just("\ud800"), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 ANSWERS = st.fixed_dictionaries({"text": TEXTS, "pm_score": st.integers(-2, 9)})
 RECORDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "hh": st.builds(
@@ -70,7 +76,7 @@ def lines(draw: st.DrawFn, name: str) -> bytes:
     """One record, now and then with a field that is missing, of another type, or there twice."""
     record = draw(RECORDS[name])
     changed = draw(st.sampled_from([None, *record]))
-    change = draw(st.sampled_from(["none", "none", "drop", "value", "twice"]))
+    change = draw(rarely(st.sampled_from(["drop", "value", "twice"]), st.just("none")))
     if changed is not None and change == "drop":
         record = {key: value for key, value in record.items() if key != changed}
     elif changed is not None and change == "value":
@@ -105,7 +111,7 @@ INSERTED = st.binary(min_size=1, max_size=4) | st.sampled_from(
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
     """The bytes as they are, or cut, with bits turned, with bytes put in, or with a part repeated."""
     data = draw(whole)
-    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         place = draw(st.integers(0, len(data)))
         end = draw(st.integers(place, min(place + 50, len(data))))
         damage = draw(st.sampled_from(["cut", "turn", "insert", "repeat", "remove"]))
@@ -125,12 +131,11 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 @st.composite
 def files(draw: st.DrawFn, name: str) -> tuple[str, bytes]:
     """A file's ending and content."""
-    good = st.lists(lines(name) | lines(name) | FOREIGN_LINES, max_size=5).map(b"\n".join)
-    data = draw(st.binary(max_size=200) | damaged(good) | damaged(good))
-    if draw(st.integers(0, 9)) == 9:
-        data = data.decode("utf-8", "replace").encode("utf-16")
+    good = st.lists(rarely(FOREIGN_LINES, lines(name)), min_size=1, max_size=6).map(b"\n".join)
+    data = draw(rarely(st.binary(max_size=200), damaged(good)))
+    data = draw(rarely(st.just(data.decode("utf-8", "replace").encode("utf-16")), st.just(data)))
     ending = draw(st.sampled_from([".jsonl", ".jsonl", ".jsonl.gz"]))
-    if draw(st.sampled_from([ending.endswith(".gz")] * 5 + [True, False])):
+    if draw(rarely(st.booleans(), st.just(ending.endswith(".gz")))):
         data = draw(damaged(st.just(gzip.compress(data, 1))))
     return ending, data
 
@@ -142,6 +147,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", FROM_FILES)
 def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, name: str) -> None:
+    made = []
+
     @FUZZ
     @given(file=files(name), split=st.sampled_from(["train", "test"]), alone=st.booleans())
     def check(file: tuple[str, bytes], split: Split, alone: bool) -> None:
@@ -152,13 +159,14 @@ def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, nam
         path.write_bytes(data)
         if not alone:
             (folder / f"b-{'test' if split == 'train' else 'train'}.jsonl").write_bytes(b"not read")
-        rows_or_error(name, split, path, path if alone else folder)
+        made.append(rows_or_error(name, split, path, path if alone else folder))
 
     check()
+    assert sum(made) > len(made) / 50, "most files are too bad to test anything but the first line"
 
 
-def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> None:
-    """Rows of text that a tokenizer takes, or a line that names the file, and the line in it unless none is whole."""
+def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> int:
+    """How many rows, of text that a tokenizer takes; 0 with a line that names the file, and the line in it unless none is whole."""
     try:
         rows = load([name], split, data_dir=str(data_dir), seed=0).rows
     except ValueError as error:
@@ -167,12 +175,13 @@ def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> None:
         whole_file = (f"the {split} split of {name} has no rows", f"{path} is no whole gzip file")
         line = re.escape(f"{path}:") + "[1-9][0-9]*: (no field|.*expected|.*save the file)"
         assert message.startswith(whole_file) or re.match(line, message), message
-        return
+        return 0
     assert rows
     for row in rows:
         assert row.chosen.strip() and row.rejected.strip() and row.chosen != row.rejected
         for text in (row.prompt, row.chosen, row.rejected, row.group, row.conversation):
             text.encode()
+    return len(rows)
 
 
 MARKUP = (
