@@ -165,8 +165,11 @@ def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, nam
     assert sum(made) > len(made) / 50, "most files are too bad to test anything but the first line"
 
 
-def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> int:
-    """How many rows, of text that a tokenizer takes; 0 with a line that names the file, and the line in it unless none is whole."""
+def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> bool:
+    """Whether there are rows, of text that a tokenizer takes.
+
+    If not, one line names the file, and the place in it where that can be told.
+    """
     try:
         rows = load([name], split, data_dir=str(data_dir), seed=0).rows
     except ValueError as error:
@@ -175,13 +178,13 @@ def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> int:
         whole_file = (f"the {split} split of {name} has no rows", f"{path} is no whole gzip file")
         line = re.escape(f"{path}:") + "[1-9][0-9]*: (no field|.*expected|.*save the file)"
         assert message.startswith(whole_file) or re.match(line, message), message
-        return 0
+        return False
     assert rows
     for row in rows:
         assert row.chosen.strip() and row.rejected.strip() and row.chosen != row.rejected
         for text in (row.prompt, row.chosen, row.rejected, row.group, row.conversation):
             text.encode()
-    return len(rows)
+    return True
 
 
 MARKUP = (
