@@ -17,7 +17,7 @@ from load_data import DATASETS, Split, load
 from sources.html_text import text_of_html
 
 FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
     deadline=timedelta(seconds=5),
     suppress_health_check=list(HealthCheck),
 )
@@ -217,10 +217,10 @@ def test_any_html_gives_text(parts: list[tuple[str, int]]) -> None:
 
 @pytest.mark.parametrize("around", [("", ""), ("<a ", ">"), ("<a ", '=">"'), ("<li>", ""), ("<pre>", "")])
 def test_no_html_takes_more_than_its_length_in_time(around: tuple[str, str]) -> None:
-    """Python's own parser takes two minutes for a hundred thousand characters of "<a "."""
+    """Python's own parser takes half a minute for fifty thousand characters of "<a "."""
     began = time.process_time()
     for part in MARKUP:
-        text_of_html(around[0] + part * (100_000 // len(part)) + around[1])
+        text_of_html(around[0] + part * (50_000 // len(part)) + around[1])
     assert time.process_time() - began < 10
 
 
