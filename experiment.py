@@ -24,7 +24,7 @@ from fed.endings import writing
 from fed.evaluation import Metrics, evaluate
 from fed.faults import Faults
 from fed.journal import Journal, Recorder
-from fed.keeper import PARTIAL, Keeper, Kept, rounds
+from fed.keeper import Keeper, Kept, rounds
 from fed.leader import in_parts
 from fed.partition import write_partition
 from fed.policy import Policy, save_policy
@@ -367,16 +367,14 @@ def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None
 
 
 def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
-    """The final policy; the folder appears under its name when it is complete."""
     load_arrays(plan.policy.model, arrays)
     if plan.config.debug:
         return
-    partial, writes = directory.with_name(f"{directory.name}{PARTIAL}"), plan.mesh.world.is_first
+    writes = plan.mesh.world.is_first
     with writing(directory):
-        save_policy(plan.policy, partial, write=writes)
         if writes:
-            shutil.rmtree(directory, ignore_errors=True)
-            partial.rename(directory)
+            shutil.rmtree(directory, ignore_errors=True)  # of a run that was cut off here
+        save_policy(plan.policy, directory, write=writes)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

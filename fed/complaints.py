@@ -28,7 +28,6 @@ REFUSED = {
     "n_clients": "use client_num_in_total",
     "num_clients": "use client_num_in_total",
     "client_num_per_round": "use clients_per_round",
-    "resume": "this version cannot resume a run",
 }
 
 

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What a disk says that is full, gone, or not to be written.
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOENT}
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
+}
 
 
 class Failed(Exception):

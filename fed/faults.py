@@ -4,16 +4,20 @@ Every draw depends on seed, client and round only.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import Message
+from torch import Tensor
 
 from fed.arrays import to_record, to_tensors
 from fed.config import FaultSettings
 from fed.endings import Failed
 from fed.ranks import ALONE, Ranks
 from fed.seeding import generator
+
+Sent = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,47 +48,51 @@ class Faults:
         if is_late < settings.straggler_rate and self.client_timeout is not None and seconds > self.client_timeout:
             raise Failed(f"simulated delay of {seconds:.0f} s, more than client_timeout={self.client_timeout:g}")
 
-    def after(self, client_id: int, server_round: int, sent: Message, reply: Message) -> None:
+    def after(self, client_id: int, server_round: int, sent: Sent, reply: Message) -> None:
         """Spoil a reply."""
         settings = self.settings
         spoils = generator(self.seed, "spoiled", client_id, server_round).random() < settings.nan_rate
         for key, record in reply.content.array_records.items():
             tensors = to_tensors(record)
             if client_id < settings.byzantine_clients:
-                received = to_tensors(sent.content.array_records[key])
                 for name, tensor in tensors.items():
-                    tensors[name] = received[name] - settings.byzantine_scale * (tensor - received[name])
+                    received = sent[key][name]
+                    tensors[name] = received - settings.byzantine_scale * (tensor - received)
             if spoils:
                 tensors = {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()}
             reply.content[key] = to_record(tensors)
 
 
-def check_reply(sent: Message, reply: Message, own: Ranks = ALONE) -> None:
+def arrays(message: Message) -> Sent:
+    """The arrays of a message, by key of the record and name; mods of the client may put others in their place."""
+    return {key: to_tensors(record) for key, record in message.content.array_records.items()}
+
+
+def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:
     """Find a reply to "train" that no aggregate can use.
 
     Args:
-        sent: The message to the client.
+        sent: The arrays of the message to the client.
         reply: Its answer.
         own: The processes that train the client, each with its part of the arrays.
 
     Raises:
         Failed: With the reason.
     """
-    if reply.has_error():
-        raise Failed(reply.error.reason)
-    if sent.metadata.message_type != MessageType.TRAIN:
-        return
     reasons = [reason for reason in own.gather(_problem(sent, reply)) if reason is not None]
     if reasons:
         raise Failed(reasons[0])
 
 
 @torch.no_grad()
-def _problem(sent: Message, reply: Message) -> str | None:
-    for key, record in sent.content.array_records.items():
-        if key not in reply.content.array_records:
+def _problem(sent: Sent, reply: Message) -> str | None:
+    answered = arrays(reply)
+    for key, expected in sent.items():
+        if not expected:
+            continue
+        if key not in answered:
             return f"its reply has no arrays under {key}"
-        expected, found = to_tensors(record), to_tensors(reply.content.array_records[key])
+        found = answered[key]
         if expected.keys() != found.keys():
             return f"its arrays have other names: {sorted(expected.keys() ^ found.keys())[0]} is on one side only"
         for name, tensor in found.items():

@@ -23,7 +23,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fed.endings import CannotGoOn, Failed, TooFewClients
-from fed.faults import Faults, check_reply
+from fed.faults import Faults, arrays, check_reply
 from fed.journal import Journal
 from fed.ranks import ALONE, Ranks
 from fed.seeding import seeded_globals
@@ -182,15 +182,18 @@ class LocalGrid(Grid):
         Raises:
             Failed: If that cannot be used.
         """
-        kind, trains = message.metadata.message_type, message.metadata.message_type == MessageType.TRAIN
-        faults = self._faults if trains else None
-        if faults is not None:
-            faults.before(_client_id(context), self._round)
-        with seeded_globals(self._seed, f"client {kind}", message.metadata.dst_node_id, self._round, number):
+        node, kind, client_id = message.metadata.dst_node_id, message.metadata.message_type, _client_id(context)
+        sent = arrays(message) if kind == MessageType.TRAIN else None
+        if sent is not None and self._faults is not None:
+            self._faults.before(client_id, self._round)
+        with seeded_globals(self._seed, f"client {kind}", node, self._round, number):
             reply = self.app(message, context)
-        if faults is not None and reply.has_content():
-            faults.after(_client_id(context), self._round, message, reply)
-        check_reply(message, reply, self._own)
+        if reply.has_error():
+            raise Failed(reply.error.reason)
+        if sent is not None:
+            if self._faults is not None:
+                self._faults.after(client_id, self._round, sent, reply)
+            check_reply(sent, reply, self._own)
         return reply
 
     def numbered(self, message: Message) -> Message:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -86,7 +86,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: If another process has it.
     """
-    with (folder / LOCK).open("w") as file:
+    with (folder / ENVIRONMENT).open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,7 +1,9 @@
 import inspect
 import random
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -9,6 +11,8 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fed.arrays import to_record
+from fed.endings import TooFewClients
 from fed.grid import LocalGrid
 
 
@@ -84,20 +88,83 @@ def test_push_and_pull_answer_by_message_id():
     assert (reply.metadata.src_node_id, reply.metadata.reply_to_message_id) == (1, ids[1])
 
 
-def test_a_client_that_fails_ends_the_run():
+def failing_app() -> ClientApp:
+    """Node 0 raises, 1 answers with an error, 2 with another shape, 3 with NaN, 4 with no arrays, 5 as it should."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        if message.metadata.dst_node_id == 0:
-            raise ZeroDivisionError("broken")
-        return Message(Error(1, "out of memory"), reply_to=message)
+        node = message.metadata.dst_node_id
+        if node == 0:
+            raise ZeroDivisionError("broken\nbeyond repair")
+        if node == 1:
+            return Message(Error(1, "out of memory"), reply_to=message)
+        tensors = {2: torch.zeros(3), 3: torch.tensor([1.0, torch.nan])}.get(node, torch.ones(2))
+        loss = torch.inf if node == 6 else 0.5
+        content = RecordDict({"metrics": MetricRecord({"loss": loss})})
+        if node != 4:
+            content["arrays"] = to_record({"a": tensors})
+        return Message(content, reply_to=message)
 
-    grid = LocalGrid(app, contexts(2))
-    with pytest.raises(ZeroDivisionError, match="broken"):
-        list(grid.send_and_receive(messages(content(), [0])))
-    with pytest.raises(RuntimeError, match="client 1 failed: out of memory"):
-        list(grid.send_and_receive(messages(content(), [1])))
+    return app
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_clients_that_fail_answer_with_their_reason(streams: bool):
+    told = []
+    grid = LocalGrid(failing_app(), contexts(7), streams=streams, on_failure=lambda *failure: told.append(failure))
+    grid.begin(4)
+    record = RecordDict({"arrays": to_record({"a": torch.zeros(2)})})
+    replies = list(grid.send_and_receive(messages(record, list(range(7)))))
+    assert [reply.has_error() for reply in replies] == [True] * 5 + [False, True]
+    reasons = [
+        "ZeroDivisionError: broken beyond repair",
+        "out of memory",
+        "its a has shape (3,), expected (2,)",
+        "its a is not finite",
+        "its reply has no arrays under arrays",
+        "its loss is inf",
+    ]
+    assert [reply.error.reason for reply in replies if reply.has_error()] == reasons
+    assert [failure[:3] for failure in told] == [
+        (client, 4, reason) for client, reason in zip([0, 1, 2, 3, 4, 6], reasons, strict=True)
+    ]
+    assert "line" in told[0][3] and not any(failure[3] for failure in told[1:])  # a traceback where code broke
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_round_with_too_few_clients_ends_the_run(streams: bool):
+    record = RecordDict({"arrays": to_record({"a": torch.zeros(2)})})
+    for needed, nodes in ((2, [5, 0, 5]), (1, [5]), (0, [0])):
+        grid = LocalGrid(failing_app(), contexts(7), streams=streams, min_fit_clients=needed)
+        assert len(list(grid.send_and_receive(messages(record, nodes)))) == len(nodes)
+    grid = LocalGrid(failing_app(), contexts(7), streams=streams, min_fit_clients=3)
+    with pytest.raises(TooFewClients, match="round 1: 2 of 3 clients succeeded, fewer than min_fit_clients=3"):
+        list(grid.send_and_receive(messages(record, [5, 0, 5])))
+
+
+def test_what_clients_draw_depends_on_client_and_round_and_leaves_the_generators_alone():
+    drawn: list[tuple[float, float, float]] = []
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        drawn.append((random.random(), float(np.random.random()), float(torch.rand(()))))
+        return Message(RecordDict(), reply_to=message)
+
+    def draws(seed: int, server_round: int, nodes: list[int]) -> list[tuple[float, float, float]]:
+        drawn.clear()
+        grid = LocalGrid(app, contexts(2), seed=seed)
+        grid.begin(server_round)
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        list(grid.send_and_receive(messages(content(), nodes)))
+        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        return list(drawn)
+
+    first = draws(0, 1, [0, 1])
+    assert draws(0, 1, [1, 0]) == first[::-1]
+    others = [draws(0, 2, [0]), draws(1, 1, [0]), draws(0, 1, [0, 0])[1:], first[1:]]
+    assert all(other[0] != first[0] for other in others)
 
 
 def test_flowers_sampling_draws_from_the_grid():

@@ -189,7 +189,7 @@ def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine, monke
         "Server",
         *map("Client-{}".format, range(3)),
     }
-    assert [path.name for path in (result.run / "checkpoints").iterdir()] == ["round-2"]
+    assert [path.name for path in (result.run / "checkpoints").iterdir()] == ["best", "round-1", "round-2"]
     assert [path.name for path in result.folder.iterdir()] == ["runs"]
     assert result.run.parent.name == "fedpo"
     assert result.err == ""

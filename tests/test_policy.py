@@ -17,6 +17,7 @@ from fed import policy as policy_module
 from fed.collate import collate
 from fed.config import ModelSettings
 from fed.demo import demo_model, demo_tokenizer
+from fed.endings import CannotWrite
 from fed.evaluation import evaluate
 from fed.loading import load_policy
 from fed.policy import Policy, response_logps, save_policy
@@ -208,7 +209,7 @@ def test_the_same_model_from_another_folder_shares_its_entry(tmp_path, passes, l
 
 def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ValueError, match=r"cannot write reference log-probs to .*file/reference.*set cache_dir"):
+    with pytest.raises(CannotWrite, match=r"cannot write .*file/reference/.*: Not a directory"):
         fill(load(), tmp_path / "file" / "reference")
 
 

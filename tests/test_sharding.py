@@ -116,6 +116,8 @@ def train(
         test=[],
         clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
         cpu="",
+        library=None,
+        given=frozenset(),
         mesh=mesh,
     )
     experiment.run(plan, folder)

@@ -93,11 +93,71 @@ def test_a_second_tracker_appends(tmp_path: Path) -> None:
     assert [(row["round"], row["pairs"]) for row in rows(tmp_path)] == [(1, 100), (2, 100)]
 
 
-def test_of_a_round_that_ran_twice_the_later_line_counts(tmp_path: Path) -> None:
-    for accuracy in (0.9, 0.6):
-        with make(tmp_path) as tracker:
+def test_a_line_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    with make(tmp_path) as tracker:
+        for server_round in (1, 2):
+            tracker.server(server_round, "test", {"accuracy": 0.5})
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-5])
+    assert [line.server_round for line in read_metrics(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_tracker_goes_on_where_another_was_after_a_round(tmp_path: Path, tensorboard: bool) -> None:
+    """What the first one wrote after its state was taken is gone, of every file; so are files that came later."""
+    first = make(tmp_path, tensorboard=tensorboard)
+    with first:
+        with first.phase("train"):
+            first.advance(40)
+        first.update(1, "train", {"lr": 0.5}, step=1)
+        first.server(1, "test", {"accuracy": 0.5})
+        state = first.state_dict()
+        first.advance(7)
+        first.update(1, "train", {"lr": 0.5}, step=2)
+        first.update(2, "train", {"lr": 0.5}, step=1)
+        first.server(2, "test", {"accuracy": 0.9})
+    with make(tmp_path, tensorboard=tensorboard) as tracker:
+        tracker.load_state_dict(state)
+        tracker.advance(2)
+        tracker.update(1, "train", {"lr": 0.25}, step=2)
+        tracker.server(2, "test", {"accuracy": 0.6})
+        report = tracker.summary()
+    assert [(row["round"], row["pairs"], row["accuracy"]) for row in rows(tmp_path)] == [(1, 40, 0.5), (2, 42, 0.6)]
+    assert report["pairs"] == 42 and report["seconds"]["train"] > 0
+    if tensorboard:
+        folders = tmp_path / "tensorboard"
+        assert sorted(len(list(folder.iterdir())) for folder in folders.iterdir()) == [0, 1, 1]
+        assert scalars(folders / "Client-1") == {"lr": [(1, 0.5), (2, 0.25)]}
+        assert scalars(folders / "Server")["test/accuracy"] == [(1, 0.5), (2, pytest.approx(0.6))]
+
+
+def test_a_tracker_that_starts_over_leaves_nothing_of_another(tmp_path: Path) -> None:
+    for accuracy in (0.25, 0.75):
+        with make(tmp_path, tensorboard=True) as tracker:
+            tracker.start_over()
             tracker.server(1, "test", {"accuracy": accuracy})
-    assert [line.metrics for line in read_metrics(tmp_path)] == [{"accuracy": 0.6}]
+    assert [row["accuracy"] for row in rows(tmp_path)] == [0.75]
+    assert scalars(tmp_path / "tensorboard" / "Server")["test/accuracy"] == [(1, 0.75)]
+
+
+def test_a_failure_is_a_line_with_its_reason_and_counted_by_client(tmp_path: Path) -> None:
+    out = StringIO()
+    with make(tmp_path, tensorboard=True, console=Console(file=out, width=200)) as tracker:
+        tracker.failed(3, 1, "out of memory", "Traceback\nMemoryError")
+        tracker.failed(3, 1, "again", "")
+        tracker.clients_done(1)
+        tracker.failed(4, 2, "late", "")
+        tracker.clients_done(2)
+        report = tracker.summary()
+    assert [(row["round"], row["who"], row["split"], row["reason"]) for row in rows(tmp_path)] == [
+        (1, "client-3", "failure", "out of memory"),
+        (1, "client-3", "failure", "again"),
+        (2, "client-4", "failure", "late"),
+    ]
+    assert report["failures"] == {"client-3": 2, "client-4": 1}
+    assert scalars(tmp_path / "tensorboard" / "Server") == {"clients/failed": [(1, 2.0), (2, 1.0)]}
+    assert "client-3 is left out: out of memory" in out.getvalue()
+    assert (tmp_path / "failures.log").read_text() == "round 1, client-3: Traceback\nMemoryError\n"
 
 
 # --- TensorBoard ---
@@ -132,6 +192,7 @@ def test_the_clients_mean_is_over_this_rounds_validation_accuracies_only(tmp_pat
         "acc/client-0": [(1, 0.5)],
         "acc/client-7": [(1, 1.0), (2, 0.25)],
         "avg_acc/client": [(1, 0.75), (2, 0.25)],
+        "clients/failed": [(1, 0.0), (2, 0.0), (3, 0.0)],
     }
 
 
@@ -247,17 +308,18 @@ def test_the_summary_of_nothing_invents_nothing(tmp_path: Path) -> None:
     assert "pairs_per_second" not in report
 
 
-def test_pairs_per_second_leaves_out_other_phases_and_earlier_processes(tmp_path: Path, clock: list[float]) -> None:
-    """60 pairs in 4 s of training: 15 a second; the 1000 came before the resume, the 6 s were evaluation."""
+def test_pairs_per_second_leaves_out_other_phases(tmp_path: Path, clock: list[float]) -> None:
+    """100 pairs in 5 s of training, one of them before this process began; the 6 s were evaluation."""
     with make(tmp_path) as tracker:
-        tracker.pairs = 1000
+        tracker.advance(40)
+        tracker.spend({"train": 1.0})
         with tracker.phase("train"):
             clock[0] += 4
             tracker.advance(60)
         with tracker.phase("evaluate"):
             clock[0] += 6
         report = tracker.summary()
-    assert (report["pairs"], report["pairs_per_second"]) == (1060, 15.0)
+    assert (report["pairs"], report["pairs_per_second"]) == (100, 20.0)
 
 
 # --- console ---
