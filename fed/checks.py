@@ -1,11 +1,13 @@
 """Checks of the command line: values that cannot work and keys that would do nothing are refused."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser  # the parser of hydra.main, which would print its usage
 from omegaconf import DictConfig, OmegaConf
 
 from fed.complaints import REFUSED, listed, malformed, nearest, unknown
@@ -91,6 +93,14 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
 )
+MOST_THREADS = 1024  # asked for many more, the library that runs them ends the process without a word
+# What is typed is kept in config.yaml and environment.json: a secret must not be there.
+SECRET = (
+    r"((?<![a-z0-9])(?:[a-z0-9]+_)*(?:api_?key|access_?key|private_?key|secret(?:_?key)?|password|passwd|passphrase"
+    r"|credentials?|(?:api|access|auth|bearer|hf|hub)_token)|(?<![a-z0-9_])token)"
+)
+SECRET_SETTING = re.compile(SECRET + r"['\"]?\s*[=:]|\$\{\s*oc\.env\s*:\s*" + SECRET + r"\s*[,}]", re.IGNORECASE)
+SECRET_VARIABLE = re.compile("(token|secret|password|passwd|(api|access|private|secret)_?key)$", re.IGNORECASE)
 # Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
 CLIPPING_MODS = {
     "DifferentialPrivacyClientSideFixedClipping": "flwr.clientapp.mod.fixedclipping_mod",
@@ -142,6 +152,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: Naming the argument, what was expected, and the way out.
     """
+    for argument in arguments:
+        _check_text(argument)
     flags = [argument.startswith("-") for argument in arguments]
     settings = [place for place, argument in enumerate(arguments) if "=" in argument and not flags[place]]
     for place, argument in enumerate(arguments):
@@ -150,6 +162,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise ValueError(f"{argument} is refused: settings have no dashes; write {argument.lstrip('-')}")
         if flags[place] and settings and settings[0] < place < settings[-1]:
             raise ValueError(f"{argument} stands between settings; put it before the first or after the last")
+    _check_flags(arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         name = key.lstrip("+~")
@@ -161,6 +174,36 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise ValueError(f"{argument} is refused: a key cannot be removed; leave it out to get its default")
         if equals and name in GROUPS and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
             raise ValueError(f"{argument} is refused; expected the name of one file in config/{name}/, without .yaml")
+
+
+def _check_text(argument: str) -> None:
+    """What is typed becomes names of folders and is kept in files."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument!a} holds bytes that are no UTF-8 text; give names of UTF-8 text") from error
+    found = SECRET_SETTING.search(argument)
+    name = found and (found.group(1) or found.group(2))
+    for variable, value in os.environ.items():
+        if SECRET_VARIABLE.search(variable) and len(value) >= 8 and value in argument:
+            name = variable
+    if name:
+        raise ValueError(
+            f"{name} is refused: what is typed is kept in config.yaml and environment.json, where no secret belongs; "
+            "have your own code read it from the environment"
+        )
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Flags that Hydra does not know, and one that would run the code of a pickle."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; python main.py --help lists what can be said")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    if parser.parse_args(list(arguments)).experimental_rerun is not None:
+        raise ValueError("--experimental-rerun is refused: it loads a pickle, which can run code; use resume=RUN_DIR")
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
@@ -187,10 +230,9 @@ def _check_values(config: Config) -> None:
                 if refused
                 else f"{key}={value} is unknown; expected {listed(choices)}{nearest(str(value), choices)}"
             )
-    if not re.fullmatch(r"[^/\\\x00]+", config.exp_name) or config.exp_name.strip(". ") == "":
-        raise ValueError(
-            f"exp_name={config.exp_name} names no folder; expected a name without slashes, e.g. exp_name=a"
-        )
+    name = config.exp_name
+    if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", name) or name.strip(". ") == "" or len(name.encode()) > 255:
+        raise ValueError(f"exp_name={name:.80} names no folder; expected a short name without slashes, e.g. exp_name=a")
     for item in fields(config):
         value = getattr(config, item.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -205,6 +247,8 @@ def _check_values(config: Config) -> None:
             raise ValueError(f"{key}={getattr(config, key)} is out of range; expected more than 0")
     if config.decay_rate > 1:
         raise ValueError(f"decay_rate={config.decay_rate} is out of range; expected at most 1, which never decays")
+    if config.num_threads is not None and config.num_threads > MOST_THREADS:
+        raise ValueError(f"num_threads={config.num_threads} is out of range; expected at most {MOST_THREADS}")
     if config.test_fraction is not None and not 0 < config.test_fraction < 1:
         raise ValueError(f"test_fraction={config.test_fraction} is out of range; expected more than 0 and less than 1")
     for key in ("server_fraction", "client_eval_fraction"):
@@ -275,6 +319,8 @@ def _check_strategy(config: Config) -> None:
             value = node.get(key, 0.0)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{prefix}.{key}={value} is out of range; expected a number from 0 to 1")
+        if str(node.get("_target_")).startswith("flwr."):
+            _check_flowers_numbers(node, prefix)
         mod = CLIPPING_MODS.get(str(node.get("_target_")).rpartition(".")[2])
         if mod and mod not in config.client_mods:
             raise ValueError(
@@ -282,6 +328,15 @@ def _check_strategy(config: Config) -> None:
                 "not clip; add the mod"
             )
         node, prefix = node.get("strategy"), f"{prefix}.strategy"
+
+
+def _check_flowers_numbers(node: Mapping[str, Any], prefix: str) -> None:
+    """What Flower's strategies would compute nonsense with: by tau they divide."""
+    malicious, tau = node.get("num_malicious_nodes", 0), node.get("tau", 1.0)
+    if isinstance(malicious, int) and malicious < 0:
+        raise ValueError(f"{prefix}.num_malicious_nodes={malicious} is out of range; expected at least 0")
+    if isinstance(tau, int | float) and not tau > 0:
+        raise ValueError(f"{prefix}.tau={tau} is out of range; expected more than 0")
 
 
 def _check_together(config: Config) -> None:

@@ -56,6 +56,8 @@ def imported(key: str, path: str) -> Any:
     Raises:
         ValueError: If there is none.
     """
+    if not isinstance(path, str):  # YAML gives whatever was typed
+        raise ValueError(f"{key}={path} names nothing; expected module.Name")
     module, _, name = path.rpartition(".")
     try:
         if not module:

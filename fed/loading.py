@@ -1,6 +1,7 @@
 """Model and tokenizer from a directory, the hub, a GGUF file or code, and the archive that seeds their weights."""
 
 import pickle
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -62,8 +63,10 @@ def load_policy(
             f"model.reference_dtype={settings.reference_dtype} differs from policy_dtype={settings.policy_dtype}: "
             "round 0 would measure rounding noise instead of ties; leave it null"
         )
-    if settings.name_or_path is None and settings.gguf_file is None:
+    if not settings.name_or_path and not settings.gguf_file:
         raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
+    if settings.archive == "":
+        raise ValueError("model.archive is empty; give a file or a directory, or leave it out")
     _check_no_adapter(settings.name_or_path, settings.archive)
     tokenizer = _load_tokenizer(settings)
     root = None
@@ -231,6 +234,14 @@ def _load_tokenizer(settings: ModelSettings) -> Any:
         )
     if not tokenizer("text")["input_ids"]:  # what transformers makes of a directory without a tokenizer
         raise ValueError(f"{name} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # found out at the end, it would cost the run its model
+            raise ValueError(
+                f"the tokenizer of {name} cannot be saved, as that of the trained model must be: {_one_line(error)}; "
+                "mend its tokenizer_config.json or give model.tokenizer_name_or_path"
+            ) from error
     return tokenizer
 
 
@@ -290,6 +301,11 @@ def _from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str |
     try:
         return load(str(folder) if folder.is_dir() else name, trust_remote_code=trust, **more)
     except Exception as error:  # whatever a damaged, incomplete or foreign file makes the readers raise
+        if not trust and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the {what} of {name} needs code of its own, which is not run; read the Python files beside it and, "
+                "if you trust them, set model.trust_remote_code=true"
+            ) from error
         raise ValueError(
             f"cannot load the {what} of {name}: {_one_line(error)} | expected a directory with config, tokenizer and "
             "weights, a GGUF file (model.gguf_file=), or a hub name with the hub reachable (HF_HUB_OFFLINE unset)"
@@ -297,6 +313,8 @@ def _from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str |
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are damaged or hold more than tensors, and pickled code is never run"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

@@ -52,6 +52,9 @@ CONFIG = (
     ("trainer=DeepSpeedTrainer", "trainer=DeepSpeedTrainer BasicTrainer"),
     ("datasets=[nope]", "'nope' hh shp jsonl"),
     ("--config-name=nowhere", "nowhere config"),
+    ("--nonsense", "--nonsense --help"),
+    ("--cfg=nonsense", "--cfg nonsense job --help"),
+    ("--experimental-rerun=config.pickle", "--experimental-rerun pickle code"),
     # no setting at all
     ("a==b", "a==b key=value"),
     ("foo", "'foo' key=value"),
@@ -63,6 +66,9 @@ CONFIG = (
     ("--comm_round=3", "--comm_round=3 dashes comm_round=3"),
     ("hydra.run.dir=elsewhere", "hydra.run.dir output_dir"),
     ("comm_round=1,2", "comm_round=1,2 --multirun"),
+    ("exp_name='a\udcff'", "exp_name 'a\\udcff' UTF-8"),
+    ("+strategy.api_key=1234", "api_key environment.json secret"),
+    ("exp_name=${oc.env:HF_TOKEN}", "HF_TOKEN config.yaml secret"),
     ("+strategy=fedavg", "strategy twice"),
     # another type
     ("comm_round=abc", "comm_round=abc whole number"),
@@ -90,6 +96,11 @@ CONFIG = (
     ("lora.r=2 lora.alpha=0", "lora.alpha=0 above 0"),
     ("exp_name=a/b", "exp_name=a/b without slashes"),
     ("exp_name=..", "exp_name=.. name"),
+    ("exp_name=" + "a" * 256, "exp_name=aaa short name"),
+    ("exp_name='a\x07'", "exp_name=a name"),
+    ("num_threads=99999999", "num_threads=99999999 at most 1024"),
+    ("strategy=fedadam strategy.tau=0", "strategy.tau=0 more than 0"),
+    ("strategy=krum strategy.num_malicious_nodes=-1", "strategy.num_malicious_nodes=-1 at least 0"),
     ("partition=dirichlet partition.alpha=0", "partition Dirichlet greater than zero"),
     ("strategy=fedtrimmedavg strategy.beta=2", "FedTrimmedAvg beta range"),
     # against each other
@@ -120,6 +131,8 @@ CONFIG = (
     # components and places
     ("strategy._target_=os.getcwd", "os.getcwd Strategy str"),
     ("strategy._target_=nowhere", "strategy._target_=nowhere module.Name"),
+    ("strategy._target_=null", "strategy._target_=None module.Name"),
+    ("loss._target_=3", "loss._target_=3 module.Name"),
     ("loss._target_=os.getcwd", "os.getcwd values"),
     ("loss._target_=builtins.print", "print tensor"),
     ("partition._target_=os.getcwd", "os.getcwd partitioner"),
@@ -202,6 +215,16 @@ DATA = (
 )  # fmt: skip
 
 
+class Touch:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
 # Model directories: a good one, with one thing wrong.
 
 
@@ -244,6 +267,13 @@ def without_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def pickled_weights(folder: Path) -> None:
+    import torch
+
+    without("model.safetensors")(folder)
+    torch.save({"x": Touch(folder / "ran")}, folder / "pytorch_model.bin")
+
+
 def gguf(folder: Path) -> None:
     (folder / "model.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 40)
 
@@ -251,6 +281,7 @@ def gguf(folder: Path) -> None:
 DIRECTORY = "model=blank_model model.name_or_path={folder}"
 MODEL = (
     ("no model", "model=blank_model", "model.name_or_path model.gguf_file", None),
+    ("empty name", "model=blank_model model.name_or_path=", "model.name_or_path model.gguf_file", None),
     ("no such directory", "model=blank_model model.name_or_path=./nowhere", "nowhere exist", None),
     ("hub out of reach", "model=gpt2", "gpt2 hub HF_HUB_OFFLINE", None),
     ("empty directory", DIRECTORY, "tokenizer directory", files()),
@@ -269,6 +300,13 @@ MODEL = (
     ("tokenizer larger than the model", DIRECTORY, "257 tokens embeds 100", model(vocabulary=100)),
     ("fewer positions than max_length", DIRECTORY, "max_length=512 32 positions max_length=32", model(positions=32)),
     ("an adapter", DIRECTORY, "adapter merge_and_unload", files(adapter_config_json=b"{}")),
+    ("code of its own", DIRECTORY, "code not run model.trust_remote_code=true", model(
+        changed("config.json", model_type="custom", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
+    )),
+    ("code in its weights", DIRECTORY, "cannot load the model pickled code never run", model(pickled_weights)),
+    ("tokenizer that cannot be saved", DIRECTORY, "tokenizer cannot be saved '../up' tokenizer_config.json", model(
+        changed("tokenizer_config.json", chat_template=[{"name": "../up", "template": ""}])
+    )),
     ("tokenizer elsewhere", DIRECTORY + " model.tokenizer_name_or_path=./nowhere", "nowhere exist", model()),
     ("no such block", "model.block_name=Wrong", "model.block_name=Wrong LlamaDecoderLayer", None),
     ("unknown dtype", "model.policy_dtype=int8", "model.policy_dtype=int8 float32, bfloat16", None),
@@ -282,16 +320,6 @@ MODEL = (
 
 
 # Archives that should seed the demo's weights.
-
-
-class Touch:
-    """A pickle that makes a file when it is loaded."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.file,)
 
 
 def archive(make: Callable[[dict[str, Any], Path], object], kept: int | None = None) -> Callable[[Path], None]:
@@ -318,6 +346,7 @@ POLICY = "model.archive={folder}/policy.pt"
 NORM = "model.norm.weight"
 ARCHIVE = (
     ("no such file", "model.archive=nowhere.pt", "nowhere.pt exist", None),
+    ("empty name", "model.archive=", "model.archive empty", None),
     ("empty folder", "model.archive={folder}", "archive model.safetensors", files()),
     ("another family", "model.archive={folder}", "does not match architecture", model()),
     ("damaged checkpoint", "model.archive={folder}", "checkpoint", checkpoint),

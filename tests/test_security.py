@@ -12,6 +12,8 @@ from bad_inputs import Touch
 from command_line import SMALL, CommandLine, refused
 from good_inputs import save_gpt2
 
+from fed.checks import check_arguments
+
 ROOT = Path(__file__).parents[1]
 # What a test may do with a file that it wrote itself.
 ACCEPTED = {
@@ -159,7 +161,7 @@ def test_a_model_with_code_of_its_own_is_refused_and_nothing_of_it_runs(
     marker = tmp_path / "ran"
     with_code(tmp_path / "model", marker, model_type="custom")
     result = command_line(*SMALL, "model=blank_model", f"model.name_or_path={tmp_path / 'model'}")
-    refused(result, str(tmp_path / "model"), "trust_remote_code")
+    refused(result, str(tmp_path / "model"), "needs code of its own", "model.trust_remote_code=true")
     assert not marker.exists()
 
 
@@ -171,6 +173,48 @@ def test_a_family_that_transformers_knows_needs_no_code_of_its_own(command_line:
         "max_prompt_length=96",
     ).run  # fmt: skip
     assert not marker.exists()
+
+
+def test_hydra_loads_no_pickle(command_line: CommandLine, tmp_path: Path) -> None:
+    """`--experimental-rerun` would, in Hydra 1.3; argparse takes its beginning for the whole."""
+    marker = tmp_path / "ran"
+    as_plain_pickle(tmp_path / "config.pickle", Touch(marker))
+    for flag in ("--experimental-rerun", "--experimental-re"):
+        refused(command_line(f"{flag}={tmp_path / 'config.pickle'}", *SMALL), "--experimental-rerun", "pickle")
+        refused(command_line(flag, str(tmp_path / "config.pickle"), *SMALL), "--experimental-rerun", "pickle")
+    assert not marker.exists()
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "+strategy.api_key=abc",
+        "+strategy.OPENAI_API_KEY=abc",
+        "+loss.password=abc",
+        "+token=abc",
+        "+strategy.hf_token=abc",
+        "+strategy.login={user:me,secret_key:abc}",
+        "exp_name=${oc.env:HF_TOKEN}",
+        "exp_name=${oc.env:AWS_SECRET_ACCESS_KEY,none}",
+        "exp_name=x-0123456789-of-the-environment",
+    ],
+)
+def test_a_secret_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    """What is typed is kept in config.yaml and environment.json."""
+    monkeypatch.setenv("GITHUB_TOKEN", "0123456789-of-the-environment")
+    with pytest.raises(ValueError, match="secret") as refusal:
+        check_arguments([typed])
+    assert "abc" not in str(refusal.value) and "0123456789" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "typed", ["anchor_norm=token", "max_tokens_per_step=9", "+strategy.eos_token=a", "+strategy.keys=[a]", "seed=1"]
+)
+def test_a_word_like_a_secrets_is_none(typed: str) -> None:
+    check_arguments([typed])
 
 
 # Names that come from data
