@@ -1,5 +1,6 @@
-"""Checkpoints: by how many processes they are written and read does not matter."""
+"""Global weights of a checkpoint: by how many processes they are written and read does not matter."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from fed import checkpoint
 from fed.collate import Layout
 from fed.config import ModelSettings
+from fed.endings import CannotWrite, writing
 from fed.loading import load_policy
 from fed.ranks import ONE_PROCESS, arrange
 from fed.seeding import seed_globals
@@ -27,8 +29,7 @@ def weights(seed: int, groups: int) -> tuple[dict[str, Tensor], object]:
 
 def write(folder: Path, groups: int = 1) -> dict[str, Tensor]:
     tensors, mesh = weights(0, groups)
-    checkpoint.save(tensors, folder, mesh)
-    assert folder.is_dir()
+    checkpoint.write(tensors, folder, mesh)
     return whole_state(tensors, keep=True)
 
 
@@ -48,22 +49,63 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_what_some_processes_write_others_read_to_the_bit(tmp_path: Path, writers: int, groups: int, readers: int):
     folder = tmp_path / "round-1"
     written = (in_ranks(writers, write, folder, groups) if writers > 1 else [write(folder)])[0]
-    assert len(list(folder.iterdir())) == writers // groups
+    assert len(checkpoint.files(folder)) == writers // groups
     found = in_ranks(readers, read, folder) if readers > 1 else [read(folder)]
     assert all(same(written, state) for state in found)
     assert same(written, checkpoint.read(folder))
 
 
-def test_a_new_checkpoint_takes_the_place_of_the_one_before(tmp_path: Path):
-    tensor = {"a": torch.arange(3.0)}
-    (tmp_path / "round-3.partial").mkdir()  # of a run that was killed
-    for number in (2, 3):
-        checkpoint.save(tensor, tmp_path / f"round-{number}", ONE_PROCESS)
-    assert [path.name for path in tmp_path.iterdir()] == ["round-3"]
+def test_dtypes_and_shapes_come_back(tmp_path: Path):
+    whole = torch.arange(10.0)
+    tensors = {
+        "double": torch.tensor([1 / 3], dtype=torch.float64),
+        "half": torch.tensor([0.1], dtype=torch.bfloat16),
+        "number": torch.tensor(2.5),
+        "none": torch.zeros(0, 3),
+        "part": whole[2:5],
+        "odd.name/of it": torch.tensor([torch.nan]),
+    }
+    checkpoint.write(tensors, tmp_path, ONE_PROCESS)
+    expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    assert checkpoint.held(tmp_path) == expected
+    found = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in expected.items()}
+    checkpoint.load(found, tmp_path, ONE_PROCESS)
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name].nan_to_num(9), tensor.nan_to_num(9)), name
+    assert checkpoint.read(tmp_path)["double"].tolist() == [float(torch.tensor(1 / 3))]  # in float32
+
+
+@pytest.mark.xfail(strict=True, reason="torch's writer takes neither; nothing makes copies for it")
+@pytest.mark.parametrize("kind", ["strided", "shared"])
+def test_a_strategy_may_return_arrays_that_are_views(kind: str, tmp_path: Path):
+    whole = torch.arange(6.0).view(2, 3)
+    tensors = {"strided": {"a": whole.T}, "shared": {"a": whole, "b": whole}}[kind]
+    checkpoint.write(tensors, tmp_path, ONE_PROCESS)
+    found = checkpoint.read(tmp_path)
+    assert all(found[name].tolist() == tensor.tolist() for name, tensor in tensors.items())
+
+
+def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path):
+    assert not checkpoint.is_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="holds no readable checkpoint"):
+        checkpoint.held(tmp_path / "none")
+    checkpoint.write({"a": torch.zeros(1)}, tmp_path, ONE_PROCESS)
+    assert checkpoint.is_checkpoint(tmp_path)
+
+
+def test_what_the_disk_refuses_is_raised_as_such(tmp_path: Path):
+    """`fed.endings.writing` finds the disk's own words in what torch makes of them."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(CannotWrite, match=r"cannot write there: File too large$"), writing(Path("there")):
+            checkpoint.write({"a": torch.zeros(10_000)}, tmp_path, ONE_PROCESS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path):
-    checkpoint.save({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
+    checkpoint.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
     with pytest.raises(ValueError, match=r"a has shape \(3,\), expected \(4,\)"):
         checkpoint.load({"a": torch.zeros(4)}, tmp_path / "round-1", ONE_PROCESS)
     with pytest.raises(ValueError, match="b has shape None"):
@@ -71,8 +113,8 @@ def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
-    checkpoint.save({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
-    (file,) = (tmp_path / "round-1").iterdir()
+    checkpoint.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
+    (file,) = checkpoint.files(tmp_path / "round-1")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match="no readable checkpoint"):
         checkpoint.read(tmp_path / "round-1")
