@@ -271,7 +271,8 @@ def test_arrays_without_numbers_come_back_whatever_their_stride(value: Any, tmp_
     "value",
     [
         np.zeros(1, np.complex128), torch.zeros(1, dtype=torch.complex128),
-        np.zeros(2, np.dtype(np.float32).newbyteorder()), torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64).conj(), CYCLE,
+        np.zeros(2, np.dtype(np.float32).newbyteorder()), torch.eye(2).to_sparse(),
+        torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64).conj(), CYCLE,
         10**5000,
     ],
     ids=["complex128", "tensor complex128", "byte order", "sparse", "meta", "conj", "cycle", "5000 digits"],
