@@ -13,7 +13,10 @@ from fed.run_folder import CONFIG, ENVIRONMENT, newest_run
 
 LATEST = "latest"
 FINDS = ("resume", "output_dir", "exp_name")  # keys that say which run is meant
-MAY_CHANGE = ("comm_round", "checkpoint_every", "checkpoint_keep", "checkpoint_within_round", "process_timeout")
+MAY_CHANGE = (
+    *("comm_round", "checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
+    *("process_timeout", "client_timeout", "min_fit_clients"),
+)
 # What decides the last bits of a run: the same versions, on the same processor.
 DECIDES_BITS = ("python", "device", "cpu", "packages")
 

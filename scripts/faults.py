@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import flwr_datasets  # noqa: F401 (here once, or every forked process would import it)
 import tensorboardX.proto.event_pb2  # noqa: F401
 import torch
+import transformers
 from bad_inputs import BAD_INPUTS
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -336,6 +337,8 @@ def _command(arguments: Sequence[str]) -> int:
             return 2
         settings[key] = int(value)
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     began = time.monotonic()
     counts = run_all(settings["kills"], settings["seed"])
     print(f"\n{'; '.join(map(str, counts))}; {time.monotonic() - began:.0f} s, seed {settings['seed']}")

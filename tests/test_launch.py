@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,12 +129,30 @@ def test_two_processes_run_what_one_runs_and_leave_the_same_files(tmp_path: Path
             line["accuracy"] = wanted["accuracy"]
         assert numbers(line) == pytest.approx(numbers(wanted), rel=1e-4, abs=1e-4)
     names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (found.run, expected.run)]
-    assert [name for name in names[0] if "shard-" not in name] == sorted(
-        ["curves.png", *(name for name in names[1] if "shard-" not in name)]
+    by_process = re.compile("shard-|process-")
+    assert [name for name in names[0] if not by_process.search(name)] == sorted(
+        ["curves.png", *(name for name in names[1] if not by_process.search(name))]
     )
     ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (found.run, expected.run))
     assert all((ours[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max() for name, tensor in theirs.items())
     assert len(json.loads((found.run / "summary.json").read_text())["processes"]) == 2
+
+
+def test_two_processes_that_are_asked_to_stop_go_on_to_the_same_bytes(tmp_path: Path) -> None:
+    typed = [*SMALL, "comm_round=2", "trainer=FSDPTrainer", "trainer_processes=2"]
+    folder = tmp_path / "stopped"
+    process = start(folder, ROOT / "main.py", *typed)
+    while not list(folder.glob("runs/*/*/checkpoints/round-1")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    stopped = end(process, folder)
+    assert (stopped.code, stopped.left) == (143, []), stopped.err
+    assert "stopped by SIGTERM; what was done is kept, go on with: python main.py resume=" in stopped.err
+    resumed = end(start(folder, ROOT / "main.py", "resume=latest", "output_dir=runs"), folder)
+    whole = end(start(tmp_path / "whole", ROOT / "main.py", *typed), tmp_path / "whole")
+    assert "going on after round" in resumed.out and resumed.lines() == whole.lines()
+    ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (resumed.run, whole.run))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 def numbers(line: dict[str, object]) -> dict[str, object]:
