@@ -1,10 +1,10 @@
-# make demo | make test | make bench : each sets up .venv by itself. make bench OPTIONS="shape=tiny repeats=5"
+# make demo | make test | make bench | make faults : each sets up .venv by itself. make bench OPTIONS="shape=tiny repeats=5"
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench faults clean
 
 setup: .venv/installed
 
@@ -31,6 +31,9 @@ bench: .venv/bench
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	touch $@
+
+faults: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py $(OPTIONS)
 
 clean:
 	rm -rf .venv build *.egg-info

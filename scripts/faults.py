@@ -1,7 +1,12 @@
-"""What becomes of runs when things go wrong: `python scripts/faults.py [kills=3] [seed=0]`, or `make faults`.
+"""What becomes of runs when things go wrong: `make faults`, or `python scripts/faults.py kills=3 rounds=200 seed=0`.
 
-Kills and stops real runs at random instants and resumes them, damages checkpoints, fills a disk, types bad input.
-Prints what was counted, and ends with exit code 1 if anything was lost. Writes to a temporary folder only.
+Kills and stops real runs at random instants and resumes them, damages checkpoints, fills a disk, types bad input, and
+watches the memory of a long run. Prints what was counted, and ends with exit code 1 if anything was lost. Writes to a
+temporary folder only.
+
+    kills=3      kills of each case
+    rounds=200   of the run whose memory is watched
+    seed=0       of the random instants and bits
 """
 
 import os
@@ -31,6 +36,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import experiment
 import main
+from fed.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -301,12 +307,41 @@ def type_bad_input(top: Path, count: Count) -> None:
         )
 
 
-def run_all(kills: int, seed: int) -> list[Count]:
+def watch_memory(top: Path, rounds: int, count: Count) -> None:
+    """The resident memory of a run stays within 5 % of that after its tenth round."""
+    top.mkdir(parents=True)
+    found: dict[int, int] = {}
+
+    def watch(pid: int) -> None:
+        while (resident := _resident(pid)) is not None:
+            run = only_run(top)
+            lines = read_metrics(run) if run is not None else []
+            found[max((line.server_round for line in lines if line.who == "server"), default=-1)] = resident
+            time.sleep(0.5)
+
+    typed = ["client_num_in_total=5", "n_train_examples=100", "n_test_examples=64", f"comm_round={rounds}"]
+    ended = launch(top, *typed, "num_threads=1", "output_dir=runs", during=watch)
+    early = max((memory for number, memory in found.items() if number <= 10), default=0)
+    late = max((memory for number, memory in found.items() if number > 10), default=0)
+    told = f"{rounds} rounds: {early / 1e6:.0f} MB after 10 rounds, then at most {late / 1e6:.0f} MB"
+    print(told, flush=True)
+    count.add(not ended.code and 0 < late <= 1.05 * early, f"{told}: {ended.text[-500:]}")
+
+
+def _resident(pid: int) -> int | None:
+    """Bytes of main memory that a process has; None: it has ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def run_all(kills: int, rounds: int, seed: int) -> list[Count]:
     """Everything, with so many kills of each case."""
     rng = random.Random(seed)
     killed, stopped = Count("killed runs resumed to the same bytes"), Count("stopped runs resumed to the same bytes")
     damaged, filled = Count("damaged checkpoints found, named and made good"), Count("full disks survived")
-    refused = Count("bad inputs refused")
+    refused, flat = Count("bad inputs refused"), Count("long runs with flat memory")
     with tempfile.TemporaryDirectory(prefix="fedpo-faults-") as scratch:
         top = Path(scratch)
         for place, (name, typed) in enumerate(CASES.items()):
@@ -325,22 +360,24 @@ def run_all(kills: int, seed: int) -> list[Count]:
         else:
             print("full disks: not tried, mounting a small one needs root", flush=True)
         type_bad_input(top / "bad", refused)
-    return [killed, stopped, damaged, filled, refused]
+        print(refused, flush=True)
+        watch_memory(top / "memory", rounds, flat)
+    return [killed, stopped, damaged, filled, refused, flat]
 
 
 def _command(arguments: Sequence[str]) -> int:
-    settings = {"kills": 3, "seed": 0}
+    settings = {"kills": 3, "rounds": 200, "seed": 0}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in settings or not value.isdigit():
-            print(f"error: {argument} is no setting; expected kills=NUMBER or seed=NUMBER", file=sys.stderr)
+            print(f"error: {argument} is no setting; expected kills=, rounds= or seed=NUMBER", file=sys.stderr)
             return 2
         settings[key] = int(value)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     began = time.monotonic()
-    counts = run_all(settings["kills"], settings["seed"])
+    counts = run_all(**settings)
     print(f"\n{'; '.join(map(str, counts))}; {time.monotonic() - began:.0f} s, seed {settings['seed']}")
     return int(any(count.well < count.tried for count in counts))
 
