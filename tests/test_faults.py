@@ -1,7 +1,6 @@
 """Simulated failures, number by number, and how a reply that cannot be used is found."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
