@@ -418,6 +418,14 @@ def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path: Path):
         trees.save(1, tmp_path / "none" / "tree")
 
 
+@pytest.mark.xfail(strict=True, raises=OSError, reason="removing the partial file raises what CannotWrite stands for")
+def test_a_disk_that_refuses_to_remove_too_is_told_as_one_that_refuses(tmp_path: Path):
+    """As one does that the system has made read-only; here the folder is a file."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CannotWrite, match=r"cannot write .*tree: "):
+        trees.save(1, tmp_path / "file" / "tree")
+
+
 def test_what_the_library_itself_says_of_a_disk_that_takes_no_more_is_understood(tmp_path: Path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
