@@ -266,16 +266,20 @@ def test_arrays_without_numbers_come_back_whatever_their_stride(value: Any, tmp_
     assert tuple(found.shape) == (0,)
 
 
+@pytest.mark.xfail(strict=True, reason="torch views no conjugate as bytes")
+def test_a_conjugate_comes_back_as_its_values(tmp_path: Path):
+    assert there_and_back(torch.tensor([1 + 2j], dtype=torch.complex64).conj(), tmp_path).tolist() == [1 - 2j]
+
+
 @pytest.mark.xfail(strict=True, reason="is_packable says yes, or another error than TypeError is raised")
 @pytest.mark.parametrize(
     "value",
     [
         np.zeros(1, np.complex128), torch.zeros(1, dtype=torch.complex128),
         np.zeros(2, np.dtype(np.float32).newbyteorder()), torch.eye(2).to_sparse(),
-        torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64).conj(), CYCLE,
-        10**5000,
+        torch.zeros(2, device="meta"), CYCLE, 10**5000,
     ],
-    ids=["complex128", "tensor complex128", "byte order", "sparse", "meta", "conj", "cycle", "5000 digits"],
+    ids=["complex128", "tensor complex128", "byte order", "sparse", "meta", "cycle", "5000 digits"],
 )  # fmt: skip
 def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_trained(value: Any, tmp_path: Path):
     assert not trees.is_packable({"a": value})
