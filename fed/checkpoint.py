@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from fed.ranks import ONE_PROCESS, Mesh
+from fed.sharding import local
 
 WEIGHTS = "weights"  # the folder of these files within that of a checkpoint
 
@@ -25,15 +26,27 @@ def write(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
     """Write the tensors, of which each process gives all or, as a DTensor, its part; all of a group call it.
 
     Raises:
-        OSError: If it cannot be written.
+        CheckpointException: If it cannot be written; `fed.endings.writing` finds what the disk said.
     """
     with _quiet():
         dcp_save(
-            dict(tensors),
+            _apart(tensors),
             storage_writer=HuggingFaceStorageWriter(str(folder / WEIGHTS), save_distributed=True),
             process_group=mesh.own.group,
             no_dist=mesh.own.count == 1,
         )
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where one is a view that the file's format has no word for."""
+    found, memory = {}, set()
+    for name, tensor in tensors.items():
+        held = local(tensor)
+        if held is tensor and (not tensor.is_contiguous() or held.data_ptr() in memory):
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        memory.add(held.data_ptr())
+        found[name] = tensor
+    return found
 
 
 def files(folder: Path) -> list[Path]:

@@ -56,7 +56,9 @@ class Faults:
             tensors = to_tensors(record)
             if client_id < settings.byzantine_clients:
                 for name, tensor in tensors.items():
-                    received = sent[key][name]
+                    received = sent.get(key, {}).get(name)
+                    if received is None or received.shape != tensor.shape:  # it has no opposite
+                        continue
                     tensors[name] = received - settings.byzantine_scale * (tensor - received)
             if spoils:
                 tensors = {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()}

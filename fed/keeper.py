@@ -57,19 +57,20 @@ class ClientFiles:
     """Arrays that clients store in their contexts, each written once for as long as it stays the same."""
 
     def __init__(self) -> None:
-        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}
+        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}  # with records of its own
 
     def write(self, path: Path, node: int, context: Context) -> bool:
         """Have the client's arrays in a file; whether it has any."""
         arrays = {key: record for key, record in context.state.array_records.items() if len(record)}
         if not arrays:
+            self._files.pop(node, None)  # its file goes with the checkpoint that has it
             return False
         known, there = self._files.get(node, ({}, path))
-        if known.keys() == arrays.keys() and all(known[key] is arrays[key] for key in arrays):
+        if known.keys() == arrays.keys() and all(_same(known[key], arrays[key]) for key in arrays):
             _link(there, path)
         else:
             trees.save(arrays, path)
-        self._files[node] = arrays, path
+        self._files[node] = {key: _copy(record) for key, record in arrays.items()}, path
         return True
 
     def read(self, path: Path, node: int) -> Mapping[str, ArrayRecord]:
@@ -79,7 +80,7 @@ class ClientFiles:
             Damaged: If it is not there or not whole.
         """
         arrays: Mapping[str, ArrayRecord] = trees.load(path)
-        self._files[node] = arrays, path
+        self._files[node] = {key: _copy(record) for key, record in arrays.items()}, path
         return arrays
 
     def moved(self, old: Path, new: Path) -> None:
@@ -244,9 +245,10 @@ class Keeper:
     def clean(self, server_round: int) -> None:
         """Remove what a run that goes on after this round does not read."""
         found = sorted(rounds(self.folder))
-        scored = [number for number in found if number in self._scores]
+        done = [number for number in found if number <= server_round]  # those after it are damaged
+        scored = [number for number in done if number in self._scores]
         best = max(scored, key=lambda number: (self._scores[number], -number), default=None)
-        kept = {*found[-self._last :], best}
+        kept = {*done[-self._last :], best}
         for number in found:
             if number not in kept:
                 shutil.rmtree(self.folder / f"round-{number}")
@@ -278,6 +280,19 @@ def rounds(folder: Path) -> Iterator[int]:
 def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricRecord]:
     """What a client keeps, without its arrays."""
     return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
+
+
+def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
+    """Whether these are the very same arrays: a client may put others into a record that stays."""
+    return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
+
+
+def _copy(record: ArrayRecord) -> ArrayRecord:
+    """A record of its own around the same arrays."""
+    copy = ArrayRecord()
+    for name, array in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
+        copy[name] = array
+    return copy
 
 
 def _sum(path: Path) -> str:

@@ -17,6 +17,8 @@ MAY_CHANGE = (
     *("comm_round", "checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
     *("process_timeout", "client_timeout", "min_fit_clients"),
 )
+# What environment.json must say, and how.
+KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
 # What decides the last bits of a run: the same versions, on the same processor.
 DECIDES_BITS = ("python", "device", "cpu", "packages")
 
@@ -68,7 +70,10 @@ def _config(folder: Path) -> Config:
             f"resume={folder} is no run that began: it has no {CONFIG}; give the folder output_dir/exp_name/date_time"
         )
     try:
-        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))  # type: ignore[assignment]
+        found = OmegaConf.load(path)
+        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))  # type: ignore[assignment]
+        for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
+            raise ValueError(f"it lacks {key}")
     except Exception as error:  # whatever a damaged file makes the readers raise
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; start a new run") from error
     return config
@@ -78,6 +83,11 @@ def _environment(folder: Path) -> dict[str, Any]:
     path = folder / ENVIRONMENT
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, **{key: found[key] for key in ("threads", "library", "given")}}
+        for key, kinds in KINDS.items():
+            if not isinstance(found[key], kinds):
+                raise TypeError(f"its {key} is {found[key]!r}")
+        if found["threads"] < 1:
+            raise ValueError(f"its threads is {found['threads']}")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say what the run was started with: {error}; start a new run") from error

@@ -1,6 +1,7 @@
 """The folder a run writes to, and the files that say what was run."""
 
 import fcntl
+import glob
 import importlib.metadata
 import json
 import os
@@ -72,7 +73,7 @@ def newest_run(output_dir: str, exp_name: str | None) -> Path:
     Raises:
         ValueError: If there is none.
     """
-    pattern = f"{exp_name or '*'}/*/{CONFIG}"
+    pattern = f"{glob.escape(exp_name) if exp_name else '*'}/*/{CONFIG}"
     found = [path.parent for path in Path(output_dir).glob(pattern)]
     if not found:
         raise ValueError(f"resume=latest finds no run in {Path(output_dir) / (exp_name or '')}; give its folder")

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -53,8 +53,9 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
 def requested() -> int:
     """The number of the signal by which this process, or the launcher of all, was asked to stop; 0: none."""
     order = os.environ.get(ORDER)
-    if not _request.number and order is not None and Path(order).exists():
-        _request.number = int(Path(order).read_text())
+    if not _request.number and order is not None:
+        with suppress(FileNotFoundError):
+            _request.number = int(Path(order).read_text() or 0)  # empty: it is being written
     return _request.number
 
 

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from fed.arrays import TensorArray
 from fed.endings import writing
 
 RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
+# What the format of the file knows.
+DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    torch.complex64,
+}
 SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
 
 
@@ -37,16 +45,15 @@ def save(tree: Any, path: Path) -> None:
         TypeError: If the tree holds something else than numbers, text, arrays, records and containers of them.
         CannotWrite: If the disk refuses it.
     """
-    packer = _Packer()
-    text = json.dumps(packer.pack(tree))
-    tensors = {str(number): tensor for number, tensor in enumerate(packer.tensors)}
+    text, tensors = _packed(tree)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with writing(path):
             save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or the disk is in no state to remove it
+            partial.unlink()
 
 
 def load(path: Path) -> Any:
@@ -72,7 +79,7 @@ def load(path: Path) -> Any:
 def is_packable(value: Any) -> bool:
     """Whether a tree may hold this."""
     try:
-        _Packer().pack(value)
+        _packed(value)
     except TypeError:
         return False
     return True
@@ -87,11 +94,21 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _packed(tree: Any) -> tuple[str, dict[str, Tensor]]:
+    packer = _Packer()
+    try:
+        text = json.dumps(packer.pack(tree))
+    except (RecursionError, ValueError) as error:  # it holds itself, or a number of thousands of digits
+        raise TypeError(f"{type(tree).__name__} cannot be kept in a file: {error}") from error
+    return text, {str(number): tensor for number, tensor in enumerate(packer.tensors)}
+
+
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        if tensor.numel():  # without numbers a stride may be anything, which no view as bytes takes
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -106,10 +123,11 @@ class _Packer:
 
     def pack(self, value: Any) -> Any:
         """Lists, text, numbers and None as they are; everything else an object of one key, which names its kind."""
-        if value is None or isinstance(value, str) or type(value) in (bool, int, float):
+        if value is None or type(value) in (str, bool, int, float):
             return value
         for kind, pack in PACKERS:
-            if isinstance(value, kind):
+            # A subclass of a container would come back as the plain one, which its owner may not take.
+            if type(value) in kind if isinstance(kind, tuple) else isinstance(value, kind):
                 return pack(self, value)
         raise TypeError(f"{type(value).__name__} cannot be kept in a file")
 
@@ -121,7 +139,9 @@ class _Packer:
         """The number under which a tensor is kept; `owner` is what holds it."""
         if id(owner) not in self._places:
             self._kept.append(owner)
-            tensor = tensor.detach().cpu().contiguous()
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+                raise TypeError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be kept in a file")
+            tensor = tensor.detach().cpu().resolve_conj().contiguous()
             whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             if not whole or tensor.data_ptr() in self._memory:  # the file's format knows no views
                 tensor = tensor.clone()
@@ -132,9 +152,9 @@ class _Packer:
 
 
 def _pack_numpy(packer: _Packer, value: np.ndarray) -> Any:
-    if value.dtype == object or value.dtype.kind in "USVMm":
+    if value.dtype == object or value.dtype.kind in "USVMm" or not value.dtype.isnative:
         raise TypeError(f"an array of {value.dtype} cannot be kept in a file")
-    tensor = torch.from_numpy(np.ascontiguousarray(value)).view(value.shape)
+    tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))  # torch warns of memory not to be written
     return {"numpy": [packer.place(value, tensor), str(value.dtype)]}
 
 
@@ -144,18 +164,18 @@ def _pack_array(packer: _Packer, value: Array) -> Any:
 
 
 PACKERS: list[tuple[Any, Callable[[_Packer, Any], Any]]] = [
-    (list, lambda packer, value: [packer.pack(item) for item in value]),
-    (tuple, lambda packer, value: {"tuple": [packer.pack(item) for item in value]}),
-    (set, lambda packer, value: {"set": [packer.pack(item) for item in value]}),
-    (bytes, lambda _, value: {"bytes": base64.b64encode(value).decode()}),
+    ((list,), lambda packer, value: [packer.pack(item) for item in value]),
+    ((tuple,), lambda packer, value: {"tuple": [packer.pack(item) for item in value]}),
+    ((set,), lambda packer, value: {"set": [packer.pack(item) for item in value]}),
+    ((bytes,), lambda _, value: {"bytes": base64.b64encode(value).decode()}),
     (Tensor, lambda packer, value: {"tensor": packer.place(value, value)}),
     (np.generic, lambda packer, value: {"scalar": _pack_numpy(packer, np.asarray(value))["numpy"]}),
-    (np.ndarray, _pack_numpy),
+    ((np.ndarray,), _pack_numpy),
     (Array, _pack_array),
     (np.random.Generator, lambda packer, value: {"Generator": packer.pack(value.bit_generator.state)}),
     (random.Random, lambda packer, value: {"Random": packer.pack(value.getstate())}),
     *((kind, lambda packer, value, name=name: {name: packer.items(value)}) for name, kind in RECORDS.items()),
-    (Mapping, lambda packer, value: {"dict": packer.items(value)}),
+    ((dict, OrderedDict), lambda packer, value: {"dict": packer.items(value)}),
 ]
 
 

@@ -1,5 +1,7 @@
 """What a strategy remembers between rounds, so that a checkpoint can hold it."""
 
+import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,12 +43,17 @@ class StrategyState:
             for layer in layers(self._strategy)
             if not _tells(layer)
             for name, value in vars(layer).items()
-            if not (is_packable(value) or callable(value) or isinstance(value, (Strategy, Ranks)))
+            if not (is_packable(value) or _is_function(value) or isinstance(value, (Strategy, Ranks)))
         ]
 
 
 def _tells(layer: object) -> bool:
     return hasattr(layer, "state_dict") and hasattr(layer, "load_state_dict")
+
+
+def _is_function(value: object) -> bool:
+    """A module, say, can be called too, but has a state."""
+    return inspect.isroutine(value) or isinstance(value, (type, functools.partial))
 
 
 def _attributes(layer: object) -> Iterator[tuple[str, Any]]:

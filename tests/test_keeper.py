@@ -352,7 +352,6 @@ def test_a_damaged_checkpoint_is_written_anew_when_its_round_is_done_again(tmp_p
     assert restored(tmp_path)[0] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="Keeper.clean counts damaged checkpoints among the newest")
 @pytest.mark.parametrize("last", [1, 2])
 def test_the_checkpoint_that_a_run_goes_on_from_stays_until_there_is_a_newer_one(last: int, tmp_path: Path) -> None:
     """A run that is cut off once more before its next checkpoint must still find it."""
@@ -413,7 +412,6 @@ def test_a_client_that_stores_nothing_any_more_has_no_file(tmp_path: Path) -> No
     assert len(restored(tmp_path)[2].contexts[1].state["own"]) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="ClientFiles.write remembers a file that is removed")
 def test_a_client_that_stores_again_what_it_had_dropped_has_a_file(tmp_path: Path) -> None:
     writer, clients = new(tmp_path, last=1), Clients()
     for number, record in ((1, SAME), (2, ArrayRecord()), (3, SAME)):
@@ -422,7 +420,6 @@ def test_a_client_that_stores_again_what_it_had_dropped_has_a_file(tmp_path: Pat
     assert to_tensors(restored(tmp_path)[2].contexts[1].state.array_records["own"])["v"].tolist() == [7]
 
 
-@pytest.mark.xfail(strict=True, reason="ClientFiles.write compares records, not what is in them")
 def test_a_record_that_a_client_changes_in_place_is_written(tmp_path: Path) -> None:
     """Flower's simulation takes a context to another process and back, so a client may put arrays into its record."""
     writer, clients = new(tmp_path), trained(1)

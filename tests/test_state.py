@@ -220,7 +220,6 @@ def test_what_no_file_can_hold_is_named_and_left_as_it_is_made(tmp_path: Path) -
     assert second.generator.random() == np.random.default_rng(0).random(2)[1]
 
 
-@pytest.mark.xfail(strict=True, reason="left_out takes whatever can be called for a mere function")
 def test_a_model_that_a_strategy_holds_is_named() -> None:
     """Its weights are lost by a resume, and nobody says so."""
     assert "Holds.module" in StrategyState(Holds()).left_out()

@@ -174,7 +174,6 @@ def test_a_signal_of_ones_own_comes_before_the_order(tmp_path: Path, monkeypatch
     assert stop.requested() == signal.SIGINT
 
 
-@pytest.mark.xfail(strict=True, reason="`requested` reads a file that the launcher has made but not yet written")
 def test_an_order_that_is_being_written_is_none_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`Path.write_text` makes an empty file first; the processes look at it after every step."""
     monkeypatch.setattr(stop, "_request", stop._Request())

@@ -257,7 +257,6 @@ def test_what_cannot_be_kept_is_refused_and_nothing_is_written(value: Any, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="_digest views an array without numbers as bytes, whatever its stride")
 @pytest.mark.parametrize(
     "value", [np.zeros(0), torch.zeros(3, 4)[:0, 1], Array(np.zeros(0))], ids=["numpy", "view", "Array"]
 )
@@ -266,12 +265,10 @@ def test_arrays_without_numbers_come_back_whatever_their_stride(value: Any, tmp_
     assert tuple(found.shape) == (0,)
 
 
-@pytest.mark.xfail(strict=True, reason="torch views no conjugate as bytes")
 def test_a_conjugate_comes_back_as_its_values(tmp_path: Path):
     assert there_and_back(torch.tensor([1 + 2j], dtype=torch.complex64).conj(), tmp_path).tolist() == [1 - 2j]
 
 
-@pytest.mark.xfail(strict=True, reason="is_packable says yes, or another error than TypeError is raised")
 @pytest.mark.parametrize(
     "value",
     [
@@ -287,7 +284,6 @@ def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_train
         trees.save({"a": value}, tmp_path / "tree")
 
 
-@pytest.mark.xfail(strict=True, reason="kept as their plain kinds")
 @pytest.mark.parametrize(
     "value",
     [Pair(1, 2), Colour.RED, collections.defaultdict(int, {"a": 1}), collections.Counter("aab"), Words(["a"])],
@@ -300,7 +296,6 @@ def test_a_container_of_another_class_comes_back_as_such_or_is_refused(value: An
         assert type(found) is type(value) and found == value
 
 
-@pytest.mark.xfail(strict=True, reason="torch warns of such memory")
 def test_an_array_that_nobody_may_write_to_is_kept_without_a_warning(tmp_path: Path, request: pytest.FixtureRequest):
     request.addfinalizer(functools.partial(torch.set_warn_always, torch.is_warn_always_enabled()))
     torch.set_warn_always(True)
@@ -422,7 +417,6 @@ def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path: Path):
         trees.save(1, tmp_path / "none" / "tree")
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="removing the partial file raises what CannotWrite stands for")
 def test_a_disk_that_refuses_to_remove_too_is_told_as_one_that_refuses(tmp_path: Path):
     """As one does that the system has made read-only; here the folder is a file."""
     (tmp_path / "file").write_text("x")
@@ -488,7 +482,6 @@ def any_tree() -> st.SearchStrategy[Any]:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="an empty numpy array cannot be saved: its stride is 0")
 @settings(max_examples=150, deadline=None)
 @given(tree=any_tree())
 def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory):
