@@ -78,7 +78,10 @@ def _compose_and_run(composed: DictConfig) -> None:
             try:
                 experiment.run(prepared, folder)
             except CannotGoOn as error:
-                sys.exit(_ended(f"error: {error}", folder, 1))
+                if not launch.is_first():  # of what all find, the first one tells; what only this one found is told too
+                    time.sleep(launch.FIRST_SPEAKS)
+                    raise
+                sys.exit(_ended(f"error: {error}", folder, launch.TOLD if launch.is_started_here() else 1))
             except Stopped as stopped:
                 # Those that a launcher started end well: it knows why.
                 sys.exit(_ended(str(stopped), folder, 0 if launch.is_started_here() else 128 + stopped.number))

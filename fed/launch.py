@@ -14,6 +14,7 @@ from typing import Any
 
 STORE = "FEDPO_STORE"  # the file through which the processes of one machine find each other
 MISTAKE = 2  # exit code for a mistake of the user's, told in one line
+TOLD = 3  # exit code of the first process where it has told why the run cannot go on
 FIRST_SPEAKS = 5.0  # seconds that the others leave the first process to say what is wrong
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -87,8 +88,8 @@ def _told(failures: dict[int, Any], processes: int) -> int:
     # One that dies takes the others' connections with it: what they say of that is not the reason.
     rank = min(failures, key=lambda rank: (_is_lost(reasons[rank]), failures[rank].exitcode == -signal.SIGTERM, rank))
     failure, reason = failures[rank], reasons[rank]
-    if failure.exitcode == MISTAKE:  # rank 0 has said it
-        return MISTAKE
+    if failure.exitcode in (MISTAKE, TOLD):  # rank 0 has said it
+        return MISTAKE if failure.exitcode == MISTAKE else 1
     if any("Timed out" in other for other in reasons.values()):
         reason = "it did not answer within process_timeout" if not _is_lost(reason) else f"it waited in vain: {reason}"
     elif failure.exitcode == -signal.SIGKILL:
