@@ -15,7 +15,7 @@ from rich.console import Console
 
 from clients.app import ClientPairs, client_app
 from clients.trainer import LocalSettings, LocalTrainer
-from fed import run_folder
+from fed import resume, run_folder
 from fed.arrays import load_arrays, model_tensors, snapshot
 from fed.config import Config
 from fed.cpu import has_bfloat16, peak_memory
@@ -157,7 +157,11 @@ def run(plan: Plan, folder: Path) -> None:
             plan = _with_references(plan, model, tracker.reference)
         places = _places(plan, folder)
         keepers = [_keeper(plan, place, model) for place in places]
-        first, kept = _go_on(keepers, tracker, console) if config.resume else (0, None)
+        first, kept = 0, None
+        if config.resume:
+            for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
+                console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
+            first, kept = _go_on(keepers, tracker, console)
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
             final = _federation(plan, tracker, initial, place, keeper, kept, console)
             kept = None

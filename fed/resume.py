@@ -1,6 +1,7 @@
 """`resume=`: the settings of a run that goes on where it was cut off, from the files in its folder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ MAY_CHANGE = (
 # What environment.json must say, and how.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
 # What decides the last bits of a run: the same versions, on the same processor.
-DECIDES_BITS = ("python", "device", "cpu", "packages")
+DECIDES_BITS = ("python", "device", "processor", "packages")
 
 
 def resumed(settings: Settings) -> Settings:
@@ -50,8 +51,8 @@ def resumed(settings: Settings) -> Settings:
     return Settings(config, frozenset(environment["given"]))
 
 
-def differences(folder: Path, now: dict[str, Any]) -> list[str]:
-    """What of the surroundings is not as it was when the run began: its numbers may then differ in the last bits."""
+def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """What of `fed.run_folder.surroundings` is not as it was when the run began: the last bits may then differ."""
     then, found = _environment(folder), []
     for key in DECIDES_BITS:
         before, after = then.get(key), now.get(key)

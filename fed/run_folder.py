@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from fed.cpu import cpu_name
+
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PACKAGES = (
     "torch",
@@ -59,7 +61,8 @@ def create_run_folder(
     started = datetime.now()
     try:
         folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
-        environment = {**_environment(started, device, cpu), **more}
+        environment = {**surroundings(device), "argv": sys.argv, "started": started.isoformat(timespec="seconds")}
+        environment |= {"commit": _commit(), "cpu": cpu, **more}
         write_whole(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
         write_whole(folder / CONFIG, config_yaml.encode())
     except OSError as error:
@@ -116,15 +119,13 @@ def _new_folder(wanted: Path) -> Path:
     raise FileExistsError(wanted)
 
 
-def _environment(started: datetime, device: torch.device, cpu: str) -> dict[str, object]:
+def surroundings(device: torch.device) -> dict[str, object]:
+    """What may decide the last bits of a run, besides its settings."""
     return {
-        "argv": sys.argv,
-        "started": started.isoformat(timespec="seconds"),
-        "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "cpu": cpu,
+        "processor": cpu_name(),
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

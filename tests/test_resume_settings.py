@@ -33,7 +33,7 @@ ENVIRONMENT: dict[str, Any] = {
     "given": ["lr", "comm_round"],
     "python": "3.11.7",
     "device": "cpu",
-    "cpu": "some processor",
+    "processor": "some",
     "packages": {"torch": "2.13.0", "numpy": "2.4"},
 }
 
@@ -273,13 +273,13 @@ def test_what_decides_the_last_bits_is_told_with_both_values(tmp_path: Path) -> 
     folder = began(tmp_path / "run")
     now = {
         **ENVIRONMENT,
-        "cpu": "another",
+        "processor": "another",
         "threads": 99,
         "platform": "moon",
         "packages": {"torch": "3.0", "numpy": "2.4", "peft": "1"},
     }
     assert differences(folder, now) == [
-        "cpu some processor, now another",
+        "processor some, now another",
         "peft None, now 1",
         "torch 2.13.0, now 3.0",
     ]
