@@ -140,8 +140,11 @@ def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     ended = call(tmp_path, *SMALL, "comm_round=2", f"cache_dir={folder}/cache")
     assert ended.code == 0, ended.text
     assert resumed(tmp_path, "comm_round=3") == expected
-    again = resumed(tmp_path)
-    assert again == expected
+    environment = only_run(tmp_path) / "environment.json"
+    environment.write_text(environment.read_text().replace('"python": "', '"python": "2.'))
+    again = call(tmp_path, "resume=latest", "output_dir=runs")
+    assert again.code == 0 and outcome(only_run(tmp_path)) == expected
+    assert "warning: was python 2.3" in again.text and again.text.count("warning") == 1
     refused = call(tmp_path, "resume=latest", "output_dir=runs", "comm_round=2")
     assert refused.code == 2 and "comm_round=2 is less than the 3 rounds that are done" in refused.text
 
