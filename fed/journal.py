@@ -137,6 +137,7 @@ class Journal:
         """
         self._stop.check()
         self._deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
+        self._log.begin()
         if self._folder is None:
             return run()
         folder = self._folder / f"round-{server_round}{BEGUN}"
@@ -152,7 +153,8 @@ class Journal:
             return Message(kept["content"], reply_to=message)
         found = self._read_point(point)
         self._path, self._point = point, found and found["point"]
-        self._log.begin(found["events"] if found else ())
+        if found is not None:
+            self._log.begin(found["events"])
         reply = run()
         with self._log.phase("checkpoint"), writing(path):
             folder.mkdir(parents=True, exist_ok=True)

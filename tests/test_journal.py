@@ -240,6 +240,8 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
         run = Run(None)
         assert to_tensors(run.ask().content.array_records["arrays"])["w"][0] == torch.tensor(0.1)
         assert run.calls == 1 and run.log.told == TOLD
+    run.ask()
+    assert len(run.recorder.events()) == len(TOLD) + 1  # those of the last client: they do not pile up
     assert files(tmp_path) == []
 
 
