@@ -129,10 +129,10 @@ class Keeper:
         for server_round in world.from_first(sorted(rounds(self.folder), reverse=True)):
             folder = self.folder / f"round-{server_round}"
             kept, problem = self._read(server_round, folder)
+            # Of a run of fewer processes, this one may find no file of its own: that is no damage.
+            self._check_run(folder, world.from_first(None if kept is None else kept.tree["run"]))
             problems = [found for found in world.gather(problem) if found is not None]
             if not problems:
-                assert kept is not None
-                self._check_run(kept)
                 return kept
             on_damage(f"checkpoint {folder} is damaged: {problems[0]}")
         return None
@@ -236,11 +236,10 @@ class Keeper:
             return None, str(error)
         return Kept(server_round, folder, tree, clients), None
 
-    def _check_run(self, kept: Kept) -> None:
+    def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():
-            before = kept.tree["run"].get(key)
-            if before != value:
-                raise CannotGoOn(f"{kept.folder} is of a run whose {key} was {before}, here it is {value}")
+            if before is not None and before.get(key) != value:
+                raise CannotGoOn(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
 
     def clean(self, server_round: int) -> None:
         """Remove what a run that goes on after this round does not read."""

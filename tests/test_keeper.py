@@ -577,3 +577,22 @@ def test_two_processes_keep_their_own_parts_and_find_each_others_damage(groups: 
         assert found[0] == found[1] and len(found[0][1]) == 1 and Path(name).name in found[0][1][0]
         (tmp_path / "round-2" / name).write_bytes(content)
     assert [server_round for server_round, _ in in_ranks(2, newest_of_several, tmp_path, groups)] == [2, 2]
+
+
+def newest_of_more(folder: Path) -> str:
+    model, mesh = sharded(0, 1)
+    keeper = Keeper(folder, mesh, Parts(model), {"processes": mesh.world.count}, every=1, last=2, num_rounds=9)
+    try:
+        keeper.newest(nobody)
+    except CannotGoOn as error:
+        return str(error)
+    return ""
+
+
+def test_a_run_of_fewer_processes_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    """The second process finds no file of its own."""
+    model = nn.Linear(2, 1)
+    alone = Keeper(tmp_path, ONE_PROCESS, Parts(model), {"processes": 1}, every=1, last=2, num_rounds=9)
+    alone.save(1, weights(1), Clients(), {}, None)
+    expected = f"{tmp_path / 'round-1'} is of a run whose processes was 1, here it is 2"
+    assert in_ranks(2, newest_of_more, tmp_path) == [expected] * 2
