@@ -15,7 +15,7 @@ from typing import Any
 STORE = "FEDPO_STORE"  # the file through which the processes of one machine find each other
 MISTAKE = 2  # exit code for a mistake of the user's, told in one line
 TOLD = 3  # exit code of the first process where it has told why the run cannot go on
-FIRST_SPEAKS = 5.0  # seconds that the others leave the first process to say what is wrong
+FIRST_SPEAKS = 20.0  # seconds that the others leave the first process to say what is wrong; its end ends them
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 
