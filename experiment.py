@@ -30,7 +30,7 @@ from fed.partition import write_partition
 from fed.policy import Policy, save_policy
 from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash, with_reference
-from fed.relay import Relay
+from fed.relay import Relay, replay
 from fed.sharding import Parts, is_sharded
 from fed.simulation import Memory, Processes, simulate
 from fed.tracking import Tracker
@@ -287,9 +287,9 @@ def _federation(
         within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
     )
     state = StrategyState(strategy)
-    if keeper.every and state.left_out():
+    if keeper.every and (left_out := state.left_out()):
         console.print(
-            f"not in checkpoints, for no file can hold it: {', '.join(state.left_out())}; a strategy with "
+            f"not in checkpoints, for no file can hold it: {', '.join(left_out)}; a strategy with "
             "state_dict() and load_state_dict(state) says itself what to keep",
             soft_wrap=True,
             highlight=False,
@@ -325,8 +325,8 @@ def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
     """Tell the tracker what the other groups' clients reported."""
     told = groups.gather(tracker.fetch() if isinstance(tracker, Relay) else [])
     if isinstance(tracker, Tracker):
-        for method, arguments, named in (event for events in told for event in events):
-            getattr(tracker, method)(*arguments, **named)
+        for events in told:
+            replay(events, tracker)
 
 
 def _local_settings(plan: Plan) -> LocalSettings:

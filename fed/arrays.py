@@ -1,16 +1,18 @@
 """A model's weights to and from Flower's `ArrayRecord`, without serialising them inside one process."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fed.lora import has_adapter
 from fed.sharding import local
+
+R = TypeVar("R", bound=ArrayRecord | ConfigRecord | MetricRecord)
 
 
 class TensorArray(Array):
@@ -69,6 +71,14 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     for name, tensor in tensors.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
         record[name] = TensorArray(tensor)
     return record
+
+
+def copied(record: R) -> R:
+    """A container of its own around the same values; arrays are not copied."""
+    copy = type(record)()
+    for key, value in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
+        copy[key] = value  # type: ignore[assignment]
+    return copy
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:

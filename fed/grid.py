@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
     MessageType,
-    MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
@@ -22,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fed.arrays import copied
 from fed.endings import CannotGoOn, Failed, TooFewClients
 from fed.faults import Faults, arrays, check_reply
 from fed.journal import Journal
@@ -149,7 +147,7 @@ class LocalGrid(Grid):
 
     def _accept(self, message: Message) -> Message:
         """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
-        message.content = RecordDict({key: _copy(record) for key, record in message.content.items()})
+        message.content = RecordDict({key: copied(record) for key, record in message.content.items()})
         return self.numbered(message)
 
     def deliver(self, message: Message) -> Message:
@@ -200,14 +198,6 @@ class LocalGrid(Grid):
         """The message, with a number that no other has."""
         message.metadata.__dict__["_message_id"] = str(next(self._ids))
         return message
-
-
-def _copy(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
-    """A container of its own around the same values; arrays are not copied."""
-    copy = type(record)()
-    for key, value in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
-        copy[key] = value  # type: ignore[assignment]
-    return copy
 
 
 def _client_id(context: Context) -> int:

@@ -13,7 +13,7 @@ from fed import trees
 from fed.endings import Failed, Stopped, writing
 from fed.keeper import BEGUN, ClientFiles, small
 from fed.ranks import Ranks
-from fed.relay import Event
+from fed.relay import Event, replay
 from fed.stop import Stop
 
 
@@ -64,8 +64,7 @@ class Recorder:
 
     def replay(self, events: Sequence[Event]) -> None:
         """Tell the log what it was told then."""
-        for method, arguments, named in events:
-            getattr(self._log, method)(*arguments, **named)
+        replay(events, self._log)
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """About to train that many pairs."""

@@ -16,7 +16,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from fed import checkpoint, trees
-from fed.arrays import to_record, to_tensors
+from fed.arrays import copied, to_record, to_tensors
 from fed.endings import CannotGoOn, CannotWrite, writing
 from fed.ranks import Mesh
 from fed.sharding import Parts
@@ -70,7 +70,7 @@ class ClientFiles:
             _link(there, path)
         else:
             trees.save(arrays, path)
-        self._files[node] = {key: _copy(record) for key, record in arrays.items()}, path
+        self._files[node] = {key: copied(record) for key, record in arrays.items()}, path
         return True
 
     def read(self, path: Path, node: int) -> Mapping[str, ArrayRecord]:
@@ -80,7 +80,7 @@ class ClientFiles:
             Damaged: If it is not there or not whole.
         """
         arrays: Mapping[str, ArrayRecord] = trees.load(path)
-        self._files[node] = {key: _copy(record) for key, record in arrays.items()}, path
+        self._files[node] = {key: copied(record) for key, record in arrays.items()}, path
         return arrays
 
     def moved(self, old: Path, new: Path) -> None:
@@ -284,14 +284,6 @@ def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricReco
 def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
     """Whether these are the very same arrays: a client may put others into a record that stays."""
     return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
-
-
-def _copy(record: ArrayRecord) -> ArrayRecord:
-    """A record of its own around the same arrays."""
-    copy = ArrayRecord()
-    for name, array in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
-        copy[name] = array
-    return copy
 
 
 def _sum(path: Path) -> str:

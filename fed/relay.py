@@ -1,11 +1,17 @@
 """What stands in a run's other processes for the tracker of its first one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 # A method of the tracker, its positional arguments and its named ones.
 Event = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def replay(events: Iterable[Event], log: Any) -> None:
+    """Tell a log what another was told."""
+    for method, arguments, named in events:
+        getattr(log, method)(*arguments, **named)
 
 
 class Relay:
