@@ -3,7 +3,7 @@
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from fed.config import Config
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
 from fed.endings import writing
-from fed.evaluation import Metrics, evaluate
+from fed.evaluation import Metrics, evaluate_pairs
 from fed.faults import Faults
 from fed.journal import Journal, Recorder
 from fed.keeper import Keeper, Kept, rounds
@@ -31,11 +31,12 @@ from fed.policy import Policy, save_policy
 from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash, with_reference
 from fed.relay import Relay, replay
+from fed.samples import Sampler
 from fed.sharding import Parts, is_sharded
 from fed.simulation import Memory, Processes, simulate
 from fed.tracking import Tracker
 from plan import Plan
-from server.app import asks, joins_groups, layers, server_app, streams, takes_parts
+from server.app import asks, joins_groups, layers, sampled, server_app, streams, takes_parts
 from server.evaluate import ServerEvaluation, ServerLog
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
@@ -79,8 +80,12 @@ def _create_folder(plan: Plan) -> Path:
         library=plan.library,
         given=sorted(plan.given),
     )
-    write_partition(folder / PARTITION, plan.split.parts, plan.split.pool)
+    _write_partition(plan, folder / PARTITION)
     return folder
+
+
+def _write_partition(plan: Plan, path: Path) -> None:
+    write_partition(path, plan.split.parts, plan.split.pool, plan.split.test)
 
 
 def _reopen_folder(plan: Plan) -> Path:
@@ -90,7 +95,7 @@ def _reopen_folder(plan: Plan) -> Path:
     run_folder.check_cache_folder(config.cache_dir)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / PARTITION
-        write_partition(again, plan.split.parts, plan.split.pool)
+        _write_partition(plan, again)
         if (folder / PARTITION).is_file() and (folder / PARTITION).read_bytes() != again.read_bytes():
             raise ValueError(f"resume={folder}: the data are not those that its {PARTITION} tells of; start a new run")
         try:
@@ -158,14 +163,19 @@ def run(plan: Plan, folder: Path) -> None:
         places = _places(plan, folder)
         keepers = [_keeper(plan, place, model) for place in places]
         first, kept = 0, None
+        tracker.settings(hyperparameters(config))
         if config.resume:
             for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
                 console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
             first, kept = _go_on(keepers, tracker, console)
+            if kept is None:
+                tracker.settings(hyperparameters(config))
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
             final = _federation(plan, tracker, initial, place, keeper, kept, console)
             kept = None
             _save(plan, final, place.policy)
+        if config.mode == "local":
+            tracker.everyone()
         memory = plan.mesh.world.gather(_memory(plan.policy.device))
         with writing(folder / "summary.json"):
             summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
@@ -238,6 +248,11 @@ class _ClientLog:
     def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
         """Its weight in an aggregate of one says nothing."""
 
+    def evaluated(
+        self, server_round: int, margins: Sequence[float] = (), samples: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        self.tracker.evaluated(server_round, margins, samples, who=f"client-{self.client_id}")
+
     def clients_done(self, server_round: int) -> None:
         """There is no mean over clients while one of them runs alone."""
 
@@ -256,7 +271,7 @@ def _federation(
 ) -> ArrayRecord:
     """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
     config, strategy = plan.config, plan.make_strategy()
-    score = functools.partial(evaluate, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
+    score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
     log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
     if config.mode == "local":
         log = _ClientLog(tracker, place.client_ids[0])
@@ -267,6 +282,7 @@ def _federation(
         log=log,
         num_rounds=config.comm_round,
         frequency_of_test=config.frequency_of_test,
+        sampler=_sampler(plan) if config.sample_during_eval else None,
         always_accuracy=asks(strategy, "needs_server_accuracy"),
         seed=config.seed,
         client_weights=lambda: next(
@@ -300,12 +316,12 @@ def _federation(
         ),
         initial,
         evaluation,
-        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal),
+        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
         place.client_ids,
         streams=streams(strategy) and (joins or mesh.groups.count == 1),
         processes=Processes(
             mesh,
-            [trainer.num_pairs(plan.clients[client].train, client) for client in place.client_ids],
+            [trainer.num_pairs(plan.clients[client].train, client)[0] for client in place.client_ids],
             lambda: _exchange(mesh.groups, tracker),
             parts,
         ),
@@ -318,7 +334,47 @@ def _federation(
         faults=Faults(config.faults, config.client_timeout, config.seed),
         min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
         on_failure=tracker.failed,
+        on_traffic=tracker.communication if config.mode == "federated" else lambda *_: None,
+        numel=Parts(plan.policy.model).numel,
     )
+
+
+def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
+    """In mode=centralized the pairs of each round: as many as a federation over the same pairs trains in it."""
+    config, count = plan.config, len(plan.holders)
+    if config.mode != "centralized":
+        return []
+    visits = [iter(trainer.num_pairs(client.train, k, config.comm_round)) for k, client in enumerate(plan.holders)]
+    rounds: list[Iterable[int]] = [range(count)] * config.comm_round
+    if config.clients_per_round is not None and config.clients_per_round < count:
+        rounds = [sampled(count, config.clients_per_round, r + 1, config.seed) for r in range(config.comm_round)]
+    return [sum(next(visits[client]) for client in clients) for clients in rounds]
+
+
+def _sampler(plan: Plan) -> Sampler:
+    config = plan.config
+    return Sampler(
+        plan.test[: config.n_eval_model_samples],
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+        batch_size=config.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def hyperparameters(config: Config) -> dict[str, object]:
+    """All settings that are set, by dotted name; lists as text."""
+    flat: dict[str, object] = {}
+
+    def add(prefix: str, values: Mapping[str, object]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                add(f"{prefix}{key}.", value)
+            elif value is not None:
+                flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+
+    add("", asdict(config))
+    return flat
 
 
 def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:

@@ -64,6 +64,7 @@ class Plan:
     validation: list[Example]
     test: list[Example]
     clients: list[ClientPairs]
+    holders: list[ClientPairs]  # who would be the clients of a federation over these pairs
     cpu: str  # threads, memory and library, in words
     library: str | None  # what multiplies float32 matrices on a CPU
     given: frozenset[str]  # keys that were typed
@@ -146,7 +147,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
     )
-    clients = [ClientPairs(tokens(rows.train), tokens(rows.held_out)) for rows in split.clients]
+    clients = holders = [ClientPairs(tokens(rows.train), tokens(rows.held_out)) for rows in split.clients]
     if config.mode == "centralized":
         clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
     plan = Plan(
@@ -162,6 +163,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
         validation=tokens(split.validation),
         test=tokens(split.test),
         clients=clients,
+        holders=holders,
         cpu=cpu if choice is None else f"{cpu}, {choice}",
         library=None if choice is None else choice.library,
         given=given,

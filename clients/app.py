@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, MetricRecordValues, RecordDict
@@ -51,8 +51,11 @@ def client_app(
     *,
     mods: Sequence[Mod] = (),
     pauses: Pauses | None = None,
+    budget: Sequence[int] = (),
 ) -> ClientApp:
     """The app all clients run; which client it is, `partition-id` of its context says.
+
+    With a `budget`, a client trains on so many pairs in round 1, 2, ..., in place of what the trainer's settings say.
 
     Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`,
     `train_loss`, `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received weights on the
@@ -67,7 +70,8 @@ def client_app(
         pairs, config = clients[client_id], _config(message)
         server_round = _server_round(config)
         state = read_state(context.state)
-        log.start_client(server_round, client_id, trainer.num_pairs(pairs.train, client_id))
+        given = budget[server_round - 1] if budget else None
+        log.start_client(server_round, client_id, given or trainer.num_pairs(pairs.train, client_id)[0])
 
         def on_update(split: str, tags: Metrics, step: int) -> None:
             with log.phase("log"):
@@ -85,7 +89,7 @@ def client_app(
                 pairs.train,
                 pairs.held_out,
                 state,
-                _round_settings(config, state),
+                replace(_round_settings(config, state), pairs=given),
                 on_update=on_update,
                 on_pairs=on_pairs,
                 pauses=pauses,

@@ -62,6 +62,7 @@ class RoundSettings:
 
     decay: float = 1.0  # lambda_k
     proximal_mu: float = 0.0  # FedProx, arXiv 1812.06127: adds mu/2 ||theta - theta^t||^2
+    pairs: int | None = None  # to train on, in place of what the settings say
 
 
 class Pauses(Protocol):
@@ -96,9 +97,14 @@ class LocalTrainer:
         self._parts = [p for name, p in self.parameters.items() if p is not self.weights[name]]
         self._whole = [p for name, p in self.parameters.items() if p is self.weights[name]]
 
-    def num_pairs(self, examples: Sequence[Example], client_id: int) -> int:
-        """Pairs a client with these examples trains on in its first round; later rounds may differ by a few."""
-        return sum(map(len, self._steps(self._order(examples, client_id), 0)))
+    def num_pairs(self, examples: Sequence[Example], client_id: int, rounds: int = 1) -> list[int]:
+        """Pairs a client with these examples trains on in its first, second, ... round."""
+        order, first, found = self._order(examples, client_id), 0, []
+        for _ in range(rounds):
+            steps = self._steps(order, first)
+            found.append(sum(map(len, steps)))
+            first += len(steps) if self.settings.reshuffle else 0
+        return found
 
     def train(
         self,
@@ -121,7 +127,11 @@ class LocalTrainer:
         """
         settings = self.settings
         first = state.batches if settings.reshuffle else 0
-        steps = self._steps(self._order(examples, client_id), first)
+        order = self._order(examples, client_id)
+        if this_round.pairs is None:
+            steps = self._steps(order, first)
+        else:
+            steps = order.stretch(state.examples if settings.reshuffle else 0, this_round.pairs)
         anchored = self._with_anchor(examples, steps)
         received = {name: p.detach().clone() for name, p in self.parameters.items()} if this_round.proximal_mu else {}
         optimizer = self._optimizer(state)

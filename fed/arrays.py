@@ -41,6 +41,24 @@ class TensorArray(Array):
         return np.array(self.tensor.cpu().numpy())
 
 
+class Elsewhere(ArrayRecord):
+    """Stands for arrays that another group of processes holds; `like` has arrays of the same names and shapes."""
+
+    def __init__(self, like: ArrayRecord) -> None:
+        super().__init__()
+        self.like = like
+
+
+def standing_for(record: ArrayRecord) -> ArrayRecord:
+    """Arrays of the names and shapes of those that the record holds or stands for."""
+    return record.like if isinstance(record, Elsewhere) else record
+
+
+def itemsize(array: Array) -> int:
+    """Bytes of one number of any array."""
+    return array.tensor.element_size() if isinstance(array, TensorArray) else np.dtype(array.dtype).itemsize
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
 

@@ -131,7 +131,12 @@ class BatchOrder:
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The example indices of each batch of one epoch."""
-        order = generator(self.seed, "batches", self.client_id, number).permutation(self.num_examples)
+        return self._cut(self._permutation(number))
+
+    def _permutation(self, number: int) -> np.ndarray:
+        return generator(self.seed, "batches", self.client_id, number).permutation(self.num_examples)
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         cuts = range(self.batch_size, len(order), self.batch_size) if self.max_tokens is None else self._cuts(order)
         return np.split(order, list(cuts))
 
@@ -154,6 +159,16 @@ class BatchOrder:
         """Batches from `first` to the end of the `count`-th epoch, the one that holds `first` included."""
         number, before = self._epoch_at(first)
         return [batch for epoch in range(number, number + count) for batch in self.epoch(epoch)][first - before :]
+
+    def stretch(self, first: int, count: int) -> list[np.ndarray]:
+        """Batches of examples `first` to `first + count - 1` of the endless order; none reaches over an epoch's end."""
+        batches = []
+        while count > 0:
+            number, start = divmod(first, self.num_examples)
+            part = self._permutation(number)[start : start + count]
+            batches += self._cut(part)
+            first, count = first + len(part), count - len(part)
+        return batches
 
     def _from(self, first: int) -> Iterator[np.ndarray]:
         number, before = self._epoch_at(first)

@@ -11,7 +11,16 @@ from hydra._internal.utils import get_args_parser  # the parser of hydra.main, w
 from omegaconf import DictConfig, OmegaConf
 
 from fed.complaints import REFUSED, listed, malformed, nearest, unknown
-from fed.config import GROUPS, Config, FaultSettings, LoraSettings, ModelSettings, TensorBoardSettings, keys
+from fed.config import (
+    GROUPS,
+    PRESETS,
+    Config,
+    FaultSettings,
+    LoraSettings,
+    ModelSettings,
+    TensorBoardSettings,
+    keys,
+)
 
 CHOICES = {
     "mode": ("federated", "centralized", "local"),
@@ -45,6 +54,7 @@ AT_LEAST_ONE = (
     "num_threads",
     "trainer_processes",
     "clients_in_parallel",
+    "n_eval_model_samples",
 )
 AT_LEAST_ZERO = (
     "seed",
@@ -69,6 +79,7 @@ READ_BY_GROUP = {
 # Keys that other settings leave without effect: the key, when, and the reason.
 WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("anchor_norm", lambda config: not config.alpha, "alpha=0"),
+    ("n_eval_model_samples", lambda config: not config.sample_during_eval, "sample_during_eval=false"),
     ("temp", lambda config: config.weighting == "samples", "weighting=samples"),
     ("decay_target", lambda config: config.decay_rate == 1, "decay_rate=1"),
     ("n_eval_examples", lambda config: not config.server_fraction, "server_fraction=0"),
@@ -158,7 +169,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     settings = [place for place, argument in enumerate(arguments) if "=" in argument and not flags[place]]
     for place, argument in enumerate(arguments):
         name = argument.lstrip("-").partition("=")[0]
-        if flags[place] and name in (*keys(), *GROUPS):
+        if flags[place] and name in (*keys(), *GROUPS, PRESETS):
             raise ValueError(f"{argument} is refused: settings have no dashes; write {argument.lstrip('-')}")
         if flags[place] and settings and settings[0] < place < settings[-1]:
             raise ValueError(f"{argument} stands between settings; put it before the first or after the last")
@@ -172,7 +183,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise ValueError(f"{name} is refused: a run writes to output_dir/exp_name/date_time; use output_dir")
         if key.startswith("~") and name in keys():
             raise ValueError(f"{argument} is refused: a key cannot be removed; leave it out to get its default")
-        if equals and name in GROUPS and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
+        if equals and name in (*GROUPS, PRESETS) and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
             raise ValueError(f"{argument} is refused; expected the name of one file in config/{name}/, without .yaml")
 
 
@@ -209,14 +220,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
     """Plain DPO, one client at a time: no weights, no decay, an optimizer that is never reset."""
     one_client = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
-    steps = config.local_steps
-    if steps is not None and config.mode == "centralized":
-        steps *= config.client_num_in_total  # as many pairs a round as all clients together
     return replace(
         config,
         strategy={"_target_": "server.strategies.StreamingFedAvg", **one_client},
         client_optimizer=config.client_optimizer if "client_optimizer" in given else "persist",
-        local_steps=steps,
     )
 
 
@@ -354,7 +361,7 @@ def _check_together(config: Config) -> None:
     if config.precision and config.model.fsdp_policy_mp not in (None, config.precision):
         raise ValueError(
             f"precision={config.precision} and model.fsdp_policy_mp={config.model.fsdp_policy_mp} name two precisions; "
-            "leave model.fsdp_policy_mp out"
+            "leave model.fsdp_policy_mp out or make it null"
         )
     if config.clients_per_round is not None and config.clients_per_round > config.client_num_in_total:
         raise ValueError(
@@ -374,7 +381,9 @@ def _check_effect(config: Config, given: frozenset[str]) -> None:
     if "local_steps" in given and "local_epochs" in given and config.local_steps is not None:
         raise ValueError("local_steps and local_epochs are both given; choose one")
     if config.mode != "federated":
-        aggregation = {"clients_per_round", "temp", "weighting", "decay_rate", "decay_target"}
+        aggregation = {"temp", "weighting", "decay_rate", "decay_target"}
+        if config.mode == "local":
+            aggregation.add("clients_per_round")  # of centralised training it says how many pairs are a round's
         for key in sorted(key for key in given if key in aggregation or key.split(".")[0] == "strategy"):
             raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
     for key, applies, reason in WITHOUT_EFFECT:

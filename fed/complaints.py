@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from fed.config import GROUPS, Config, keys
+from fed.config import GROUPS, PRESETS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -20,8 +20,6 @@ REFUSED = {
     "fsdp_port": "processes meet at a file and need no port; under torchrun it is --rdzv_endpoint",
     "save_every": "use checkpoint_every, which counts rounds",
     "minimum_log_interval_secs": "every optimizer step is logged",
-    "sample_during_eval": "this version draws no samples during evaluation",
-    "n_eval_model_samples": "this version draws no samples during evaluation",
     "wandb": "curves go to TensorBoard and metrics.jsonl; wandb is not supported",
     "server_not_train": "it did nothing in the original; the server never trains",
     "learning_rate": "use lr",
@@ -72,7 +70,8 @@ def unknown(key: str) -> str:
         return f"{key} is refused: {refused}"
     group = key.split(".")[0]
     own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in GROUPS[1:] else ""
-    return f"unknown key {key}{nearest(key, [*keys(), *_group_keys()])}; every key is in fed/config.py and config/{own}"
+    near = nearest(key, [*keys(), PRESETS, *_group_keys()])
+    return f"unknown key {key}{near}; every key is in fed/config.py and config/{own}"
 
 
 def _group_keys() -> list[str]:

@@ -94,8 +94,9 @@ def _target_and_values(
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The callable and the values meant for it, of the types it asks for.
 
-    A target typed on the command line inherits the values of the file it replaces: those it does not take are dropped,
-    but a value that was itself typed is never dropped in silence. `supplied`: how many come by position at each call.
+    A target typed on the command line inherits the values of the file it replaces, and a typed file those of a preset:
+    what it does not take is dropped, but a value that was itself typed is never dropped in silence. `supplied`: how
+    many come by position at each call.
     """
     target = imported(f"{group}._target_", node["_target_"])
     values = {key: value for key, value in node.items() if key != "_target_"}
@@ -106,7 +107,7 @@ def _target_and_values(
     if taken is None:
         return target, values
     for key in sorted(set(values) - set(taken)):
-        if f"{group}.{key}" in given or f"{group}._target_" not in given:
+        if f"{group}.{key}" in given or not {group, f"{group}._target_"} & set(given):
             listed = ", ".join(sorted(taken)) or "nothing"
             raise ValueError(f"{group}.{key}: {node['_target_']} takes no {key}; it takes {listed}")
         del values[key]

@@ -14,6 +14,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 GROUPS = ("model", "loss", "partition", "strategy")
+PRESETS = (
+    "experiment"  # chosen from a folder of config/ like a group, but its files set other keys and no key of their own
+)
 
 
 @dataclass
@@ -115,6 +118,8 @@ class Config:
     clients_per_round: int | None = None  # null: all
     comm_round: int = 100
     frequency_of_test: int = 1  # rounds between server evaluations
+    sample_during_eval: bool = False  # draw responses to test prompts at each of them, from policy and reference
+    n_eval_model_samples: int = 16  # prompts, the first of the test pairs
     temp: float = 0.1  # FeDPO: inverse temperature of the accuracy softmax
     decay_rate: float = 0.995  # FeDPO: of a client that did not beat the server
     decay_target: str = "lr"  # lr | loss

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fed.tracking import Line, read_metrics
+from fed.tracking import EVERYONE, Line, read_metrics
 
 PANELS = {
     "accuracy": "accuracy (share of pairs)",
@@ -33,7 +33,7 @@ def curves(run_dir: Path) -> Path | None:
     A split is drawn from the server's lines. Where there are none, as in mode=local, it is the mean over clients with
     one standard deviation to either side.
     """
-    lines = read_metrics(run_dir)
+    lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # their spread is drawn from each of them
     panels = {metric: drawn for metric in PANELS if (drawn := _drawn(lines, metric))}
     if not panels:
         return None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,22 @@ Loss = Callable[[Logps, Logps | None], Tensor]
 Metrics = dict[str, float]
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation finds."""
+
+    metrics: Metrics
+    margins: list[float]  # reward(chosen) - reward(rejected) of each pair, in order
+
+
 def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int) -> Metrics:
-    """Metrics of the policy as it is now over all examples, each pair counting alike; see `pair_metrics`.
+    """The metrics of `evaluate_pairs`."""
+    return evaluate_pairs(policy, examples, loss=loss, beta=beta, batch_size=batch_size).metrics
+
+
+def evaluate_pairs(
+    policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int
+) -> Evaluation:
+    """The policy as it is now over all examples, each pair counting alike; see `pair_metrics`.
 
     Every example needs its reference column. `beta` scales rewards only.
     """
@@ -27,7 +42,9 @@ def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: f
         [example.reference.rejected for example in examples if example.reference is not None],
     )
     losses = loss(policy_logps, reference)
-    return {**pair_metrics(policy_logps, reference, beta=beta), "loss": float(losses.mean())}
+    metrics = {**pair_metrics(policy_logps, reference, beta=beta), "loss": float(losses.mean())}
+    chosen, rejected = _gains(policy_logps, reference)
+    return Evaluation(metrics, (beta * (chosen - rejected)).tolist())
 
 
 def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
@@ -38,9 +55,8 @@ def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
     log-prob of a response, in nats: an estimate of KL(reference || policy) that takes the held-out responses for draws
     from the reference.
     """
-    assert policy.rejected is not None and reference.rejected is not None
-    chosen = policy.chosen - reference.chosen
-    rejected = policy.rejected - reference.rejected
+    assert policy.rejected is not None
+    chosen, rejected = _gains(policy, reference)
     accuracy = float((chosen > rejected).double().mean())
     return {
         "accuracy": accuracy,
@@ -54,6 +70,12 @@ def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
         "logps_rejected": float(policy.rejected.mean()),
         "examples": len(chosen),
     }
+
+
+def _gains(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor]:
+    """What chosen and rejected responses gained in log-prob against the reference, each (B,)."""
+    assert policy.rejected is not None and reference.rejected is not None
+    return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
 def _as_tensors(examples: Sequence[Example], chosen: list[float], rejected: list[float]) -> Logps:

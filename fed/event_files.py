@@ -29,14 +29,19 @@ class EventFiles:
 
     def write(self, folder: str, tags: Mapping[str, float], step: int) -> None:
         """Append one event with all these values."""
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in tags.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._file(folder).write(_record(event.SerializeToString()))
+        self.add(folder, Summary(value=values), step)
         if time.monotonic() >= self._next_flush:
             self.flush()
+
+    def add(self, folder: str, summary: Any, step: int) -> None:
+        """Append one event with what a function of `tensorboardX.summary` made."""
+        from tensorboardX.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, summary=summary)
+        self._file(folder).write(_record(event.SerializeToString()))
 
     def flush(self) -> None:
         """Bring what was written to the disk."""

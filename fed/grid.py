@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.arrays import copied
+from fed.arrays import copied, itemsize, standing_for
 from fed.endings import CannotGoOn, Failed, TooFewClients
 from fed.faults import Faults, arrays, check_reply
 from fed.journal import Journal
@@ -48,6 +49,7 @@ class LocalGrid(Grid):
         faults: Failures to simulate.
         min_fit_clients: With fewer successful replies to "train" the run ends.
         on_failure: Told client, round, the reason in one line, and the traceback if there is one.
+        numel: Numbers in the whole of an array, from its name and shape; of a model that is split, records hold parts.
     """
 
     def __init__(
@@ -62,12 +64,15 @@ class LocalGrid(Grid):
         faults: Faults | None = None,
         min_fit_clients: int = 0,
         on_failure: OnFailure = lambda client_id, server_round, reason, details: None,
+        numel: Callable[[str, Sequence[int]], int] = lambda name, shape: math.prod(shape),
     ) -> None:
         self.app = app
         self.contexts = list(contexts)
         self.streams = streams
         self._journal, self._seed, self._own, self._faults = journal, seed, own, faults
         self._min_fit_clients, self._on_failure = min_fit_clients, on_failure
+        self._numel = numel
+        self.sent = self.received = 0  # bytes of the arrays that the server sent and got in the present round
         self._round = 1
         self._asked: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)
@@ -81,6 +86,7 @@ class LocalGrid(Grid):
         """What clients are sent from now on belongs to this round."""
         self._round = server_round
         self._asked.clear()
+        self.sent = self.received = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What must be known of this grid to go on after a round, but for the contexts."""
@@ -134,7 +140,9 @@ class LocalGrid(Grid):
     def _enough(self, messages: list[Message]) -> Iterator[Message]:
         """The replies; too few that can be used are found when all have come."""
         asked = succeeded = 0
+        self.sent += sum(self._bytes(message.content) for message in messages)
         for reply in self.replies(messages):
+            self.received += 0 if reply.has_error() else self._bytes(reply.content)
             if reply.metadata.message_type == MessageType.TRAIN:
                 asked, succeeded = asked + 1, succeeded + (not reply.has_error())
             yield reply
@@ -144,6 +152,11 @@ class LocalGrid(Grid):
                 f"round {self._round}: {succeeded} of {asked} clients succeeded, fewer than "
                 f"min_fit_clients={self._min_fit_clients}"
             )
+
+    def _bytes(self, content: RecordDict) -> int:
+        records = (standing_for(record) for record in content.array_records.values())
+        arrays = (item for record in records for item in record.items())
+        return sum(self._numel(name, array.shape) * itemsize(array) for name, array in arrays)
 
     def _accept(self, message: Message) -> Message:
         """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""

@@ -8,20 +8,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fed.arrays import to_record, to_tensors
+from fed.arrays import Elsewhere, to_record, to_tensors
 from fed.endings import Stopped
 from fed.grid import LocalGrid
 from fed.ranks import Ranks
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
-
-
-class Elsewhere(ArrayRecord):
-    """Stands for arrays that another group holds; `like` has arrays of the same names and shapes."""
-
-    def __init__(self, like: ArrayRecord) -> None:
-        super().__init__()
-        self.like = like
 
 
 class GroupGrid(LocalGrid):

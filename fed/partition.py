@@ -62,8 +62,13 @@ def partition(rows: Sequence[Preference], partitioner: Partitioner, num_clients:
     return parts
 
 
-def describe(parts: Sequence[Sequence[int]], rows: Sequence[Preference]) -> dict[str, object]:
-    """Who has which rows, with the proof that clients and `unused` together have each row once."""
+def describe(
+    parts: Sequence[Sequence[int]], rows: Sequence[Preference], test: Sequence[Preference] = ()
+) -> dict[str, object]:
+    """Who has which rows, with the proof that clients and `unused` together have each row once; names of test pairs.
+
+    A pair, and a conversation, has the same name in all runs.
+    """
     used = {index for part in parts for index in part}
     unused = [index for index in range(len(rows)) if index not in used]
     return {
@@ -73,7 +78,16 @@ def describe(parts: Sequence[Sequence[int]], rows: Sequence[Preference]) -> dict
         "disjoint": len(used) == sum(map(len, parts)),
         "unused": unused,
         "clients": [_describe_client([rows[index] for index in part], part) for part in parts],
+        "test": {
+            "pairs": [_name([row.prompt, row.chosen, row.rejected]) for row in test],
+            "conversations": [_name(row.conversation) for row in test],
+        },
     }
+
+
+def _name(content: object) -> str:
+    """Sixteen digits of the SHA-256."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _describe_client(rows: Sequence[Preference], indices: Sequence[int]) -> dict[str, object]:
@@ -86,9 +100,11 @@ def _describe_client(rows: Sequence[Preference], indices: Sequence[int]) -> dict
     }
 
 
-def write_partition(path: str | Path, parts: Sequence[Sequence[int]], rows: Sequence[Preference]) -> None:
+def write_partition(
+    path: str | Path, parts: Sequence[Sequence[int]], rows: Sequence[Preference], test: Sequence[Preference] = ()
+) -> None:
     """Write `describe` as JSON; the same parts of the same rows give the same bytes."""
-    Path(path).write_text(json.dumps(describe(parts, rows)) + "\n", encoding="utf-8")
+    Path(path).write_text(json.dumps(describe(parts, rows, test)) + "\n", encoding="utf-8")
 
 
 class ContiguousPartitioner:

@@ -56,6 +56,18 @@ class Relay:
     def server(self, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
         """The first process has the same metrics."""
 
+    def evaluated(self, server_round: int, *what: Any, **more: Any) -> None:
+        """The first process has the same."""
+
+    def communication(self, server_round: int, sent: int, received: int) -> None:
+        """The first process has the same numbers."""
+
+    def everyone(self) -> None:
+        """The first process knows all of them."""
+
+    def settings(self, values: Mapping[str, object]) -> None:
+        """The first process has the same."""
+
     def clients_done(self, server_round: int) -> None:
         """The first process knows that itself."""
 

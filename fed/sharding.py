@@ -1,6 +1,7 @@
 """One model over several processes: each holds a part of every weight (FSDP2), and they compute with it together."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,11 @@ class Parts:
     def of(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole array, in memory of its own."""
         return whole[index(self._split[name])].clone() if name in self._split else whole.clone()
+
+    def numel(self, name: str, shape: Sequence[int]) -> int:
+        """Numbers in an array of that shape, or in the whole of which it is this process's part."""
+        weight = self._split.get(name)
+        return math.prod(shape) if weight is None or tuple(shape) != weight.to_local().shape else weight.numel()
 
     def whole(self, parts: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
         """The arrays put together, one by one; empty where `keep` is not set. All processes of a group call it."""

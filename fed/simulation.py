@@ -20,6 +20,10 @@ from fed.sharding import Parts
 from fed.stop import Stop
 
 
+# Told round, bytes sent, bytes received.
+OnTraffic = Callable[[int, int, int], None]
+
+
 @dataclass(frozen=True)
 class Processes:
     """How the processes of a run share a federation."""
@@ -53,6 +57,7 @@ def simulate(
     streams: bool = False,
     processes: Processes = ALONE,
     memory: Memory | None = None,
+    on_traffic: OnTraffic = lambda server_round, sent, received: None,
     **how: Any,
 ) -> ArrayRecord:
     """Run a federation over these clients; the final global weights, or this process's parts of them.
@@ -67,6 +72,7 @@ def simulate(
         streams: Whether the strategy reads each reply once and in order.
         processes: All of them call this.
         memory: What is on the disk, and will be; None: nothing.
+        on_traffic: Told of each round how many bytes of arrays the server sent and received.
         **how: As for `LocalGrid`.
     """
     contexts = [
@@ -82,15 +88,19 @@ def simulate(
     if memory is not None and memory.kept is not None:
         done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
     grid.begin(done + 1)
+    front = grid  # what the strategy talks to
     stop = Stop(mesh.world)
 
     def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round:
+            on_traffic(server_round, front.sent, front.received)
         found = evaluate(server_round, arrays)
         if memory is not None and server_round and memory.keeper.is_due(server_round):
             with memory.phase():
                 memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
         stop.check()
-        grid.begin(server_round + 1)
+        for used in (grid, front):
+            used.begin(server_round + 1)
         return found
 
     if parts is None:
@@ -98,7 +108,7 @@ def simulate(
     whole = parts.whole(to_tensors(initial), keep=mesh.world.is_first)
     if not mesh.world.is_first:
         return follow(grid, mesh.world, parts, evaluate_and_keep)
-    leader = LeaderGrid(grid, mesh.world, parts)
+    front = leader = LeaderGrid(grid, mesh.world, parts)
     told = functools.partial(leader.evaluate, evaluate_and_keep)
     return leader.finish(_served(server(to_record(whole), told, done), leader))
 

@@ -1,26 +1,33 @@
-"""What a run tells the world: `metrics.jsonl`, TensorBoard, the progress on the console and `summary.json`."""
+"""What a run tells the world: its `.jsonl` files, TensorBoard, the progress on the console and `summary.json`."""
 
+import html
 import json
-import math
-import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Self
 
 from rich.console import Console
 
 from fed.cpu import peak_memory
 from fed.endings import writing
-from fed.event_files import EventFiles, cut_off
+from fed.event_files import EventFiles
+from fed.line_files import LineFiles, plain, read_lines
 from fed.progress import Display
+from fed.stopwatch import Stopwatch
 
-METRICS = "metrics.jsonl"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+MARGINS = "margins.jsonl"  # of each test pair, by evaluation
+TIMING = "timing.jsonl"  # wall time of each evaluation; apart, since no two runs take the same
+SAMPLES = "samples.jsonl"  # responses drawn during evaluation
 FAILURE = "failure"  # the split under which clients stand that were left out of a round
+COMMUNICATION = "communication"  # the split of what travelled in a round
+HPARAM_METRICS = tuple(f"test/{name}" for name in ("accuracy", "margin", "loss", "kl"))  # shown beside the settings
+EVERYONE = "clients"  # who stands for the mean over clients that train alone
 
 
 class Tracker:
@@ -42,22 +49,20 @@ class Tracker:
         self.pairs = 0
         self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
+        self._files = LineFiles(run_dir)
         self._events = EventFiles(run_dir / "tensorboard") if tensorboard else None
         self._display = Display(console or Console(), num_rounds, clients_per_round)
-        self._stopwatch = _Stopwatch()
+        self._stopwatch = Stopwatch()
         self._round: _Round | None = None
         self._began = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """What is written so far, now on the disk, and what was counted."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
         return {
             "pairs": self.pairs,
             "seconds": self.seconds(),
             "wall_seconds": time.perf_counter() - self._began,
-            "metrics": self._metrics.tell(),
+            "files": self._files.state_dict(),
             "events": self._events.state_dict() if self._events else None,
         }
 
@@ -66,16 +71,14 @@ class Tracker:
         self.pairs = state["pairs"]
         self._stopwatch.set(state["seconds"])
         self._began = time.perf_counter() - state["wall_seconds"]
-        self._metrics.flush()
-        cut_off(self._run_dir / METRICS, state["metrics"])
-        self._metrics.seek(0, os.SEEK_END)
+        self._files.load_state_dict(state["files"])
         if self._events and state["events"] is not None:
             self._events.load_state_dict(state["events"])
 
     def start_over(self) -> None:
         """Forget what an earlier process wrote."""
         events = self._events.state_dict() if self._events else {}
-        state = {"pairs": 0, "seconds": {}, "wall_seconds": 0.0, "metrics": 0, "events": {**events, "sizes": {}}}
+        state = {"pairs": 0, "seconds": {}, "wall_seconds": 0.0, "files": {}, "events": {**events, "sizes": {}}}
         self.load_state_dict(state)
 
     def seconds(self) -> dict[str, float]:
@@ -101,6 +104,49 @@ class Tracker:
         self._enter(server_round).server[split] = {name: float(value) for name, value in metrics.items()}
         if "accuracy" in metrics and split in ("validation", "test"):
             self._display.accuracy = float(metrics["accuracy"])
+
+    def evaluated(
+        self,
+        server_round: int,
+        margins: Sequence[float] = (),
+        samples: Sequence[Mapping[str, str]] = (),
+        *,
+        who: str = "server",
+    ) -> None:
+        """Record when an evaluation was done, the reward margin of each test pair, and responses drawn for it."""
+        whose = {"round": server_round, "who": who}
+        self._files.write(TIMING, {**whose, "pairs": self.pairs, "wall_seconds": time.perf_counter() - self._began})
+        if margins:
+            # Seven digits are more than float32 has; the sign, which decides accuracy, stays.
+            self._files.write(MARGINS, {**whose, "split": "test", "margins": [float(f"{x:.7g}") for x in margins]})
+        for sample in samples:
+            self._files.write(SAMPLES, {**whose, **sample})
+        if samples and self._events:
+            self._write_texts("Server" if who == "server" else who.capitalize(), samples, server_round)
+
+    def communication(self, server_round: int, sent: int, received: int) -> None:
+        """Record the bytes of all arrays that the server sent in a round, and of those it received."""
+        self.server(server_round, COMMUNICATION, {"bytes_sent": sent, "bytes_received": received})
+
+    def everyone(self) -> None:
+        """Record the means over clients that trained alone, with standard deviations, under `EVERYONE`."""
+        by_round: dict[int, list[Line]] = {}
+        began: dict[str, int] = {}  # pairs that others had trained when a client's first round began
+        for line in read_metrics(self._run_dir):
+            if line.split == "test" and line.who.startswith("client-"):
+                by_round.setdefault(line.server_round, []).append(line)
+                began.setdefault(line.who, line.pairs)
+        for server_round, lines in sorted(by_round.items()):
+            metrics = _means([line.metrics for line in lines])
+            pairs = sum(line.pairs - began[line.who] for line in lines)
+            whose = {"round": server_round, "who": EVERYONE, "split": "test", "pairs": pairs}
+            self._write_line({**whose, **metrics})
+            self._write_events("Server", {f"test/{name}": value for name, value in metrics.items()}, server_round)
+
+    def settings(self, values: Mapping[str, object]) -> None:
+        """Tell TensorBoard's hparams plug-in what the run was started with."""
+        if self._events:
+            self._write_summaries(_hparams(values, HPARAM_METRICS)[:2], 0)
 
     def client(self, client_id: int, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
         """Record what one client reported after its training or evaluation in a round."""
@@ -159,13 +205,16 @@ class Tracker:
         """
         self._print_round()
         every = read_metrics(self._run_dir)
-        lines = [line for line in every if line.who == "server"]
+        lines = [line for line in every if line.who in ("server", EVERYONE) and line.split != COMMUNICATION]
+        travelled = [line.metrics for line in every if line.split == COMMUNICATION]
+        sums = {way: sum(metrics[f"bytes_{way}"] for metrics in travelled) for way in ("sent", "received")}
         failures = Counter(line.who for line in every if line.split == FAILURE)
         rate = self._pairs_per_second()
         report = {
             "final": {line.split: line.values() for line in lines},
             "best": _best(lines),
             "pairs": self.pairs,
+            **({"bytes": sums} if travelled else {}),
             **({"failures": failures} if failures else {}),
             **({} if rate is None else {"pairs_per_second": rate}),
             "seconds": self.seconds(),
@@ -173,15 +222,17 @@ class Tracker:
             "peak_memory_gb": peak_memory() / 1e9,
             **extra,
         }
-        plain: dict[str, Any] = _plain(report)
-        (self._run_dir / "summary.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        return plain
+        if self._events:
+            self._write_summaries(_hparams({}, ())[2:], 0)
+        found: dict[str, Any] = plain(report)
+        (self._run_dir / SUMMARY).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return found
 
     def close(self) -> None:
         """Bring everything to the disk and give the terminal back; closing twice is harmless."""
         self._print_round()
         self._display.close()
-        self._metrics.close()
+        self._files.close()
         if self._events:
             self._events.close()
 
@@ -195,9 +246,7 @@ class Tracker:
         self._write_line({"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics})
 
     def _write_line(self, line: Mapping[str, object]) -> None:
-        with writing(self._run_dir / METRICS):
-            self._metrics.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-            self._metrics.flush()
+        self._files.write(METRICS, line)
 
     def _write_events(self, folder: str, tags: Mapping[str, float], step: int, *, flush: bool = False) -> None:
         if self._events:
@@ -205,6 +254,19 @@ class Tracker:
                 self._events.write(folder, tags, step)
                 if flush:
                     self._events.flush()
+
+    def _write_summaries(self, summaries: Iterable[Any], step: int, folder: str = "Server") -> None:
+        assert self._events
+        with writing(self._run_dir / "tensorboard" / folder):
+            for summary in summaries:
+                self._events.add(folder, summary, step)
+            self._events.flush()
+
+    def _write_texts(self, folder: str, samples: Sequence[Mapping[str, str]], step: int) -> None:
+        from tensorboardX.summary import text
+
+        tables = (text(f"{whose}_samples", _table(samples, whose)) for whose in ("policy", "reference"))
+        self._write_summaries(tables, step, folder)
 
     def _enter(self, server_round: int) -> "_Round":
         if self._round is None or self._round.server_round != server_round:
@@ -240,10 +302,35 @@ class Line:
 
 def read_metrics(run_dir: Path) -> list[Line]:
     """Lines of `metrics.jsonl` in order; one that was cut off while it was written does not count."""
-    path = run_dir / METRICS
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(text) for text in texts if text.endswith("\n")]
+    rows = read_lines(run_dir / METRICS)
     return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]
+
+
+def _means(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each metric that all have, and with `_sd` its standard deviation; errors of single ones are left out."""
+    names = [n for n in every[0] if not n.endswith("_se") and all(metrics.get(n) is not None for metrics in every)]
+    means = {name: fmean(metrics[name] for metrics in every) for name in names}
+    if len(every) > 1:
+        means |= {f"{name}_sd": stdev(metrics[name] for metrics in every) for name in names}
+    return means
+
+
+def _hparams(values: Mapping[str, object], metrics: Iterable[str]) -> tuple[Any, Any, Any]:
+    """The hparams plug-in's records: of the experiment, of the session's start and of its end."""
+    from tensorboardX.summary import hparams
+
+    return hparams(dict(values), dict.fromkeys(metrics))  # type: ignore[no-any-return]
+
+
+def _table(samples: Sequence[Mapping[str, str]], whose: str) -> str:
+    """Markdown, in which TensorBoard shows text: a row per prompt, with each of its own lines kept."""
+
+    def cell(value: str) -> str:
+        text = html.escape(value).replace("\\", "\\\\")
+        return "".join(f"\\{c}" if c in "|*_`[]#" else c for c in text).strip().replace("\n", "<br>")
+
+    rows = [f"| {cell(sample['prompt'])} | {cell(sample[whose])} |" for sample in samples]
+    return "\n".join([f"| prompt | {whose} |", "|---|---|", *rows])
 
 
 def _best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
@@ -254,17 +341,6 @@ def _best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
         if accuracy is not None and (line.split not in best or accuracy > best[line.split][0]):
             best[line.split] = accuracy, line
     return {split: line.values() for split, (_, line) in best.items()}
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: scalars of numpy and torch become numbers, NaN and infinity null."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass
@@ -286,36 +362,3 @@ class _Round:
         for split, accuracies in self.clients.items():
             who = "clients'" if len(accuracies) > 1 else f"client-{next(iter(accuracies))}"
             yield f"{who} {split} accuracy", fmean(accuracies.values()), None
-
-
-class _Stopwatch:
-    """Seconds by phase; of nested phases only the innermost runs."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._phases: list[str] = []
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        self._charge()
-        self._phases.append(name)
-        try:
-            yield
-        finally:
-            self._charge()
-            self._phases.pop()
-
-    def seconds(self) -> dict[str, float]:
-        self._charge()
-        return dict(self._seconds)
-
-    def set(self, seconds: Mapping[str, float]) -> None:
-        self._charge()
-        self._seconds = dict(seconds)
-
-    def _charge(self) -> None:
-        now = time.perf_counter()
-        if self._phases:
-            self._seconds[self._phases[-1]] = self._seconds.get(self._phases[-1], 0.0) + now - self._since
-        self._since = now

@@ -9,8 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fed.arrays import load_arrays
 from fed.batches import Example
-from fed.evaluation import Metrics
+from fed.evaluation import Evaluation, Metrics
 from fed.policy import Policy
+from fed.samples import Sampler
 from fed.seeding import seed_globals
 
 
@@ -19,6 +20,11 @@ class ServerLog(Protocol):
 
     def server(self, server_round: int, split: str, metrics: Metrics) -> None:
         """Metrics of the global model after `server_round` aggregations."""
+
+    def evaluated(
+        self, server_round: int, margins: Sequence[float] = (), samples: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """The evaluation is done; reward margins of the test pairs, and responses drawn for some."""
 
     def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
         """What the server knows of one client."""
@@ -43,24 +49,28 @@ class ServerEvaluation:
 
     policy: Policy
     splits: Mapping[str, Sequence[Example]]  # "validation" and "test"
-    score: Callable[[Policy, Sequence[Example]], Metrics]
+    score: Callable[[Policy, Sequence[Example]], Evaluation]
     log: ServerLog
     num_rounds: int
     frequency_of_test: int = 1
     always_accuracy: bool = False
     seed: int = 0
     client_weights: Callable[[], Mapping[int, float]] = dict  # shares of the last aggregate, if the strategy tells
+    sampler: Sampler | None = None  # draws responses at every logged evaluation
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
     _round: int = 0  # evaluated last
 
     def state_dict(self) -> dict[str, Any]:
         """What the next round depends on."""
-        return {"round": self._round, "train_config": self.train_config}
+        sampler = {} if self.sampler is None else {"sampler": self.sampler.state_dict()}
+        return {"round": self._round, "train_config": self.train_config, **sampler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be as after the call that this state is of."""
         self._round = state["round"]
         self.train_config.update(state["train_config"])
+        if self.sampler is not None:
+            self.sampler.load_state_dict(state["sampler"])
         seed_globals(self.seed, "flower", self._round)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -70,7 +80,7 @@ class ServerEvaluation:
                 self.log.client(node, server_round, "aggregate", {"weight": weight})
             self.log.clients_done(server_round)
         due = server_round % self.frequency_of_test == 0 or server_round == self.num_rounds
-        found: dict[str, Metrics] = {}
+        found: dict[str, Evaluation] = {}
         if due or self.always_accuracy:
             with self.log.phase("copy"):
                 load_arrays(self.policy.model, arrays)
@@ -81,13 +91,18 @@ class ServerEvaluation:
                     if examples and (due or split == "validation")
                 }
         if "validation" in found:
-            self.train_config["server-accuracy"] = found["validation"]["accuracy"]
+            self.train_config["server-accuracy"] = found["validation"].metrics["accuracy"]
         self._round = server_round
         seed_globals(self.seed, "flower", server_round)
         if not due:
             return None
-        for split, metrics in found.items():
-            self.log.server(server_round, split, metrics)
+        samples: Sequence[Mapping[str, str]] = ()
+        if self.sampler is not None:
+            with self.log.phase("sample"):
+                samples = self.sampler.draw(self.policy)
+        for split, evaluation in found.items():
+            self.log.server(server_round, split, evaluation.metrics)
+        self.log.evaluated(server_round, found["test"].margins if "test" in found else (), samples)
         return MetricRecord(
-            {f"{split}_{name}": value for split, metrics in found.items() for name, value in metrics.items()}
+            {f"{split}_{name}": value for split, found_in in found.items() for name, value in found_in.metrics.items()}
         )

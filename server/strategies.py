@@ -14,8 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore import log
 from torch import Tensor
 
-from fed.arrays import to_record, to_tensors
-from fed.group_grid import Elsewhere
+from fed.arrays import Elsewhere, to_record, to_tensors
 from fed.ranks import ALONE, Ranks
 
 WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")

@@ -215,5 +215,17 @@ def test_by_length_covers_all_in_full_batches_longest_first(batch_size):
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize("batches", [order(), budgeted()], ids=["by number", "by tokens"])
+def test_stretches_of_the_order_follow_each_other_and_hold_as_many_examples_as_asked(batches):
+    """Stretches of 7, 7, 7, ... of the endless order, whose epochs hold 10; whole epochs are cut as `epochs` does."""
+    permutations = [i for epoch in range(3) for batch in batches.epoch(epoch) for i in batch.tolist()]
+    stretches = [batches.stretch(first, 7) for first in (0, 7, 14, 21)]
+    assert [i for stretch in stretches for batch in stretch for i in batch] == permutations[:28]
+    assert [sum(map(len, stretch)) for stretch in stretches] == [7, 7, 7, 7]
+    whole = [batch.tolist() for batch in batches.stretch(10, 20)]
+    assert whole == [batch.tolist() for epoch in (1, 2) for batch in batches.epoch(epoch)]
+    assert batches.stretch(5, 0) == []
+
+
 def test_by_length_of_nothing_is_nothing():
     assert by_length([], 4) == []

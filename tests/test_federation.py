@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import examples
 from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdam, FedAvg
 from omegaconf import OmegaConf
 
 from clients.app import ClientPairs, client_app
@@ -18,7 +18,7 @@ from clients.state import ClientState
 from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
 from fed import components, config
 from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.evaluation import evaluate
+from fed.evaluation import Evaluation, evaluate_pairs
 from fed.policy import Policy
 from fed.references import with_reference
 from fed.seeding import seed_globals
@@ -43,6 +43,8 @@ class Log:
         self.rounds = defaultdict(list)  # split -> [(round, metrics)]
         self.clients = defaultdict(list)  # (client, split) -> [(round, metrics)]
         self.trained = []
+        self.margins = {}  # round -> of each test pair
+        self.traffic = []  # (round, bytes sent, bytes received)
 
     def start_client(self, server_round, client_id, pairs):
         self.trained.append((server_round, client_id))
@@ -56,6 +58,9 @@ class Log:
     def update(self, client_id, split, metrics, *, step): ...
 
     def advance(self, pairs): ...
+
+    def evaluated(self, server_round, margins=(), samples=()):
+        self.margins[server_round] = margins
 
     def clients_done(self, server_round): ...
 
@@ -83,7 +88,7 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
     score_loss = loss
 
     def score(policy, pairs):
-        return evaluate(policy, pairs, loss=score_loss, beta=0.5, batch_size=8)
+        return evaluate_pairs(policy, pairs, loss=score_loss, beta=0.5, batch_size=8)
 
     evaluation = ServerEvaluation(
         policy, {"validation": validation, "test": test}, score, log, rounds, frequency,
@@ -97,6 +102,7 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
         client_app(LocalTrainer(policy, settings), pairs, log, mods=mods),
         range(clients),
         streams=getattr(strategy, "streams", False),
+        on_traffic=lambda *traffic: log.traffic.append(traffic),
     )
     load_arrays(policy.model, final)
     return to_tensors(snapshot(model_tensors(policy.model))), log
@@ -269,9 +275,34 @@ def test_a_strategy_that_waits_for_more_clients_than_exist_is_refused_through_wr
     check_strategy(wrapper(inner, 0.1, 1.0, 10), 11)
 
 
+def test_accuracy_and_margin_are_those_of_the_margins_of_single_pairs(policy):
+    _, log = federate(policy, FedAvg(**everyone()))
+    assert log.margins.keys() == {0, 1, 2} and set(log.margins[0]) == {0.0}
+    for server_round, metrics in log.rounds["test"]:
+        margins = log.margins[server_round]
+        assert len(margins) == 16
+        assert sum(margin > 0 for margin in margins) / 16 == metrics["accuracy"]
+        assert sum(margins) / 16 == pytest.approx(metrics["margin"], rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [FeDPO, FedAvg, FedAdam], ids=lambda cls: cls.__name__)
+def test_what_travels_is_counted_in_bytes(policy, strategy):
+    """Two of three clients a round get all weights, 4 bytes each, and send them; FedAdam sends float64 from round 2."""
+    size = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
+    _, log = federate(policy, strategy(**everyone(fraction_train=0.67, min_train_nodes=2)))
+    later = 2 if strategy is FedAdam else 1
+    assert log.traffic == [(1, 2 * size, 2 * size), (2, later * 2 * size, 2 * size)]
+
+
+def test_the_weights_that_clients_evaluate_travel_too(policy):
+    size = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
+    _, log = federate(policy, FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1))
+    assert log.traffic == [(1, 6 * size, 3 * size), (2, 6 * size, 3 * size)]
+
+
 def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
     evaluation = ServerEvaluation(
-        policy, {"validation": [1]}, lambda *_: {"accuracy": 0.75}, Log(), num_rounds=2, train_config=ConfigRecord()
+        policy, {"validation": [1]}, lambda *_: Evaluation({"accuracy": 0.75}, []), Log(), num_rounds=2, train_config=ConfigRecord()
     )
     evaluation(0, snapshot(model_tensors(policy.model)))
     assert evaluation.train_config["server-accuracy"] == 0.75

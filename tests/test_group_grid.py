@@ -14,8 +14,8 @@ from ranks import in_ranks
 from rich.console import Console
 
 import experiment
-from fed.arrays import to_record, to_tensors
-from fed.group_grid import Elsewhere, GroupGrid, share_out
+from fed.arrays import Elsewhere, to_record, to_tensors
+from fed.group_grid import GroupGrid, share_out
 from fed.ranks import Ranks, arrange
 from fed.relay import Relay
 from fed.tracking import Tracker
