@@ -89,8 +89,10 @@ def load(
         raise ValueError(f"split is {split!r}; expected train or test")
     _check_names(names)
     sources = [
-        Source(name, split, _path(name, names, data_dir), seed, cache_dir, test_fraction or DATASETS[name].test_share)
-        for name in names
+        Source(
+            name, split, _path(name, names, data_dir), seed, cache_dir, test_fraction or known.test_share, known.parts
+        )
+        for name, known in ((name, DATASETS[name]) for name in names)
     ]
     parts = [_read(source) for source in sources]
     rows = [row for part in parts for row in part.rows]
@@ -131,20 +133,21 @@ Rows = Callable[[Source], Iterator[Preference | Skip]]
 
 
 class DataSet(NamedTuple):
-    """A function that yields the rows of a source, and the share to test on where the data has no test split."""
+    """A function that yields the rows of a source, and what the source must know."""
 
     rows: Rows
-    test_share: float
+    test_share: float  # where the data has no test split
+    parts: Sequence[str] | None  # None: all that are there
 
 
 DATASETS: dict[str, DataSet] = {}
 
 
-def dataset(name: str, test_share: float = 0.1) -> Callable[[Rows], Rows]:
-    """Register the function below as data set `name`."""
+def dataset(name: str, test_share: float = 0.1, parts: Sequence[str] | None = None) -> Callable[[Rows], Rows]:
+    """Register the function below as data set `name`, of which only `parts` are read."""
 
     def register(rows: Rows) -> Rows:
-        DATASETS[name] = DataSet(rows, test_share)
+        DATASETS[name] = DataSet(rows, test_share, parts)
         return rows
 
     return register
@@ -192,13 +195,18 @@ def _pair(pair: Preference) -> Preference | Skip:
     return pair
 
 
-HH_PARTS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+HH_BASE = ("harmless-base", "helpful-base")
+HH_PARTS = (*HH_BASE, "helpful-online", "helpful-rejection-sampled")
 
 
+@dataset("hh_base", parts=HH_BASE)
 @dataset("hh")
 def hh(source: Source) -> Iterator[Preference | Skip]:
-    """Anthropic's helpful and harmless dialogues; the prompt is what both share, up to its last "Assistant:"."""
-    for record in source.records("Anthropic/hh-rlhf", HH_PARTS):
+    """Anthropic's helpful and harmless dialogues; the prompt is what both share, up to its last "Assistant:".
+
+    `hh_base` are those with Anthropic's first models only: helpful ones and harmless ones, told apart by their group.
+    """
+    for record in source.records("Anthropic/hh-rlhf", source.parts or HH_PARTS):
         chosen, rejected = record.text("chosen"), record.text("rejected")
         prompt = _common_prompt(chosen, rejected)
         responses = chosen[len(prompt) :], rejected[len(prompt) :]

@@ -53,7 +53,7 @@ def _compose_and_run(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     sweeps = hydra_config.mode == RunMode.MULTIRUN
     if sweeps and launch.is_rank():
-        sys.exit(_refuse("--multirun is refused under torchrun; use trainer_processes, or one torchrun per setting"))
+        sys.exit(_refuse("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting"))
     with ExitStack() as stack:
         try:
             settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
@@ -62,7 +62,8 @@ def _compose_and_run(composed: DictConfig) -> None:
             processes = 1 if launch.is_rank() else plan.processes(settings.config)
             if processes > 1:
                 overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
-                code = launch.launch(processes, [sys.argv[0], *overrides] if sweeps else sys.argv)
+                command = [sys.argv[0], *overrides, "hydra.mode=RUN"] if sweeps else sys.argv
+                code = launch.launch(processes, command)
                 if code:
                     sys.exit(code)
                 return

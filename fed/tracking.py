@@ -126,7 +126,11 @@ class Tracker:
 
     def communication(self, server_round: int, sent: int, received: int) -> None:
         """Record the bytes of all arrays that the server sent in a round, and of those it received."""
-        self.server(server_round, COMMUNICATION, {"bytes_sent": sent, "bytes_received": received})
+        metrics = {"bytes_sent": sent, "bytes_received": received}
+        self._append("server", server_round, COMMUNICATION, metrics)
+        self._write_events(
+            "Server", {f"{COMMUNICATION}/{name}": value for name, value in metrics.items()}, server_round
+        )
 
     def everyone(self) -> None:
         """Record the means over clients that trained alone, with standard deviations, under `EVERYONE`."""

@@ -37,7 +37,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import experiment
 import main
-from fed.tracking import read_metrics
+from fed.line_files import read_lines
+from fed.tracking import MARGINS, METRICS, SAMPLES, TIMING, read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -55,6 +56,7 @@ CASES = {
     "optimizers that persist": ["client_optimizer=persist", "optimizer=AdamW", "lr=1e-4"],
     "an adapter": ["lora.r=2", "lr=1e-3"],
     "every client alone": ["mode=local"],
+    "responses drawn": ["sample_during_eval=true", "n_eval_model_samples=2"],
     "clients that fail": ["faults.dropout_rate=0.2", "faults.nan_rate=0.2"],
     "two processes that share a model": ["trainer=FSDPTrainer", "trainer_processes=2"],
     "two clients at once": ["clients_in_parallel=2", "client_optimizer=persist"],
@@ -134,7 +136,9 @@ def launch(folder: Path, *arguments: str, during: Callable[[int], object] = lamb
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run leaves and that must not depend on whether it was cut off, by name."""
-    found: dict[str, Any] = {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
+    files = (run / name for name in (METRICS, MARGINS, SAMPLES))
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in files if path.is_file()}
+    found[TIMING] = [(row["round"], row["who"], row["pairs"]) for row in read_lines(run / TIMING)]
     found.update((str(path.relative_to(run)), path.read_bytes()) for path in (run / "policy").rglob("*.safetensors"))
     found["checkpoints"] = sorted(
         str(p.relative_to(run)) for p in (run / "checkpoints").rglob("*") if "round" in p.name
@@ -144,6 +148,11 @@ def outcome(run: Path) -> dict[str, Any]:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
             found[f"{folder.name}/{tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["tensors"]:  # text
+            found[f"{folder.name}/{tag}"] = [
+                (event.step, event.tensor_proto.string_val) for event in events.Tensors(tag)
+            ]
+        found[f"{folder.name}/settings"] = sorted(events.summary_metadata)
     return found
 
 

@@ -62,6 +62,7 @@ class Source:
     seed: int
     cache_dir: str | None
     test_share: float  # drawn to test on where the data has no test split
+    parts: Sequence[str] | None = None  # files of other parts are left out; None: all are read
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True
@@ -91,12 +92,21 @@ class Source:
     def files(self) -> dict[str, list[Path]]:
         """Files of each split; the same for both if the folder lacks either."""
         assert self.path is not None
-        if os.path.isfile(self.path):
-            return {"train": [self.path], "test": [self.path]}
-        files = _json_lines_files(self.path)
+        files = self._of_parts([self.path] if os.path.isfile(self.path) else _json_lines_files(self.path))
         test = [path for path in files if _named_split(path) == "test"]
         train = [path for path in files if _named_split(path) != "test"]
         return {"train": train, "test": test} if train and test else {"train": files, "test": files}
+
+    def _of_parts(self, files: list[Path]) -> list[Path]:
+        if self.parts is None:
+            return files
+        wanted = [path for path in files if _part(path) in self.parts]
+        if not wanted:
+            raise ValueError(
+                f"data_dir={self.path} holds no file of {' or '.join(self.parts)}, all that data set {self.name!r} "
+                f"reads; name them so, e.g. {self.parts[0]}-train.jsonl.gz, or use another data set"
+            )
+        return wanted
 
     def _hub_records(self, hub: str, part: str | None, has_test: bool) -> Iterator[Record]:
         split = self.split if has_test else "train"

@@ -20,7 +20,8 @@ class Result:
 
     @property
     def runs(self) -> list[Path]:
-        return sorted(self.folder.glob("runs/*/*"))
+        """Of all experiments; a sweep's picture has a folder beside them."""
+        return sorted(path for path in self.folder.glob("runs/*/*") if not path.name.startswith("sweep_"))
 
     @property
     def run(self) -> Path:

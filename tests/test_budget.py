@@ -64,7 +64,9 @@ def test_only_a_federation_sends_anything(command_line: CommandLine) -> None:
 
 
 def test_an_adapter_is_all_that_travels(command_line: CommandLine) -> None:
-    result = command_line("client_num_in_total=2", "comm_round=1", "n_train_examples=40", "n_test_examples=8", "lora.r=2")
+    result = command_line(
+        "client_num_in_total=2", "comm_round=1", "n_train_examples=40", "n_test_examples=8", "lora.r=2"
+    )
     from safetensors.torch import load_file
 
     adapter = sum(t.numel() for t in load_file(result.run / "policy" / "adapter_model.safetensors").values())

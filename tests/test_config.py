@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from fed import checks, components, config
 from fed.checks import Settings, check_arguments, checked
 from fed.complaints import REFUSED, explain
-from fed.config import GROUPS, keys
+from fed.config import GROUPS, PRESETS, keys
 
 CONFIG = Path(__file__).parents[1] / "config"
-FILES = sorted(path.relative_to(CONFIG) for path in CONFIG.glob("*/*.yaml"))
+FILES = sorted(path.relative_to(CONFIG) for group in GROUPS for path in CONFIG.glob(f"{group}/*.yaml"))
 DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fedpo"}
 
 
@@ -79,7 +79,8 @@ def test_clients_per_round_reaches_every_shipped_strategy(file: Path) -> None:
 
 
 def test_all_groups_of_the_config_folder_are_known() -> None:
-    assert {path.name for path in CONFIG.iterdir() if path.is_dir()} == set(GROUPS) == set(DEFAULTS)
+    assert {path.name for path in CONFIG.iterdir() if path.is_dir()} == {*GROUPS, PRESETS}
+    assert set(GROUPS) == set(DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_bad_values_are_refused_by_name(typed: str, words: str) -> None:
         ("prefix_sharing=true", "packing=false"),
         ("temp=1", "mode=centralized"),
         ("weighting=samples", "mode=local"),
-        ("clients_per_round=1", "mode=centralized"),
+        ("clients_per_round=1", "mode=local"),
         ("decay_rate=0.5", "mode=local"),
         ("decay_target=loss", "mode=local"),
         ("strategy=fedavg", "mode=centralized"),
@@ -195,7 +196,7 @@ def test_modes_without_a_federation_are_plain_dpo(mode: str) -> None:
     assert plain.client_optimizer == "persist"
     assert plain.strategy["_target_"].endswith("StreamingFedAvg")
     # Centralised training sees as many pairs a round as all clients together.
-    assert plain.local_steps == (30 if mode == "centralized" else 3)
+    assert plain.local_steps == 3
 
 
 def test_typed_settings_win_over_what_the_mode_implies() -> None:

@@ -96,6 +96,52 @@ def test_real_hh_keeps_2303_harmless_and_2339_helpful_rows():
     assert not {row.conversation for row in loaded[0].rows} & {row.conversation for row in loaded[1].rows}
 
 
+def test_hh_base_leaves_out_the_files_of_other_parts(tmp_path):
+    for part in ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled", "other"):
+        for split in ("train", "test"):
+            write(tmp_path / f"{part}-{split}.jsonl.gz", [dialogue(f"{part} {split}?", " a", " b")])
+    train, test = (load(["hh_base"], split, data_dir=str(tmp_path), seed=0).rows for split in ("train", "test"))
+    assert [row.conversation for row in train] == ["harmless-base train?", "helpful-base train?"]
+    assert [(row.group, row.conversation) for row in test] == [
+        ("harmless-base", "harmless-base test?"),
+        ("helpful-base", "helpful-base test?"),
+    ]
+
+
+def test_files_that_hh_base_leaves_out_do_not_divide_the_others(tmp_path):
+    """A test split that is helpful-online's alone is none."""
+    write(tmp_path / "harmless-base-train.jsonl", [dialogue(f"q{i}?", " a", " b") for i in range(10)])
+    write(tmp_path / "helpful-online-test.jsonl", [dialogue("x?", " a", " b")])
+    sizes = {
+        name: [len(load([name], split, data_dir=str(tmp_path), seed=0).rows) for split in ("train", "test")]
+        for name in ("hh", "hh_base")
+    }
+    assert sizes == {"hh": [10, 1], "hh_base": [9, 1]}
+    assert {row.group for row in read(tmp_path, "hh_base")} == {"harmless-base"}
+
+
+def test_hh_base_finds_its_parts_as_anthropic_lays_them_out(tmp_path):
+    for part in ("helpful-base", "helpful-online"):
+        for split in ("train", "test"):
+            write(tmp_path / part / f"{split}.jsonl.gz", [dialogue(f"{part} {split}", " a", " b")])
+    assert [row.conversation for row in read(tmp_path, "hh_base")] == ["helpful-base train", "helpful-base test"]
+
+
+@pytest.mark.parametrize("path", ["", "helpful-online-train.jsonl"])
+def test_a_place_without_a_part_of_hh_base_is_named(tmp_path, path):
+    write(tmp_path / "helpful-online-train.jsonl", [dialogue("q?", " a", " b")])
+    message = rf"data_dir={re.escape(str(tmp_path / path))} holds no file of harmless-base or helpful-base, .*'hh_base'"
+    with pytest.raises(ValueError, match=message):
+        load(["hh_base"], "train", data_dir=str(tmp_path / path), seed=0)
+
+
+@pytest.mark.skipif(not HH.is_dir(), reason="../shared/data/hh is not on this machine")
+def test_hh_base_of_the_real_files_is_hh_for_they_are_its_parts():
+    for split in ("train", "test"):
+        hh, base = (load([name], split, data_dir=str(HH), seed=0) for name in ("hh", "hh_base"))
+        assert hh == base and hh.rows
+
+
 # SHP
 
 
@@ -258,6 +304,15 @@ def test_hh_reads_four_folders_of_the_hub(monkeypatch):
     assert rows[0].conversation == "harmless-base train"
 
 
+def test_hh_base_reads_two_folders_of_the_hub(monkeypatch):
+    def load_dataset(hub, data_dir, split, cache_dir):
+        return [dialogue(f"{data_dir} {split}", " a", " b")]
+
+    install_hub(monkeypatch, load_dataset)
+    rows = load(["hh_base"], "test", data_dir=None, seed=0).rows
+    assert [row.conversation for row in rows] == ["harmless-base test", "helpful-base test"]
+
+
 def test_a_table_of_the_hub_that_cannot_be_read_is_one_clear_error(monkeypatch):
     def load_dataset(*args, **kwargs):
         yield dialogue("q", " a", " b")
@@ -281,7 +336,7 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
 
 
 def test_an_unknown_data_set_names_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match=r"no data set 'jsnl'.*hh, shp, se, jsonl, demo \(nearest: jsonl\)"):
+    with pytest.raises(ValueError, match=r"no data set 'jsnl'.*hh, hh_base, shp, se, jsonl, demo \(nearest: jsonl\)"):
         load(["jsnl"], "train", data_dir=None, seed=0)
 
 

@@ -135,6 +135,18 @@ def test_a_run_that_is_asked_twice_ends_at_once(tmp_path: Path) -> None:
     assert ended.code == -signal.SIGTERM and "stopped by" not in ended.text
 
 
+@pytest.mark.parametrize("mode", ["federated", "local"])
+def test_drawn_responses_go_on_too(whole, tmp_path: Path, mode: str) -> None:
+    """The reference's are drawn before training and not again."""
+    typed = (f"mode={mode}", "sample_during_eval=true", "n_eval_model_samples=2", "max_length=128")
+    folder, expected = whole(*typed)
+    instant = at(clients.trainer.LocalTrainer, "step", 8, "after")
+    killed = call(tmp_path, *SMALL, *typed, f"cache_dir={folder}/cache", before=instant)
+    assert killed.code == -signal.SIGKILL, killed.text
+    assert resumed(tmp_path) == expected
+    assert expected["samples.jsonl"].count(b"\n") == 2 * 4 * (3 if mode == "local" else 1)
+
+
 def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     folder, expected = whole()
     ended = call(tmp_path, *SMALL, "comm_round=2", f"cache_dir={folder}/cache")

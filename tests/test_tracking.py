@@ -515,3 +515,113 @@ def test_a_tie_before_training_is_not_drawn_as_accuracy_zero(tmp_path: Path) -> 
             tracker.server(server_round, "test", {"accuracy": 0.0, "loss": 0.7})
     assert drawn(tmp_path, "accuracy")["test"].rounds.tolist() == [1]
     assert drawn(tmp_path, "loss")["test"].rounds.tolist() == [0, 1]
+
+
+# --- margins, times, responses, settings ---
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_margins_keep_their_signs_and_seven_digits(tmp_path: Path) -> None:
+    with make(tmp_path) as tracker:
+        tracker.evaluated(3, [0.0, -1e-30, 1.23456789, float("nan")])
+        tracker.evaluated(3, [0.5], who="client-2")
+        tracker.evaluated(4)
+    assert lines_of(tmp_path / "margins.jsonl") == [
+        {"round": 3, "who": "server", "split": "test", "margins": [0.0, -1e-30, 1.234568, None]},
+        {"round": 3, "who": "client-2", "split": "test", "margins": [0.5]},
+    ]
+
+
+def test_the_time_of_each_evaluation_goes_on_after_a_resume(tmp_path: Path, clock: list[float]) -> None:
+    with make(tmp_path) as tracker:
+        tracker.advance(8)
+        clock[0] += 5
+        tracker.evaluated(1)
+        state = tracker.state_dict()
+        tracker.evaluated(2)
+    clock[0] += 1000
+    with make(tmp_path) as tracker:
+        tracker.load_state_dict(state)
+        clock[0] += 2
+        tracker.evaluated(2)
+    assert lines_of(tmp_path / "timing.jsonl") == [
+        {"round": 1, "who": "server", "pairs": 8, "wall_seconds": 5.0},
+        {"round": 2, "who": "server", "pairs": 8, "wall_seconds": 7.0},
+    ]
+
+
+SAMPLE = {"prompt": "Human: a|b", "reference": "<b>no</b>", "policy": "yes\n*so*"}
+
+
+def test_responses_are_lines_and_tensorboard_text(tmp_path: Path) -> None:
+    with make(tmp_path, tensorboard=True) as tracker:
+        tracker.evaluated(2, [1.0], [SAMPLE])
+        tracker.evaluated(1, [1.0], [SAMPLE], who="client-0")
+    assert [(row["round"], row["who"]) for row in lines_of(tmp_path / "samples.jsonl")] == [
+        (2, "server"),
+        (1, "client-0"),
+    ]
+    assert lines_of(tmp_path / "samples.jsonl")[0] == {"round": 2, "who": "server", **SAMPLE}
+    for folder, step in (("Server", 2), ("Client-0", 1)):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / folder)).Reload()
+        texts = {}
+        for tag in events.Tags()["tensors"]:
+            assert events.summary_metadata[tag].plugin_data.plugin_name == "text"
+            (event,) = events.Tensors(tag)
+            assert event.step == step
+            texts[tag.removesuffix("/text_summary")] = event.tensor_proto.string_val[0].decode()
+        assert texts == {
+            "policy_samples": "| prompt | policy |\n|---|---|\n| Human: a\\|b | yes<br>\\*so\\* |",
+            "reference_samples": "| prompt | reference |\n|---|---|\n| Human: a\\|b | &lt;b&gt;no&lt;/b&gt; |",
+        }
+
+
+def test_tensorboards_hparams_plugin_finds_settings_metrics_and_the_end(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams import metadata
+
+    with make(tmp_path, tensorboard=True) as tracker:
+        tracker.settings({"lr": 0.5, "mode": "federated", "loss.reference_free": False})
+        tracker.server(1, "test", {"accuracy": 0.75})
+        tracker.summary()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "Server")).Reload()
+    content = {tag: found.plugin_data.content for tag, found in events.summary_metadata.items() if "hparams" in tag}
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    assert start.hparams["lr"].number_value == 0.5 and start.hparams["mode"].string_value == "federated"
+    assert start.hparams["loss.reference_free"].bool_value is False
+    metrics = [
+        info.name.tag for info in metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG]).metric_infos
+    ]
+    assert "test/accuracy" in metrics and scalars(tmp_path / "tensorboard" / "Server")["test/accuracy"] == [(1, 0.75)]
+    assert metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG]).status == 1  # success
+
+
+def test_the_mean_over_clients_that_train_alone_counts_their_own_pairs_only(tmp_path: Path) -> None:
+    """Client 0 trains 10 pairs a round, client 1 then 6: after one round together 16, after two 32."""
+    with make(tmp_path, tensorboard=True) as tracker:
+        for client, pairs, accuracies in ((0, 10, (0.0, 0.5, 0.6)), (1, 6, (0.0, 0.7, 1.0))):
+            for server_round, accuracy in enumerate(accuracies):
+                tracker.advance(pairs if server_round else 0)
+                tracker.client(client, server_round, "test", {"accuracy": accuracy, "accuracy_se": 0.1})
+        tracker.everyone()
+        report = tracker.summary()
+    lines = [line for line in read_metrics(tmp_path) if line.who == "clients"]
+    assert [line.pairs for line in lines] == [0, 16, 32]
+    assert [line.metrics["accuracy"] for line in lines] == pytest.approx([0.0, 0.6, 0.8])
+    assert [line.metrics["accuracy_sd"] for line in lines] == pytest.approx([0.0, 0.02**0.5, 0.08**0.5])
+    assert all(line.metrics.keys() == {"accuracy", "accuracy_sd"} for line in lines)
+    assert report["final"]["test"]["accuracy"] == pytest.approx(0.8) and report["best"]["test"]["round"] == 2
+    found = scalars(tmp_path / "tensorboard" / "Server")["test/accuracy"]
+    assert found == [(0, 0.0), (1, pytest.approx(0.6)), (2, pytest.approx(0.8))]
+
+
+def test_bytes_are_summed_in_the_summary_and_are_no_evaluation(tmp_path: Path) -> None:
+    with make(tmp_path, tensorboard=True) as tracker:
+        for server_round in (1, 2):
+            tracker.communication(server_round, 100, 40)
+            tracker.server(server_round, "test", {"accuracy": 0.5})
+        report = tracker.summary()
+    assert report["bytes"] == {"sent": 200, "received": 80} and report["final"].keys() == {"test"}
+    assert scalars(tmp_path / "tensorboard" / "Server")["communication/bytes_received"] == [(1, 40.0), (2, 40.0)]

@@ -1,0 +1,178 @@
+"""The runs of a comparison: which are finished, which go on, which are to be started; `scripts/compare.py` uses it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from comparison.runs import Run
+from fed.checks import READ_BY_GROUP, check_arguments, checked
+from fed.run_folder import CONFIG
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "config"
+# Keys that say where a run is kept, not what it is.
+PLACES = {"output_dir", "cache_dir", "exp_name", "resume"}
+# Keys of a federation, which training without one has no use for.
+OF_FEDERATION = {"temp", "weighting", "decay_rate", "decay_target", "clients_in_parallel", "min_fit_clients"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that the comparison needs."""
+
+    method: str
+    seed: int
+    arguments: tuple[str, ...]  # of main.py, without where it is kept
+    folder: Path  # where runs of this method and seed are kept
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and before each line it prints."""
+        return self.folder.name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings that the run will have.
+
+        Raises:
+            ValueError, HydraException, OmegaConfBaseException: If they are refused.
+        """
+        typed = list(self.arguments)
+        check_arguments(typed)
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            composed = compose("config", typed, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        return _what(asdict(checked(composed, typed, choices).config))
+
+    def found(self) -> Run | None:
+        """The newest run with these settings, finished or cut off."""
+        for path in sorted(self.folder.glob(f"*/{CONFIG}"), reverse=True):
+            with suppress(OSError, ValueError):
+                run = Run(path.parent)
+                if _what(run.config) == self.config:
+                    return run
+        return None
+
+    def command(self, run: Run | None) -> list[str]:
+        """What starts the run, or has one that was cut off go on."""
+        if run is not None:
+            return ["main.py", f"resume={run.folder}"]
+        return ["main.py", *self.arguments, f"output_dir={self.folder.parent}", f"exp_name={self.name}"]
+
+
+def method_arguments(mode: str, strategy: str, variant: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """What of the typed settings a method has a use for, with its own.
+
+    Args:
+        mode: federated, centralized or local.
+        strategy: A file of config/strategy/; without a federation of no use.
+        variant: Settings of this method only; they win.
+        typed: Settings of all methods.
+    """
+    own = {_key(argument) for argument in variant}
+    kept = [argument for argument in typed if _key(argument) not in own and reads(mode, strategy, _key(argument))]
+    chosen = [f"strategy={strategy}"] if mode == "federated" else []
+    return [f"mode={mode}", *chosen, *kept, *variant]
+
+
+def reads(mode: str, strategy: str, key: str) -> bool:
+    """Whether a method has a use for a key."""
+    if mode != "federated":
+        return key not in OF_FEDERATION and not key.startswith(("strategy.", "faults."))
+    text = _strategy_file(strategy)
+    if key.startswith("strategy."):
+        return re.search(rf"^\s*{re.escape(key.removeprefix('strategy.'))}:", text, re.MULTILINE) is not None
+    group, read = READ_BY_GROUP.get(key, ("", ""))
+    return group != "strategy" or f"${{{read}}}" in text
+
+
+def _strategy_file(strategy: str) -> str:
+    path = CONFIGS / "strategy" / f"{strategy}.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""  # composing says what there is
+
+
+def _key(argument: str) -> str:
+    return argument.lstrip("+~").partition("=")[0]
+
+
+def _what(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in PLACES}
+
+
+class Runner:
+    """Runs what is missing, some runs at a time, each in a process of its own.
+
+    The first that fails ends the others, which can go on later.
+    """
+
+    def __init__(self, at_a_time: int) -> None:
+        self._at_a_time = at_a_time
+        self._processes: list[subprocess.Popen[str]] = []
+        self._ending = threading.Event()
+        self._printing = threading.Lock()
+
+    def run(self, wanted: Sequence[Wanted]) -> list[str]:
+        """All that are not finished, in order; the names of those that failed.
+
+        Raises:
+            KeyboardInterrupt: After all have ended; what they did is kept.
+        """
+        with ThreadPoolExecutor(self._at_a_time) as pool:
+            try:
+                ended = list(pool.map(self._one, wanted))
+            except KeyboardInterrupt:
+                self._end(signal.SIGINT)
+                raise
+        return [one.name for one, code in zip(wanted, ended, strict=True) if code]
+
+    def _one(self, wanted: Wanted) -> int:
+        run = wanted.found()
+        if run is not None and run.finished:
+            self._say(wanted, f"finished before: {run.folder}")
+            return 0
+        if self._ending.is_set():
+            return 0
+        command = wanted.command(run)
+        self._say(wanted, "python " + " ".join(command))
+        environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+        arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+        # In a session of its own: of Ctrl-C it hears from here, once.
+        with subprocess.Popen(arguments, start_new_session=True, **pipes) as process:
+            self._processes.append(process)
+            for line in _lines(process):
+                self._say(wanted, line)
+        if process.returncode and not self._ending.is_set():
+            self._end(signal.SIGTERM)
+            return process.returncode
+        return 0
+
+    def _end(self, number: signal.Signals) -> None:
+        self._ending.set()
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _say(self, wanted: Wanted, text: str) -> None:
+        with self._printing:
+            print(f"[{wanted.name}] {text}", flush=True)
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    yield from (line.rstrip() for line in process.stdout if line.strip())
