@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from comparison.plots import Plot, axis, layout, literal, whole_rounds
+from comparison.plots import Plot, axis, layout, literal, ticks
 from comparison.runs import Method, Run
 
 # Paul Tol's "light", made for areas that are told apart beside each other, and none of the methods' colours.
@@ -133,14 +133,14 @@ def _heat_map(grid: Grid, limits: tuple[float, float]) -> Plot:
         "zmin": limits[0],
         "zmax": limits[1],
         "colorscale": "Cividis",
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".4~g"},
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 6, "tickformat": ".4~g"},
         "hoverongaps": False,
         "hovertemplate": f"client %{{y}}, round %{{x}}<br>{grid.metric} %{{z:.4~g}}<extra></extra>",
     }
     title, lowest, highest = f"{grid.method}: {grid.title}", min(grid.values), max(grid.values)
     description = f"{title}, {len(grid.of_clients)} clients, {len(rounds)} rounds, from {lowest:.4g} to {highest:.4g}."
     axes = {
-        "xaxis": axis("round", showgrid=False, **whole_rounds(rounds)),
+        "xaxis": axis("round", showgrid=False, **ticks(rounds)),
         "yaxis": _client_axis(len(clients), showgrid=False),
     }
     figure = {"data": [data], "layout": layout(height=_height(len(clients)), **axes)}
@@ -149,7 +149,7 @@ def _heat_map(grid: Grid, limits: tuple[float, float]) -> Plot:
 
 def _height(clients: int) -> int:
     """Pixels in which this many rows can be told apart."""
-    return 90 + clients * (24 if clients <= 12 else 14 if clients <= 40 else 8)
+    return 90 + max(100, clients * (24 if clients <= 12 else 14 if clients <= 40 else 8))
 
 
 def _client_axis(clients: int, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from comparison.figures import CLOCK, Floats, Series, series
-from comparison.plots import Plot, Style, axis, layout, literal, styles, whole_rounds
+from comparison.plots import Plot, Style, axis, layout, literal, styles, ticks
 from comparison.runs import Method
 from fed.curves import MANY_ROUNDS, PANELS
 
@@ -63,6 +63,7 @@ def _traces(name: str, metric: str, one: Series, look: Style, clock: Clock) -> I
         "marker": {"symbol": look.symbol, "size": 7},
         "hovertext": [_hover(name, metric, one, i, clock) for i in range(len(one.rounds))],
         "hovertemplate": "%{hovertext}<extra></extra>",
+        "hoverlabel": {"bordercolor": look.colour},
         # A band needs two rounds.
         **({"error_y": {"array": _plain(one.errors), "width": 4}} if len(one.rounds) == 1 else {}),
     }
@@ -92,10 +93,13 @@ def _hover(name: str, metric: str, one: Series, i: int, clock: Clock) -> str:
 
 
 def _layout(drawn: Mapping[str, Series], clock: Clock) -> dict[str, Any]:
-    titles = {"pairs": "pairs trained", "rounds": "round", "time": f"wall-clock time ({clock.unit})"}
-    x_axes: dict[str, dict[str, Any]] = {name: {"title": title, "dtick": None} for name, title in titles.items()}
-    x_axes["rounds"] |= whole_rounds([float(x) for one in drawn.values() for x in one.rounds])
-    axes = {"xaxis": axis(titles["pairs"], rangemode="tozero"), "yaxis": axis("", automargin=True)}
+    rounds = [float(x) for one in drawn.values() for x in one.rounds]
+    x_axes = {
+        "pairs": {"title": "pairs trained", **ticks()},
+        "rounds": {"title": "round", **ticks(rounds)},
+        "time": {"title": f"wall-clock time ({clock.unit})", **ticks()},
+    }
+    axes = {"xaxis": axis(x_axes["pairs"]["title"], rangemode="tozero"), "yaxis": axis("", automargin=True)}
     return layout(height=300, hovermode="closest", meta=x_axes, **axes)
 
 

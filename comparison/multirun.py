@@ -24,10 +24,10 @@ class SweepPicture(Callback):
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
         """Remember what is there already; a sweep may sweep the place too."""
-        with suppress(OmegaConfBaseException):  # of a place that cannot be: the run will tell
+        with suppress(OmegaConfBaseException):  # of a ${...} that names nothing: the run will tell
             place = Path(config.output_dir, config.exp_name)
             self._before.setdefault(place, set(_folders(place)))
-        self._commands.append([*config.hydra.overrides.task, "hydra.mode=RUN"])  # of a run of several processes
+            self._commands.append([*config.hydra.overrides.task, "hydra.mode=RUN"])  # of a run of several processes
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Draw the new ones, and say where."""

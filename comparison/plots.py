@@ -50,7 +50,7 @@ def layout(**more: Any) -> dict[str, Any]:
         "margin": {"l": 56, "r": 14, "t": 32, "b": 46},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "hoverlabel": {"align": "left", "font": {"size": 13}},
+        "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": "#1a1a1a"}},
         "showlegend": False,
         **more,
     }
@@ -68,6 +68,9 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def whole_rounds(rounds: Sequence[float]) -> dict[str, int | None]:
-    """What keeps an axis of few rounds from ticks between them."""
-    return {"dtick": 1 if max(rounds) - min(rounds) <= 10 else None}
+def ticks(rounds: Sequence[float] = ()) -> dict[str, Any]:
+    """An axis' ticks: of few rounds one at each, else as plotly chooses."""
+    # Both are always said: plotly would keep the distance of an axis' former ticks and draw them by the million.
+    if rounds and max(rounds) - min(rounds) <= 10:
+        return {"tickmode": "linear", "dtick": 1}
+    return {"tickmode": "auto", "dtick": None}

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` to `curves.png`: accuracy, margin, loss and KL by round."""
+"""`metrics.jsonl` to `curves.png`: accuracy, margin, loss, KL and the two rewards by round."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,11 @@ PANELS = {
     "margin": "reward margin (β · nats)",
     "loss": "loss (nats)",
     "kl": "KL(reference ‖ policy)\n(nats per response)",
+}
+# What the margin is made of; drawn for one run only.
+REWARDS = {
+    "reward_chosen": "reward of chosen (β · nats)",
+    "reward_rejected": "reward of rejected (β · nats)",
 }
 # Okabe and Ito's colours; line style and marker tell the splits apart without them.
 STYLES: dict[str, dict[str, str]] = {
@@ -34,14 +39,15 @@ def curves(run_dir: Path) -> Path | None:
     one standard deviation to either side.
     """
     lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # their spread is drawn from each of them
-    panels = {metric: drawn for metric in PANELS if (drawn := _drawn(lines, metric))}
+    labels = {**PANELS, **REWARDS}
+    panels = {metric: drawn for metric in labels if (drawn := _drawn(lines, metric))}
     if not panels:
         return None
     # pyplot would keep the figure alive and choose a backend for the whole process; a bare figure draws with Agg.
     from matplotlib.figure import Figure
 
     rounds = {float(at) for drawn in panels.values() for series in drawn for at in series.rounds}
-    columns = min(2, len(panels))
+    columns = min(2 if len(panels) < 5 else 3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.8 * columns + 0.4, 3.2 * rows + 1.0), dpi=120, layout="constrained")
     for index, (metric, drawn) in enumerate(panels.items()):
@@ -50,7 +56,7 @@ def curves(run_dir: Path) -> Path | None:
             _draw_clients(axes, lines)
         for series in drawn:
             _draw(axes, series, side_by_side=len(rounds) == 1)
-        _dress(axes, PANELS[metric])
+        _dress(axes, labels[metric])
     if len(rounds) == 1:
         figure.axes[0].set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
     _entitle(figure, run_dir.resolve())

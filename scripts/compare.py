@@ -162,7 +162,7 @@ def _number(key: str, text: str, least: int) -> int:
 
 def _file_name(method: str) -> str:
     """The method's name without what a folder's name cannot hold."""
-    return "".join(c if c.isalnum() or c in "=.-_" else "-" for c in method)
+    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in method)
 
 
 def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:

@@ -23,8 +23,11 @@ from fed.run_folder import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "config"
-# Keys that say where a run is kept, not what it is.
-PLACES = {"output_dir", "cache_dir", "exp_name", "resume"}
+# Keys that say where a run is kept, or that a run that goes on may have otherwise, not what it is.
+NOT_WHAT = {
+    *("output_dir", "cache_dir", "exp_name", "resume", "num_threads", "cpu_matmul", "process_timeout"),
+    *("checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
+}
 # Keys of a federation, which training without one has no use for.
 OF_FEDERATION = {"temp", "weighting", "decay_rate", "decay_target", "clients_in_parallel", "min_fit_clients"}
 
@@ -111,7 +114,7 @@ def _key(argument: str) -> str:
 
 
 def _what(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in PLACES}
+    return {key: value for key, value in config.items() if key not in NOT_WHAT}
 
 
 class Runner:

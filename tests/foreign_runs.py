@@ -25,7 +25,7 @@ def make_methods(root: Path, seeds: Sequence[int] = (0, 1)) -> list[Method]:
             set_groups(run.folder, {EVIL: 60, "b": 20}, {"b": 80}, {EVIL: 80}, {"": 80})
             change(run.folder / "samples.jsonl", lambda row: {**row, "policy": EVIL + row["policy"]})
             settings = yaml.safe_load((run.folder / "config.yaml").read_text())
-            settings |= {"exp_name": EVIL, "output_dir": str(run.folder), "lr": f"{index + 1}e-4"}
+            settings |= {"exp_name": EVIL, "output_dir": str(run.folder), "lr": f"1e-{index + 4}"}
             (run.folder / "config.yaml").write_text(yaml.safe_dump(settings))
         found.append(Method(name, runs))
     return found

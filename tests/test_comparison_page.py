@@ -176,7 +176,7 @@ def browser(path, tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
     try:
         driver.set_page_load_timeout(60)
-        driver.set_script_timeout(60)
+        driver.set_script_timeout(20)
         resize(driver, 1280)
         driver.get(path.as_uri())
         yield driver

@@ -117,7 +117,7 @@ def test_samples_show_the_reference_once_and_each_methods_last_round(methods):
 
 def test_settings_that_differ_are_shown_but_not_those_of_the_run(methods):
     assert differing(methods) == [
-        ("lr", ["1e-4", "2e-4", "3e-4", "4e-4"]),
+        ("lr", ["0.0001", "1e-05", "1e-06", "1e-07"]),
         ("mode", ["federated", "federated", "centralized", "local"]),
     ]
 
