@@ -54,7 +54,7 @@ class LineFiles:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file in order, none if there is no file; one that was cut off while it was written is left out."""
+    """The objects of a file in order, none if there is no file; one that was cut off in writing is left out."""
     texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return (json.loads(text) for text in texts if text.endswith("\n"))
 

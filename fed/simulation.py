@@ -19,7 +19,6 @@ from fed.ranks import ONE_PROCESS, Mesh
 from fed.sharding import Parts
 from fed.stop import Stop
 
-
 # Told round, bytes sent, bytes received.
 OnTraffic = Callable[[int, int, int], None]
 

@@ -1,6 +1,6 @@
-"""Federated against centralised DPO, in one command: runs what is missing, then says what all runs say together.
+r"""Federated against centralised DPO, in one command: runs what is missing, then says what all runs say together.
 
-    python scripts/compare.py modes=[federated,centralized,local] strategies=[fedpo,fedavg,fedadam] seeds=[0,1,2] \\
+    python scripts/compare.py modes=[federated,centralized,local] strategies=[fedpo,fedavg,fedadam] seeds=[0,1,2] \
         exp_name=compare runs_at_a_time=1 KEY=VALUE...
 
 Every KEY=VALUE goes to those runs that have a use for it. A strategy may have settings of its own:
@@ -60,7 +60,7 @@ class Asked:
         return found
 
     def wanted(self) -> list[Wanted]:
-        """Every run: all methods of all seeds, seeds in turn, so that later ones find the references of earlier ones."""
+        """Every run, method after method: later ones find the reference log-probs of the first one of their seed."""
         runs = self.folder / "runs"
         return [
             Wanted(name, seed, (*arguments, f"seed={seed}"), runs / f"{_file_name(name)}-seed{seed}")

@@ -126,7 +126,9 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> No
     whole.mkdir()
     assert call(whole, *arguments).returncode == 0
     command = [sys.executable, ROOT / "scripts" / "compare.py", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         wait_for(lambda: list(tmp_path.glob("out/small/runs/*/*/checkpoints/round-2")))
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=60)
@@ -171,7 +173,9 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     GlobalHydra.instance().clear()
-    arguments = [part.replace("fedavg_temp", "fedavg temp") for part in typed.replace("fedavg temp", "fedavg_temp").split()]
+    arguments = [
+        part.replace("fedavg_temp", "fedavg temp") for part in typed.replace("fedavg temp", "fedavg_temp").split()
+    ]
     assert compare.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -188,7 +192,11 @@ def test_a_method_gets_the_settings_it_reads() -> None:
         *["mode=federated", "strategy=fedadam", "lr=2", "strategy.eta=3", "faults.dropout_rate=0.1"],
         "clients_per_round=2",
     ]
-    assert method_arguments("centralized", "centralized", [], typed) == ["mode=centralized", "lr=2", "clients_per_round=2"]
+    assert method_arguments("centralized", "centralized", [], typed) == [
+        "mode=centralized",
+        "lr=2",
+        "clients_per_round=2",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "strategy").glob("*.yaml")), ids=lambda path: path.stem)

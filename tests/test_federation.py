@@ -302,7 +302,12 @@ def test_the_weights_that_clients_evaluate_travel_too(policy):
 
 def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
     evaluation = ServerEvaluation(
-        policy, {"validation": [1]}, lambda *_: Evaluation({"accuracy": 0.75}, []), Log(), num_rounds=2, train_config=ConfigRecord()
+        policy,
+        {"validation": [1]},
+        lambda *_: Evaluation({"accuracy": 0.75}, []),
+        Log(),
+        num_rounds=2,
+        train_config=ConfigRecord(),
     )
     evaluation(0, snapshot(model_tensors(policy.model)))
     assert evaluation.train_config["server-accuracy"] == 0.75

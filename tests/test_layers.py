@@ -1,4 +1,4 @@
-"""main.py scripts/ -> comparison/ experiment.py -> plan.py -> clients/ server/ -> fed/ -> load_data.py losses/ -> sources/."""
+"""main.py scripts/ -> comparison/ experiment.py -> plan.py -> clients/ server/ -> fed/ -> ... as MAY_IMPORT says."""
 
 import ast
 import re
