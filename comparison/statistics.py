@@ -161,7 +161,8 @@ def _draw_seeds(means_S: Floats, drawn_DS: Floats, rng: np.random.Generator) -> 
         return np.zeros(num_draws)
     of_pairs = (drawn_DS - means_S).var(axis=1, ddof=1).mean()
     of_seeds = max(0.0, means_S.var(ddof=1) - of_pairs)
-    return math.sqrt(of_seeds / num_seeds) * rng.standard_t(num_seeds - 1, num_draws)
+    added_D: Floats = math.sqrt(of_seeds / num_seeds) * rng.standard_t(num_seeds - 1, num_draws)
+    return added_D
 
 
 def _multinomial(num_draws: int, size: int, taken: int, rng: np.random.Generator) -> Floats:

@@ -70,7 +70,7 @@ class Asked:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; exit code 0, 1 if a run failed, 2 with one line for a mistake of the user's."""
+    """Run the command line; exit code 0, 1 if a run failed, 2 for a mistake told in one line, 128 + signal."""
     config.register()
     try:
         asked = parse(arguments)
@@ -85,9 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
     try:
         failed = Runner(asked.runs_at_a_time).run(wanted)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"stopped; what was done is kept, go on with: {again}", file=sys.stderr)
-        return 130
+        return 128 + int(interrupt.args[0])
     if failed:
         print(f"error: {', '.join(failed)} failed, see above; go on with: {again}", file=sys.stderr)
         return 1

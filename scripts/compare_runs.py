@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from comparison.runs import Run
@@ -57,19 +58,18 @@ class Wanted:
         check_arguments(typed)
         with initialize_config_dir(str(CONFIGS), version_base=None):
             composed = compose("config", typed, return_hydra_config=True)
+        if composed.hydra.mode == RunMode.MULTIRUN:
+            raise ValueError("experiment= names a sweep, each of whose runs has other settings; run it with main.py")
         choices = dict(composed.hydra.runtime.choices)
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
         return _what(asdict(checked(composed, typed, choices).config))
 
     def found(self) -> Run | None:
-        """The newest run with these settings, finished or cut off."""
-        for path in sorted(self.folder.glob(f"*/{CONFIG}"), reverse=True):
-            with suppress(OSError, ValueError):
-                run = Run(path.parent)
-                if _what(run.config) == self.config:
-                    return run
-        return None
+        """The newest finished run with these settings, or else the newest that was cut off."""
+        runs = [Run(path.parent) for path in sorted(self.folder.glob(f"*/{CONFIG}"))]
+        same = [run for run in runs if _has(run, self.config)]
+        return max(same, key=lambda run: (run.finished, run.folder.name), default=None)
 
     def command(self, run: Run | None) -> list[str]:
         """What starts the run, or has one that was cut off go on."""
@@ -113,6 +113,13 @@ def _key(argument: str) -> str:
     return argument.lstrip("+~").partition("=")[0]
 
 
+def _has(run: Run, config: dict[str, Any]) -> bool:
+    try:
+        return _what(run.config) == config
+    except Exception:  # whatever a damaged file makes the reader raise
+        return False
+
+
 def _what(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in NOT_WHAT}
 
@@ -133,13 +140,13 @@ class Runner:
         """All that are not finished, in order; the names of those that failed.
 
         Raises:
-            KeyboardInterrupt: After all have ended; what they did is kept.
+            KeyboardInterrupt: With the number of the signal that asked for it, when all have ended; they can go on.
         """
-        with ThreadPoolExecutor(self._at_a_time) as pool:
+        with ThreadPoolExecutor(self._at_a_time) as pool, _interrupting():
             try:
                 ended = list(pool.map(self._one, wanted))
             except KeyboardInterrupt:
-                self._end(signal.SIGINT)
+                self._end(signal.SIGTERM)
                 raise
         return [one.name for one, code in zip(wanted, ended, strict=True) if code]
 
@@ -174,6 +181,21 @@ class Runner:
     def _say(self, wanted: Wanted, text: str) -> None:
         with self._printing:
             print(f"[{wanted.name}] {text}", flush=True)
+
+
+@contextmanager
+def _interrupting() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM are `KeyboardInterrupt` with their number, also where a shell had SIGINT ignored."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

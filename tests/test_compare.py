@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.image import imread
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
 from comparison.runs import Run
 from scripts import compare
-from scripts.compare_runs import method_arguments, reads
+from scripts.compare_runs import Wanted, method_arguments, reads
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -113,14 +114,15 @@ def test_finished_runs_are_used_again_and_only_what_is_missing_runs(compared: Pa
     assert other.returncode == 0 and "finished before" not in other.stdout, "another learning rate is another run"
 
 
-def wait_for(found: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(found: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
 
 
-def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path, number: int, code: int) -> None:
     arguments = ["modes=[federated]", "strategies=[fedavg]", "seeds=[0]", *SMALL, "comm_round=20"]
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -130,9 +132,9 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> No
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         wait_for(lambda: list(tmp_path.glob("out/small/runs/*/*/checkpoints/round-2")))
-        process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "go on with: python scripts/compare.py" in text, text
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=240)
+    assert process.returncode == code and "go on with: python scripts/compare.py" in text, text
     assert not next(iter(runs(tmp_path).values())).finished
     done = call(tmp_path, *arguments)
     assert done.returncode == 0 and "resume=" in done.stdout, done.stdout + done.stderr
@@ -164,6 +166,7 @@ def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> Non
         ("modes=[centralized] strategies=[fedavg]", "strategies has no effect"),
         ("modes=[centralized] temp=1", "temp has no effect on any of these methods"),
         ("strategies=[fedavg] temp=1", "temp has no effect on any of these methods"),
+        ("experiment=temp_sweep", "experiment= names a sweep"),
         ("clients_per_round=2", "clients_per_round has no equal in mode=local"),
         ("modes=[federated] strategies=[fedavg,fedavg temp=1]", "temp has no effect with strategy=fedavg"),
     ],
@@ -181,6 +184,24 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert all(word in error for word in words.split()), error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_preferred_to_a_newer_one_that_was_cut_off_and_damage_is_passed_over(tmp_path: Path) -> None:
+    wanted = Wanted("centralized", 0, ("mode=centralized", "seed=0"), tmp_path / "centralized-seed0")
+    assert wanted.found() is None
+    text = OmegaConf.to_yaml(OmegaConf.create({**wanted.config, "num_threads": 7, "output_dir": "elsewhere"}))
+    for number, (settings, ends) in enumerate([(text, True), (text, False), ("a: [", True), ("seed: 1", True)]):
+        folder = wanted.folder / str(number)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(settings)
+        if ends:
+            (folder / "summary.json").write_text("{}")
+    found = wanted.found()
+    assert found is not None and found.folder.name == "0"
+    (found.folder / "summary.json").unlink()
+    found = wanted.found()
+    assert found is not None and found.folder.name == "1"
+    assert wanted.command(found) == ["main.py", f"resume={wanted.folder / '1'}"]
 
 
 def test_a_method_gets_the_settings_it_reads() -> None:

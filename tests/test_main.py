@@ -184,6 +184,7 @@ def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine, monke
     monkeypatch.setattr(experiment, "curves", curves)  # other tests go without: drawing takes longer than training
     result = command_line(*SMALL, "comm_round=2", "client_num_in_total=3")
     names = {"config.yaml", "environment.json", "partition.json", "metrics.jsonl", "summary.json", "curves.png"}
+    names |= {"margins.jsonl", "timing.jsonl"}
     assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy", "checkpoints"}
     assert {path.name for path in (result.run / "tensorboard").iterdir()} == {
         "Server",

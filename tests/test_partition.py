@@ -198,8 +198,21 @@ def test_the_file_says_who_has_which_rows(tmp_path):
             {"num_rows": 3, "groups": {"a": 2, "b": 1}, "rows": [0, 1, 2]},
             {"num_rows": 2, "groups": {"a": 2}, "rows": [4, 6]},
         ],
+        "test": {"pairs": [], "conversations": []},
     }
     assert len({*hashes}) == 2 and all(len(digest) == 64 for digest in hashes)
+
+
+def test_test_pairs_and_their_conversations_have_the_same_names_in_all_runs():
+    said = [
+        Preference("\n\nHuman: a\n\nAssistant:", "yes", "no"),
+        Preference("\n\nHuman: b\n\nAssistant:", "yes", "no"),
+    ]
+    later = Preference("\n\nHuman: a\n\nAssistant: x\n\nHuman: y\n\nAssistant:", "yes", "no")
+    found = [describe([[0, 1]], make_rows(2), test)["test"] for test in ([*said, later], [later, said[0]])]
+    pairs, conversations = found[0]["pairs"], found[0]["conversations"]
+    assert len({*pairs}) == 3 and conversations[0] == conversations[2] != conversations[1]
+    assert found[1] == {"pairs": [pairs[2], pairs[0]], "conversations": [conversations[0]] * 2}
 
 
 def test_the_hash_of_a_client_changes_with_its_text():

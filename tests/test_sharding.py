@@ -115,6 +115,7 @@ def train(
         validation=examples(9, seed=100),
         test=[],
         clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
+        holders=[],  # of no use but in mode=centralized
         cpu="",
         library=None,
         given=frozenset(),
