@@ -185,10 +185,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return settings
 
 
-def assert_same(found: Sequence[Outcome], expected: Outcome, *, loss: float = 2e-6, weights: float = 1e-5) -> None:
+def assert_same(found: Sequence[Outcome], expected: Outcome, *, loss: float = 3e-6, weights: float = 1e-5) -> None:
     """What processes found and what one did differ by no more, and among themselves by no bit.
 
     Losses are compared relatively, other metrics less closely, weights relatively to the largest of their tensor.
+    Measured: losses at most 2.4e-6 apart (GPT-2's vocabulary; 2.0e-6 IPO) on a CPU with AVX-512, below 2e-6 on others.
     """
     assert found[0].how == expected.how
     assert found[0].metrics.keys() == expected.metrics.keys()
