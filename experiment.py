@@ -163,13 +163,12 @@ def run(plan: Plan, folder: Path) -> None:
         places = _places(plan, folder)
         keepers = [_keeper(plan, place, model) for place in places]
         first, kept = 0, None
-        tracker.settings(hyperparameters(config))
         if config.resume:
             for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
                 console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
             first, kept = _go_on(keepers, tracker, console)
-            if kept is None:
-                tracker.settings(hyperparameters(config))
+        if kept is None:
+            tracker.settings(hyperparameters(config))
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
             final = _federation(plan, tracker, initial, place, keeper, kept, console)
             kept = None
