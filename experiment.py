@@ -17,7 +17,7 @@ from clients.app import ClientPairs, client_app
 from clients.trainer import LocalSettings, LocalTrainer
 from fed import resume, run_folder
 from fed.arrays import load_arrays, model_tensors, snapshot
-from fed.config import Config
+from fed.config import Config, flat
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
 from fed.endings import writing
@@ -363,17 +363,11 @@ def _sampler(plan: Plan) -> Sampler:
 
 def hyperparameters(config: Config) -> dict[str, object]:
     """All settings that are set, by dotted name; lists as text."""
-    flat: dict[str, object] = {}
-
-    def add(prefix: str, values: Mapping[str, object]) -> None:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                add(f"{prefix}{key}.", value)
-            elif value is not None:
-                flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-
-    add("", asdict(config))
-    return flat
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat(asdict(config))
+        if value is not None
+    }
 
 
 def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:

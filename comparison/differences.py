@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from comparison.runs import Method
+from comparison.runs import OF_THE_RUN, Method
+from fed.config import flat
 
-OF_THE_RUN = ("seed", "exp_name", "output_dir", "cache_dir", "resume")  # differ between any two runs
 ABSENT = "—"
 
 
 def differing(methods: Sequence[Method]) -> list[tuple[str, list[str]]]:
     """Dotted keys with each method's value, where values are not all the same; of the first seed."""
-    settings = [dict(_flat(method.runs[0].config)) for method in methods]
+    settings = [{key: _shown(value) for key, value in flat(method.runs[0].config)} for method in methods]
     keys = sorted({key for found in settings for key in found if key not in OF_THE_RUN})
     rows = [(key, [found.get(key, ABSENT) for found in settings]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
@@ -28,12 +28,8 @@ def surroundings(methods: Sequence[Method]) -> list[tuple[str, str]]:
     return [(name, "; ".join(values)) for name, values in facts.items()]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _facts(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,8 @@ from fed.run_folder import CONFIG, ENVIRONMENT
 from fed.tracking import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
 
 PARTITION = "partition.json"
+# Keys that say which repetition a run is or where it is kept, not what it tries.
+OF_THE_RUN = {"seed", "exp_name", "output_dir", "cache_dir", "resume"}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """What was swept: the keys whose values differ among runs, and the runs of each setting of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comparison.runs import Run
+from comparison.runs import OF_THE_RUN, Run
+from fed.config import flat
 
 Value = str | int | float | bool | None
 Column = tuple[Value, ...]  # of one key, a value for each run
 
-# Keys that say which repetition a run is or where it is kept, not what it tries.
-IGNORED = {"seed", "exp_name", "output_dir", "cache_dir", "resume"}
 NAMES_ITS_FILE = ("_target_", "name_or_path")  # of all that a group's file sets, what it is known by
 
 
@@ -49,7 +48,7 @@ def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
     """One for each combination of values, in the order of the values; of runs with the same seed the newest counts."""
     by_values: dict[Column, dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder.name, str(run.folder))):
-        values = dict(_flat(run.config))
+        values = _settings(run)
         by_values.setdefault(tuple(values.get(key) for key in keys), {})[run.seed] = run
     found = [Setting(values, [of_seed[seed] for seed in sorted(of_seed)]) for values, of_seed in by_values.items()]
     return sorted(found, key=lambda setting: [order(value) for value in setting.values])
@@ -78,23 +77,25 @@ def shown(key: str, value: Value) -> str:
     return text.rpartition(".")[2] if key.endswith("_target_") else text
 
 
-def _flat(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Value]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is None or isinstance(value, str | int | float | bool):
-            yield prefix + name, value
-        else:
-            yield prefix + name, str(value).replace("'", "").replace(" ", "")
+def _settings(run: Run) -> dict[str, Value]:
+    """By dotted key; lists as they are typed."""
+    return {
+        key: value if value is None or isinstance(value, str | int | float | bool) else _typed_list(value)
+        for key, value in flat(run.config)
+    }
+
+
+def _typed_list(value: object) -> str:
+    return str(value).replace("'", "").replace(" ", "")
 
 
 def _columns(runs: Sequence[Run]) -> dict[str, Column]:
-    rows = [dict(_flat(run.config)) for run in runs]
+    rows = [_settings(run) for run in runs]
     return {key: tuple(row.get(key) for row in rows) for key in dict.fromkeys(key for row in rows for key in row)}
 
 
 def _differing(columns: Mapping[str, Column]) -> list[str]:
-    return [key for key, column in columns.items() if key not in IGNORED and len(set(column)) > 1]
+    return [key for key, column in columns.items() if key not in OF_THE_RUN and len(set(column)) > 1]
 
 
 def _typed(runs: Sequence[Run]) -> set[str]:

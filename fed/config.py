@@ -6,6 +6,7 @@ its own.
 
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,12 @@ def keys(schema: type = Config, prefix: str = "") -> list[str]:
         if nested is not None:
             found += keys(nested, f"{prefix}{item.name}.")  # type: ignore[arg-type]
     return found
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting with its dotted key."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -12,7 +12,7 @@ output_dir/exp_name: compare.png, compare.csv, compare.md, report.html; TensorBo
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from comparison import figures, page, statistics, tables
-from comparison.runs import Method
+from comparison.runs import Method, Run
 from fed import complaints, config
 from fed.checks import CHOICES
 from scripts.compare_runs import Runner, Wanted, method_arguments, reads
@@ -167,10 +167,8 @@ def _file_name(method: str) -> str:
 
 def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
     """Write what the finished runs say into the comparison's folder."""
-    methods = []
-    for name in asked.methods():
-        runs = [run for one in wanted if one.method == name and (run := one.found()) is not None]
-        methods.append(Method(name, runs))
+    found = [(one, run) for one in wanted if (run := one.found()) is not None]
+    methods = [Method(name, [run for one, run in found if one.method == name]) for name in asked.methods()]
     rows = tables.rows(methods)
     differences = statistics.differences(methods)
     commands = [command, *(shlex.join(["python", *one.command(None)]) for one in wanted)]
@@ -184,20 +182,19 @@ def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
         methods,
         page.Findings(asked.exp_name, rows, differences, commands),
     )
-    _link_events(folder / "tensorboard", wanted)
+    _link_events(folder / "tensorboard", {one.name: run for one, run in found})
     print(text)
     print(f"{folder}: compare.png, compare.csv, compare.md, report.html")
     print(f"curves of all runs: tensorboard --logdir {folder / 'tensorboard'}")
 
 
-def _link_events(folder: Path, wanted: Sequence[Wanted]) -> None:
+def _link_events(folder: Path, runs: Mapping[str, Run]) -> None:
     """The server's curves of each run under the run's name, so that TensorBoard overlays them."""
     folder.mkdir(exist_ok=True)
-    for one in wanted:
-        run = one.found()
-        if run is None or not (events := run.folder / "tensorboard" / "Server").is_dir():
+    for name, run in runs.items():
+        if not (events := run.folder / "tensorboard" / "Server").is_dir():
             continue
-        link = folder / one.name
+        link = folder / name
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(events, folder))
 
