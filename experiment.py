@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MessageType
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from clients.app import ClientPairs, client_app
-from clients.trainer import LocalSettings, LocalTrainer
+from clients.trainer import LocalTrainer
 from fed import resume, run_folder
-from fed.arrays import load_arrays, model_tensors, snapshot
+from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
 from fed.config import Config, flat
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
@@ -24,24 +27,28 @@ from fed.endings import writing
 from fed.evaluation import Metrics, evaluate_pairs
 from fed.faults import Faults
 from fed.journal import Journal, Recorder
-from fed.keeper import Keeper, Kept, rounds
-from fed.leader import in_parts
+from fed.keeper import Keeper, Kept, Stateful, rounds
+from fed.leader import Evaluate, in_parts
 from fed.partition import write_partition
 from fed.policy import Policy, save_policy
 from fed.ranks import Mesh, Ranks
-from fed.references import weights_hash, with_reference
+from fed.references import weights_hash
 from fed.relay import Relay, replay
+from fed.remote_grid import RemoteGrid
 from fed.samples import Sampler
 from fed.sharding import Parts, is_sharded
-from fed.simulation import Memory, Processes, simulate
+from fed.simulation import Memory, Processes, serve, simulate, unheard
 from fed.tracking import Tracker
-from plan import Plan
+from fed.wire import Wire
+from plan import Plan, local_settings, references
 from server.app import asks, joins_groups, layers, sampled, server_app, streams, takes_parts
 from server.evaluate import ServerEvaluation, ServerLog
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
 
 PARTITION = "partition.json"
+MODEL_HASH = "model before training (SHA-256)"  # a key of what tells runs apart
+OF_AN_EVALUATION = ("accuracy", "margin", "loss")  # metrics that a client's evaluation of its own pairs gives
 STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
 
 
@@ -144,14 +151,17 @@ class Place:
 
 def _places(plan: Plan, folder: Path) -> list[Place]:
     """One for all clients, or in mode=local one for each, in turn."""
-    everyone = range(len(plan.clients))
+    everyone = range(plan.num_clients)
     if plan.config.mode != "local":
         return [Place(everyone, folder / "checkpoints", folder / "policy")]
     return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
 
 
-def run(plan: Plan, folder: Path) -> None:
-    """Train, evaluate, and write metrics, curves and the final model into `folder`."""
+def run(plan: Plan, folder: Path, flower: Grid | None = None) -> None:
+    """Train, evaluate, and write metrics, curves and the final model into `folder`.
+
+    The clients are behind `flower`, a grid of Flower's own; None: here.
+    """
     config, writes = plan.config, plan.mesh.world.is_first
     console = Console(quiet=not writes)
     with _tracker(plan, folder, console) if writes else nullcontext(_relay(plan.mesh)) as tracker:
@@ -170,7 +180,11 @@ def run(plan: Plan, folder: Path) -> None:
         if kept is None:
             tracker.settings(hyperparameters(config))
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
-            final = _federation(plan, tracker, initial, place, keeper, kept, console)
+            if flower is None:
+                final = _federation(plan, tracker, initial, place, keeper, kept, console)
+            else:
+                assert isinstance(tracker, Tracker)
+                final = _elsewhere(plan, flower, tracker, initial, place, keeper, kept, console)
             kept = None
             _save(plan, final, place.policy)
         if config.mode == "local":
@@ -195,7 +209,7 @@ def _keeper(plan: Plan, place: Place, model: str) -> Keeper:
         {
             "number of processes": mesh.world.count,
             "clients_in_parallel": mesh.groups.count,
-            "model before training (SHA-256)": model,
+            MODEL_HASH: model,
         },
         every=0 if config.debug else config.checkpoint_every,
         last=config.checkpoint_keep,
@@ -269,12 +283,94 @@ def _federation(
     console: Console,
 ) -> ArrayRecord:
     """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
+    config, strategy, mesh = plan.config, plan.make_strategy(), plan.mesh
+    evaluation = _evaluation(plan, tracker, strategy, place)
+    trainer = LocalTrainer(plan.policy, local_settings(plan))
+    parts = None
+    if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
+        parts = Parts(plan.policy.model)
+    joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
+    if isinstance(strategy, StreamingFedAvg) and joins:
+        strategy.groups = mesh.groups
+    mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
+    clients = Recorder(tracker)
+    within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
+    journal = Journal(
+        within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
+    )
+    return simulate(
+        _server(plan, strategy, evaluation),
+        initial,
+        evaluation,
+        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
+        place.client_ids,
+        streams=streams(strategy) and (joins or mesh.groups.count == 1),
+        processes=Processes(
+            mesh,
+            [trainer.num_pairs(plan.clients[client].train, client)[0] for client in place.client_ids],
+            lambda: _exchange(mesh.groups, tracker),
+            parts,
+        ),
+        memory=_memory_of(plan, strategy, evaluation, tracker, keeper, kept, console),
+        journal=journal,
+        own=mesh.own,
+        seed=config.seed,
+        faults=Faults(config.faults, config.client_timeout, config.seed),
+        wire=Wire(config.wire_dtype, to_tensors(initial)),
+        min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
+        on_failure=tracker.failed,
+        on_traffic=tracker.communication if config.mode == "federated" else unheard,
+        numel=Parts(plan.policy.model).numel,
+    )
+
+
+def _elsewhere(
+    plan: Plan,
+    flower: Grid,
+    tracker: Tracker,
+    initial: ArrayRecord,
+    place: Place,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
+) -> ArrayRecord:
+    """As `_federation`, with clients behind a grid of Flower's."""
     config, strategy = plan.config, plan.make_strategy()
+    evaluation = _evaluation(plan, tracker, strategy, place)
+
+    def on_reply(client_id: int, server_round: int, kind: str, told: Mapping[str, Any]) -> None:
+        if kind != MessageType.TRAIN:
+            tracker.client(client_id, server_round, "held-out", {k: told[k] for k in told if k in OF_AN_EVALUATION})
+            return
+        tracker.start_client(server_round, client_id, told["pairs"])
+        tracker.advance(told["pairs"])
+        tracker.client(client_id, server_round, "train", {"loss": told["train_loss"], "decay": told["decay"]})
+        tracker.client(client_id, server_round, "validation", {"accuracy": told["accuracy"]})
+
+    grid = RemoteGrid(
+        flower,
+        model=str(keeper.run[MODEL_HASH]),
+        run="_".join(place.checkpoints.parent.parts[-2:]),
+        wait=config.process_timeout,
+        timeout=config.client_timeout if config.engine == "flower" else None,
+        on_reply=on_reply,
+        wire=Wire(config.wire_dtype, to_tensors(initial)),
+        streams=streams(strategy),
+        min_fit_clients=config.min_fit_clients,
+        on_failure=tracker.failed,
+    )
+    memory = _memory_of(plan, strategy, evaluation, tracker, keeper, kept, console)
+    server, traffic = _server(plan, strategy, evaluation), tracker.communication
+    return serve(server, initial, evaluation, grid, plan.num_clients, memory=memory, on_traffic=traffic)
+
+
+def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place: Place) -> ServerEvaluation:
+    config = plan.config
     score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
     log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
     if config.mode == "local":
         log = _ClientLog(tracker, place.client_ids[0])
-    evaluation = ServerEvaluation(
+    return ServerEvaluation(
         policy=plan.everyone,
         splits={"test": plan.test} if config.mode == "local" else {"validation": plan.validation, "test": plan.test},
         score=score,
@@ -288,19 +384,26 @@ def _federation(
             (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
         ),
     )
-    trainer = LocalTrainer(plan.policy, _local_settings(plan))
-    parts = None
-    if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
-        parts = Parts(plan.policy.model)
-    joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
-    if isinstance(strategy, StreamingFedAvg) and joins:
-        strategy.groups = plan.mesh.groups
-    mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
-    clients, mesh = Recorder(tracker), plan.mesh
-    within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
-    journal = Journal(
-        within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
+
+
+def _server(
+    plan: Plan, strategy: Strategy, evaluation: ServerEvaluation
+) -> Callable[[ArrayRecord, Evaluate, int], ServerApp]:
+    return functools.partial(
+        server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=plan.config.comm_round
     )
+
+
+def _memory_of(
+    plan: Plan,
+    strategy: Strategy,
+    evaluation: ServerEvaluation,
+    tracker: Tracker | Relay,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
+) -> Memory:
+    """What of a federation is kept on the disk; the user is told of what cannot be."""
     state = StrategyState(strategy)
     if keeper.every and (left_out := state.left_out()):
         console.print(
@@ -309,33 +412,8 @@ def _federation(
             soft_wrap=True,
             highlight=False,
         )
-    return simulate(
-        functools.partial(
-            server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
-        ),
-        initial,
-        evaluation,
-        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
-        place.client_ids,
-        streams=streams(strategy) and (joins or mesh.groups.count == 1),
-        processes=Processes(
-            mesh,
-            [trainer.num_pairs(plan.clients[client].train, client)[0] for client in place.client_ids],
-            lambda: _exchange(mesh.groups, tracker),
-            parts,
-        ),
-        memory=Memory(
-            keeper, {"strategy": state, "server": evaluation, "log": tracker}, kept, lambda: tracker.phase("checkpoint")
-        ),
-        journal=journal,
-        own=mesh.own,
-        seed=config.seed,
-        faults=Faults(config.faults, config.client_timeout, config.seed),
-        min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
-        on_failure=tracker.failed,
-        on_traffic=tracker.communication if config.mode == "federated" else lambda *_: None,
-        numel=Parts(plan.policy.model).numel,
-    )
+    stateful: dict[str, Stateful] = {"strategy": state, "server": evaluation, "log": tracker}
+    return Memory(keeper, stateful, kept, lambda: tracker.phase("checkpoint"))
 
 
 def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
@@ -378,13 +456,6 @@ def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
             replay(events, tracker)
 
 
-def _local_settings(plan: Plan) -> LocalSettings:
-    """The keys of the configuration that local training knows under the same name."""
-    names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
-    same = {name: getattr(plan.config, name) for name in names}
-    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
-
-
 def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None]) -> Plan:
     """The plan with every example's reference column, from the initial weights; `progress` is told pairs and all pairs.
 
@@ -392,22 +463,18 @@ def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None
     evaluation will use, so that untrained weights tie exactly.
     """
     config, done = plan.config, 0
-    trains = 0 if plan.supervised else sum(len(client.train) for client in plan.clients)
-    total = trains + len(plan.validation) + len(plan.test) + sum(len(client.held_out) for client in plan.clients)
+    here = plan.clients if config.engine == "local" else []
+    trains = 0 if plan.supervised else sum(len(client.train) for client in here)
+    total = trains + len(plan.validation) + len(plan.test) + sum(len(client.held_out) for client in here)
 
     def on_pairs(pairs: int) -> None:
         nonlocal done
         done += pairs
         progress(done, total)
 
-    fill = functools.partial(
-        with_reference,
-        plan.everyone,
-        batch_size=config.eval_batch_size,
-        cache=Path(config.cache_dir) / "reference",
-        weights_hash=model,
-        on_pairs=on_pairs,
-    )
+    fill = functools.partial(references(plan, model), on_pairs=on_pairs)
+    if config.engine != "local":
+        return replace(plan, validation=fill(plan.validation), test=fill(plan.test))  # clients fill in theirs
     train = [example for client in plan.clients for example in client.train]
     trained = iter(train if plan.supervised else fill(train))
     validation, test = fill(plan.validation), fill(plan.test)
@@ -463,20 +530,24 @@ def _processes(plan: Plan) -> str:
     return text
 
 
+def _sizes(plan: Plan) -> str:
+    sizes = [len(client.train) for client in plan.clients]
+    return f"{sum(sizes)} pairs ({min(sizes)} to {max(sizes)} each)" if sizes else "pairs of their own"
+
+
 def _describe(plan: Plan, console: Console) -> None:
     """Say in a few lines what is about to run."""
     config, split, model = plan.config, plan.split, plan.policy.model
-    sizes = [len(client.train) for client in plan.clients]
+    engine = "" if config.engine == "local" else f" (engine={config.engine})"
     lines = [
-        f"{config.exp_name}: {config.mode}, {len(sizes)} clients x {config.comm_round} rounds, "
+        f"{config.exp_name}: {config.mode}{engine}, {plan.num_clients} clients x {config.comm_round} rounds, "
         f"{config.strategy['_target_'].rsplit('.', 1)[-1]}",
         f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
         "parameters, "
         f"{config.model.policy_dtype} on {plan.policy.device}, {_how(plan.policy, config)}",
         f"cpu: {plan.cpu}",
-        f"data: {'+'.join(config.datasets)}; clients train on {sum(sizes)} pairs ({min(sizes)} to {max(sizes)} "
-        "each), server "
-        f"validates on {len(plan.validation)}, test {len(plan.test)}",
+        f"data: {'+'.join(config.datasets) or 'none'}; clients train on {_sizes(plan)}, server validates on "
+        f"{len(plan.validation)}, test {len(plan.test)}",
     ]
     computes = (plan.policy.compute_dtype, model.dtype)
     if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():

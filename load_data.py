@@ -103,6 +103,28 @@ def load(
     return Loaded(rows, dict(skipped))
 
 
+def load_file(path: str, name: str = "jsonl") -> Loaded:
+    """All rows of one client's own file, whatever its name says of train and test.
+
+    Args:
+        path: A .jsonl or .jsonl.gz file.
+        name: The data set whose format it has.
+
+    Raises:
+        ValueError: If there is no such file or format, a line is no record, or nothing is left.
+    """
+    _check_names([name])
+    if name == "demo":
+        raise ValueError("data set 'demo' is made in code and has no files; give the format of the file, e.g. jsonl")
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
+    found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
+    if not found.rows:
+        skipped = ", ".join(f"{count} x {reason}" for reason, count in found.skipped.items()) or "nothing"
+        raise ValueError(f"{path} has no pairs (skipped: {skipped})")
+    return found
+
+
 def split_by_conversation(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Whole conversations, drawn by `seed`: as near to `fraction` of the rows as they allow, and the others.
 
@@ -177,13 +199,17 @@ def _path(name: str, names: Sequence[str], data_dir: str | None) -> Path | None:
 
 def _read(source: Source) -> Loaded:
     """One split of one data set."""
+    found = _all(source)
+    if source.undivided:
+        train, test = split_by_conversation(found.rows, 1 - source.test_share, source.seed)
+        return Loaded(train, found.skipped) if source.split == "train" else Loaded(test, {})
+    return found
+
+
+def _all(source: Source) -> Loaded:
     read = list(DATASETS[source.name].rows(source))
     rows = [item for item in read if isinstance(item, Preference)]
-    skipped = Counter(item.reason for item in read if isinstance(item, Skip))
-    if source.undivided:
-        train, test = split_by_conversation(rows, 1 - source.test_share, source.seed)
-        return Loaded(train, skipped) if source.split == "train" else Loaded(test, {})
-    return Loaded(rows, skipped)
+    return Loaded(rows, Counter(item.reason for item in read if isinstance(item, Skip)))
 
 
 def _pair(pair: Preference) -> Preference | Skip:

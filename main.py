@@ -59,6 +59,10 @@ def _compose_and_run(composed: DictConfig) -> None:
             settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
             if settings.config.resume is not None:
                 settings = resumed(settings)
+            if settings.config.engine == "ray":
+                import ray_engine
+
+                ray_engine.check_installed()
             processes = 1 if launch.is_rank() else plan.processes(settings.config)
             if processes > 1:
                 overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
@@ -77,7 +81,10 @@ def _compose_and_run(composed: DictConfig) -> None:
             sys.exit(_refuse(complaints.explain(str(error)) if known else str(error)))
         with stop.listening() if not launch.is_started_here() else nullcontext():
             try:
-                experiment.run(prepared, folder)
+                if settings.config.engine == "ray":
+                    ray_engine.run(settings, prepared, folder)
+                else:
+                    experiment.run(prepared, folder)
             except CannotGoOn as error:
                 if not launch.is_first():  # of what all find, the first one tells; what only this one found is told too
                     time.sleep(launch.FIRST_SPEAKS)

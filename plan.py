@@ -2,15 +2,18 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import transformers
 from flwr.serverapp.strategy import Strategy
 
 from clients.app import ClientPairs
+from clients.trainer import LocalSettings
 from fed import components
 from fed.batches import Example, tokenize
 from fed.checks import Settings
@@ -21,13 +24,14 @@ from fed.evaluation import Loss
 from fed.launch import is_rank, local_ranks
 from fed.loading import load_policy
 from fed.matmul import Choice, choose_library
-from fed.partition import partition
+from fed.partition import OwnData, partition
 from fed.policy import Policy
 from fed.ranks import Mesh, Ranks, arrange
+from fed.references import with_reference
 from fed.seeding import seed_globals
-from fed.splits import Split, SplitSettings, split_rows
+from fed.splits import Split, SplitSettings, split_own, split_rows
 from fed.stop import Stop
-from load_data import load
+from load_data import Loaded, Preference, load, load_file
 from losses.logps import Logps
 from server.app import asks, check_strategy
 
@@ -61,9 +65,10 @@ class Plan:
     by_pair: bool  # the loss of a pair is the same whichever pairs stand beside it
     make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
     mods: list[Any]
+    tokens: Callable[[Sequence[Preference]], list[Example]]
     validation: list[Example]
     test: list[Example]
-    clients: list[ClientPairs]
+    clients: list[ClientPairs]  # none where they have data of their own that this process does not see
     holders: list[ClientPairs]  # who would be the clients of a federation over these pairs
     cpu: str  # threads, memory and library, in words
     library: str | None  # what multiplies float32 matrices on a CPU
@@ -85,9 +90,19 @@ class Plan:
         return float(self.config.loss.get("beta", 1.0))
 
     @property
+    def num_clients(self) -> int:
+        """Clients of the federation, which may be elsewhere."""
+        return len(self.clients) or self.config.client_num_in_total
+
+    @property
     def clients_per_round(self) -> int:
         """Clients that train in a round."""
-        return min(self.config.clients_per_round or len(self.clients), len(self.clients))
+        return min(self.config.clients_per_round or self.num_clients, self.num_clients)
+
+    def pairs(self, client_id: int) -> ClientPairs:
+        """The pairs of a client whose rows are here, tokenized now."""
+        rows = self.split.clients[client_id]
+        return ClientPairs(self.tokens(rows.train), self.tokens(rows.held_out))
 
 
 def processes(config: Config) -> int:
@@ -98,6 +113,8 @@ def processes(config: Config) -> int:
     """
     on_gpus = (config.device or "cuda").startswith("cuda") and torch.cuda.is_available()
     usual = max(torch.cuda.device_count(), 1) if on_gpus and config.trainer != "BasicTrainer" else 1
+    if config.engine == "ray":
+        return 1  # Ray starts the others
     count = config.trainer_processes or max(usual, config.clients_in_parallel)
     if count % config.clients_in_parallel:
         raise ValueError(
@@ -128,17 +145,52 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     """
     config, given = settings.config, settings.given
     _quiet_libraries()
+    strategy = components.create("strategy", config.strategy, given)
+    _check_is_strategy(strategy, config)
+    check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
+    plan = _base(settings, device, lambda: _split(config, given))
+    clients = holders = [plan.pairs(k) for k in range(len(plan.split.clients))]
+    if config.mode == "centralized":
+        clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
+    plan = replace(plan, clients=clients, holders=holders)
+    _check_scoring(plan, strategy)
+    _check_decay(plan, strategy)
+    own = (example for client in clients for example in (*client.train, *client.held_out))
+    check_lengths(plan, (*own, *plan.validation, *plan.test))
+    return plan
+
+
+def prepare_client(settings: Settings, device: torch.device, own: Loaded | None = None) -> Plan:
+    """What the process of a client needs, which trains one or several of them; `pairs` gives a client's.
+
+    Args:
+        settings: Of the run, as the server has them, but for what this process overrides.
+        device: Of this process.
+        own: The rows of the only client here, which are nobody else's; None: clients share out the data sets.
+
+    Raises:
+        ValueError: As `prepare`.
+    """
+    _quiet_libraries()
+
+    def split() -> tuple[Split, dict[str, int]]:
+        if own is None:
+            return _split(settings.config, settings.given)
+        return split_own([], [], [own.rows], _split_settings(settings.config)), own.skipped
+
+    return _base(settings, device, split)
+
+
+def _base(settings: Settings, device: torch.device, split_all: Callable[[], tuple[Split, dict[str, int]]]) -> Plan:
+    """The plan, but for the clients' pairs."""
+    config, given = settings.config, settings.given
     cpu = _set_up_torch(config)
-    mesh = arrange(config.clients_in_parallel, device)
+    mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     _check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
-    make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
-    strategy = make_strategy()
-    _check_is_strategy(strategy, config)
-    check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
     mods = [_mod(path) for path in config.client_mods]
-    split, skipped = _split(config, given)
+    split, skipped = split_all()
     policy = _policy(config, device, mesh)
     choice = _choose_library(policy, config, mesh.world)
     tokens = functools.partial(
@@ -147,10 +199,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
     )
-    clients = holders = [ClientPairs(tokens(rows.train), tokens(rows.held_out)) for rows in split.clients]
-    if config.mode == "centralized":
-        clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
-    plan = Plan(
+    return Plan(
         config=config,
         split=split,
         skipped=skipped,
@@ -158,21 +207,36 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
         loss=loss,
         supervised=getattr(loss.func, "supervised", False),
         by_pair=by_pair,
-        make_strategy=make_strategy,
+        make_strategy=functools.partial(components.create, "strategy", config.strategy, given),
         mods=mods,
+        tokens=tokens,
         validation=tokens(split.validation),
         test=tokens(split.test),
-        clients=clients,
-        holders=holders,
+        clients=[],
+        holders=[],
         cpu=cpu if choice is None else f"{cpu}, {choice}",
         library=None if choice is None else choice.library,
         given=given,
         mesh=mesh,
     )
-    _check_scoring(plan, strategy)
-    _check_decay(plan, strategy)
-    _check_lengths(plan)
-    return plan
+
+
+def local_settings(plan: Plan) -> LocalSettings:
+    """The keys of the configuration that local training knows under the same name."""
+    names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
+    same = {name: getattr(plan.config, name) for name in names}
+    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
+
+
+def references(plan: Plan, model: str) -> Callable[..., list[Example]]:
+    """`fed.references.with_reference` as this run uses it, for a model of that hash."""
+    return functools.partial(
+        with_reference,
+        plan.everyone,
+        batch_size=plan.config.eval_batch_size,
+        cache=Path(plan.config.cache_dir) / "reference",
+        weights_hash=model,
+    )
 
 
 def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
@@ -240,32 +304,47 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
+    """Who has which rows, and the rows left out while loading."""
     partitioner = components.create("partition", config.partition, given)
+    settings = _split_settings(config)
+    train, test = _loaded(config, "train"), _loaded(config, "test")
+    if isinstance(partitioner, OwnData):
+        own = [load_file(path) for path in partitioner.client_data]
+        split = split_own(train.rows, test.rows, [client.rows for client in own], settings)
+        return split, _skipped(train, test, *own)
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
             f"partition._target_={config.partition['_target_']} makes no partitioner but "
             f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
         )
-    load_split = functools.partial(
-        load,
-        config.datasets,
-        data_dir=config.data_dir,
-        seed=config.seed,
-        cache_dir=config.cache_dir,
-        test_fraction=config.test_fraction,
-    )
-    train, test = load_split("train"), load_split("test")
-    settings = SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
     split = split_rows(
         train.rows,
         test.rows,
         lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
         settings,
     )
-    return split, {
-        reason: train.skipped.get(reason, 0) + test.skipped.get(reason, 0)
-        for reason in sorted(train.skipped.keys() | test.skipped.keys())
-    }
+    return split, _skipped(train, test)
+
+
+def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
+    if not config.datasets:  # a server without data, which fed.checks allows where clients have their own
+        return Loaded([], {})
+    return load(
+        config.datasets,
+        split,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+        test_fraction=config.test_fraction,
+    )
+
+
+def _skipped(*loaded: Loaded) -> dict[str, int]:
+    return dict(sorted(sum((Counter(part.skipped) for part in loaded), Counter()).items()))
+
+
+def _split_settings(config: Config) -> SplitSettings:
+    return SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
 
 
 def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
@@ -318,26 +397,35 @@ def _check_scoring(plan: Plan, strategy: Strategy) -> None:
                 f"{asked} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
                 f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
             )
+    if config.accuracy_on == "test" and not plan.test:
+        raise ValueError("accuracy_on=test but there are no test pairs; give datasets, or use accuracy_on=client")
     if config.accuracy_on == "server" and not plan.validation:
-        raise ValueError(
-            f"accuracy_on=server but server_fraction={config.server_fraction} leaves the server no pairs; raise "
-            "it or use accuracy_on=client"
-        )
+        raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
 
 
 def _check_decay(plan: Plan, strategy: Strategy) -> None:
     if asks(strategy, "needs_server_accuracy") and not plan.validation:
         raise ValueError(
-            f"server_fraction={plan.config.server_fraction} leaves the server no pairs, but the strategy decays "
-            "clients that do not beat its accuracy on them; raise it, or use strategy=fedpo decay_rate=1"
+            "the strategy decays clients that do not beat the server's accuracy on its own pairs, but "
+            f"{_no_pairs(plan.config)}, or use strategy=fedpo decay_rate=1"
         )
 
 
-def _check_lengths(plan: Plan) -> None:
-    """Positions a model was not made for are an index error in some and nonsense in others."""
+def _no_pairs(config: Config) -> str:
+    """Why the server has nothing to validate on, and what gives it something."""
+    if not config.datasets:
+        return "datasets=[] leaves the server no pairs; give it a data set"
+    return f"server_fraction={config.server_fraction} leaves the server no pairs; raise it"
+
+
+def check_lengths(plan: Plan, examples: Iterable[Example]) -> None:
+    """Positions a model was not made for are an index error in some and nonsense in others.
+
+    Raises:
+        ValueError: If an example has more tokens.
+    """
     positions = getattr(plan.policy.model.config, "max_position_embeddings", None)
-    train = (example for client in plan.clients for example in (*client.train, *client.held_out))
-    longest = max(example.length for example in (*train, *plan.validation, *plan.test))
+    longest = max((example.length for example in examples), default=0)
     if positions is not None and longest > positions:
         raise ValueError(
             f"max_length={plan.config.max_length} allows pairs of {longest} tokens but the model has {positions} "

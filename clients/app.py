@@ -25,6 +25,13 @@ class ClientPairs:
     scoring: Sequence[Example] = ()  # `accuracy_on`: the server's, its own held-out, or the test pairs
 
 
+class PairsByClient(Protocol):
+    """Who holds which pairs."""
+
+    def __getitem__(self, client_id: int, /) -> ClientPairs:
+        """Those of one client."""
+
+
 class ClientLog(Protocol):
     """The part of `fed.tracking.Tracker` that a client reports to; it stays at the client."""
 
@@ -46,7 +53,7 @@ class ClientLog(Protocol):
 
 def client_app(
     trainer: LocalTrainer,
-    clients: Sequence[ClientPairs],
+    clients: PairsByClient,
     log: ClientLog,
     *,
     mods: Sequence[Mod] = (),
@@ -57,10 +64,10 @@ def client_app(
 
     With a `budget`, a client trains on so many pairs in round 1, 2, ..., in place of what the trainer's settings say.
 
-    Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`,
-    `train_loss`, `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received weights on the
-    client's own pairs. Understands these keys of the message's config, all optional: `server-round`, `server-accuracy`
-    and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
+    Answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `pairs`
+    trained now, `train_loss`, `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received
+    weights on the client's own pairs. Understands these keys of the message's config, all optional: `server-round`,
+    `server-accuracy` and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
     """
     app = ClientApp(mods=list(mods))
 
@@ -71,6 +78,7 @@ def client_app(
         server_round = _server_round(config)
         state = read_state(context.state)
         given = budget[server_round - 1] if budget else None
+        before = state.examples
         log.start_client(server_round, client_id, given or trainer.num_pairs(pairs.train, client_id)[0])
 
         def on_update(split: str, tags: Metrics, step: int) -> None:
@@ -105,6 +113,7 @@ def client_app(
             arrays = snapshot(model_tensors(trainer.policy.model))
         metrics: dict[str, MetricRecordValues] = {
             "num-examples": len(pairs.train),
+            "pairs": state.examples - before,
             "train_loss": trained["loss"],
             "accuracy": scored["accuracy"],
             "decay": decay,

@@ -54,11 +54,6 @@ def standing_for(record: ArrayRecord) -> ArrayRecord:
     return record.like if isinstance(record, Elsewhere) else record
 
 
-def itemsize(array: Array) -> int:
-    """Bytes of one number of any array."""
-    return array.tensor.element_size() if isinstance(array, TensorArray) else np.dtype(array.dtype).itemsize
-
-
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
 

@@ -23,6 +23,7 @@ from fed.config import (
 )
 
 CHOICES = {
+    "engine": ("local", "ray", "flower"),
     "mode": ("federated", "centralized", "local"),
     "decay_target": ("lr", "loss"),
     "weighting": ("accuracy", "samples", "accuracy_times_samples"),
@@ -33,6 +34,7 @@ CHOICES = {
     "cpu_matmul": ("auto", "mkl", "onednn"),
     "trainer": ("BasicTrainer", "FSDPTrainer", "TensorParallelTrainer"),
     "precision": ("float32", "bfloat16"),
+    "wire_dtype": ("float32", "bfloat16"),
 }
 AT_LEAST_ONE = (
     "checkpoint_keep",
@@ -75,7 +77,17 @@ READ_BY_GROUP = {
     "weighting": ("strategy", "weighting"),
     "clients_per_round": ("strategy", "clients_per_round"),
     "data_evenly_distributed": ("partition", "data_evenly_distributed"),
+    "client_data": ("partition", "client_data"),
 }
+
+
+def is_own(config: Config) -> bool:
+    """Whether clients bring data of their own, and the data sets are the server's alone."""
+    return bool(config.partition["_target_"] == OWN)
+
+
+OWN = "fed.partition.OwnData"
+OF_THE_SERVERS_DATA = ("data_dir", "test_fraction", "n_eval_examples", "n_test_examples")
 # Keys that other settings leave without effect: the key, when, and the reason.
 WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("anchor_norm", lambda config: not config.alpha, "alpha=0"),
@@ -96,11 +108,23 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ),
     ("checkpoint_keep", lambda config: config.checkpoint_every == 0, "checkpoint_every=0"),
     ("checkpoint_within_round", lambda config: config.checkpoint_every != 1, "checkpoint_every other than 1"),
+    ("clients_in_parallel", lambda config: config.engine == "flower", "engine=flower, where nodes train by themselves"),
     ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
     ("faults.straggler_rate", lambda config: config.client_timeout is None, "client_timeout=null: nobody is too late"),
     ("faults.straggler_seconds", lambda config: config.faults.straggler_rate == 0, "faults.straggler_rate=0"),
     ("faults.byzantine_scale", lambda config: config.faults.byzantine_clients == 0, "faults.byzantine_clients=0"),
+    ("server_fraction", is_own, "partition=own, where the server's pairs are all its own"),
+    *(
+        (key, is_own, "partition=own, where every client's pairs are its own")
+        for key in ("use_small_dataset", "n_train_examples")
+    ),
+    *((key, lambda config: not config.datasets, "datasets=[]") for key in OF_THE_SERVERS_DATA),
+    *(
+        (key, lambda config: config.engine != "local", "an engine that is not engine=local")
+        for key in ("checkpoint_within_round", *(f"faults.{item.name}" for item in fields(FaultSettings)))
+    ),
+    ("wire_dtype", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
 )
@@ -145,6 +169,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     _check_loss(config.loss)
     _check_lora(config.lora)
     _check_faults(config)
+    _check_engine(config)
     _check_together(config)
     _check_strategy(config)
     if config.alpha is None:
@@ -317,6 +342,28 @@ def _check_faults(config: Config) -> None:
         raise ValueError(f"min_fit_clients={config.min_fit_clients} is more than the {trained} clients of a round")
 
 
+def _check_engine(config: Config) -> None:
+    """What Flower's engines cannot do, and what they need."""
+    if config.engine != "local":
+        if config.mode != "federated":
+            raise ValueError(f"mode={config.mode} needs engine=local: a run of one client has nothing to send")
+        if config.trainer != "BasicTrainer" or config.trainer_processes is not None:
+            raise ValueError(
+                f"engine={config.engine} trains each client in one process; use trainer=BasicTrainer without "
+                "trainer_processes, or engine=local"
+            )
+    if is_own(config) and config.mode == "centralized":
+        raise ValueError("mode=centralized pools all pairs, which partition=own leaves with the clients")
+    own_files = bool(config.partition.get("client_data"))
+    if is_own(config) and config.engine != "flower" and not own_files:
+        raise ValueError("partition=own needs client_data=[a.jsonl,b.jsonl,...], a file for each client")
+    if is_own(config) and config.engine == "flower" and config.accuracy_on != "client" and not own_files:
+        raise ValueError(
+            f"accuracy_on={config.accuracy_on} with partition=own: SuperNodes do not have the server's pairs; use "
+            "accuracy_on=client"
+        )
+
+
 def _check_strategy(config: Config) -> None:
     """What Flower would wait for in vain, or leave undone without a word."""
     node: Any = config.strategy
@@ -373,11 +420,13 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"clients_in_parallel={config.clients_in_parallel} is more than the {trained} clients of a round; lower it"
         )
-    if not config.datasets:
+    if not config.datasets and not is_own(config):
         raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")
 
 
 def _check_effect(config: Config, given: frozenset[str]) -> None:
+    if "engine" in given and config.engine == "flower":
+        raise ValueError("engine=flower is what `flwr run` starts; use engine=local or engine=ray here")
     if "local_steps" in given and "local_epochs" in given and config.local_steps is not None:
         raise ValueError("local_steps and local_epochs are both given; choose one")
     if config.mode != "federated":

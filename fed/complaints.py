@@ -70,11 +70,11 @@ def unknown(key: str) -> str:
         return f"{key} is refused: {refused}"
     group = key.split(".")[0]
     own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in GROUPS[1:] else ""
-    near = nearest(key, [*keys(), PRESETS, *_group_keys()])
+    near = nearest(key, [*keys(), PRESETS, *group_keys()])
     return f"unknown key {key}{near}; every key is in fed/config.py and config/{own}"
 
 
-def _group_keys() -> list[str]:
+def group_keys() -> list[str]:
     """Dotted parameters of all files of the groups whose keys the schema leaves open."""
     found = set()
     for group in GROUPS[1:]:

@@ -75,6 +75,7 @@ class Config:
 
     # The run
     exp_name: str = "fedpo"
+    engine: str = "local"  # local (this program) | ray (Flower's simulation); what `flwr run` starts is "flower"
     mode: str = "federated"  # federated | centralized (one client holds all pairs) | local (every client alone)
     seed: int = 0
     deterministic: bool = False  # refuse operations whose result may vary from run to run
@@ -106,6 +107,7 @@ class Config:
     test_fraction: float | None = None  # of data without a test split of its own; null: 0.1 (se: 0.01)
     n_train_examples: int | None = None  # training pairs used at most, drawn by seed; null: all
     use_small_dataset: bool = False  # a seeded tenth of the training pairs
+    client_data: list[str] = field(default_factory=list)  # partition=own: a JSON-lines file for each client
     data_evenly_distributed: bool = True  # partition=contiguous: equal blocks, or random cuts
     server_fraction: float = 0.05  # of the training pairs: the server's validation pairs
     client_eval_fraction: float = 0.05  # of each client's pairs: its own held-out pairs
@@ -131,6 +133,7 @@ class Config:
     min_fit_clients: int = 1  # a round in which fewer clients succeed ends the run
     client_timeout: float | None = None  # seconds of training after which a client is left out of the round; null: none
     faults: FaultSettings = field(default_factory=FaultSettings)
+    wire_dtype: str = "float32"  # float32 | bfloat16: weights travel as differences, with half the bytes
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods
 
     # Local training
@@ -138,7 +141,7 @@ class Config:
         "BasicTrainer"  # FSDPTrainer: a client's model split over processes | TensorParallelTrainer: its layers
     )
     trainer_processes: int | None = None  # processes of the run; null: one per GPU, or clients_in_parallel
-    clients_in_parallel: int = 1  # clients that train at once, each in a group of processes of its own
+    clients_in_parallel: int = 1  # clients that train at once, each in processes of its own
     cpu_offload: bool = False  # FSDPTrainer on GPUs: weights, gradients, optimizer state in main memory between uses
     process_timeout: float = 600.0  # seconds a process may keep the others waiting before the run ends
     batch_size: int = 4  # pairs per optimizer step

@@ -179,6 +179,27 @@ class GroupPartitioner:
         return divide(groups, self.num_partitions)
 
 
+class OwnData:
+    """Nothing is divided: every client has a file of its own, and `datasets` are the server's alone.
+
+    Args:
+        num_partitions: Number of clients.
+        client_data: Their files, in order; none where each client is told its file by itself, as a SuperNode is.
+
+    Raises:
+        ValueError: If there are files, but another number.
+    """
+
+    def __init__(self, num_partitions: int, client_data: Sequence[str] = ()) -> None:
+        if client_data and len(client_data) != num_partitions:
+            raise ValueError(
+                f"client_data names {len(client_data)} files but client_num_in_total={num_partitions}; set "
+                f"client_num_in_total={len(client_data)}"
+            )
+        self.num_partitions = num_partitions
+        self.client_data = list(client_data)
+
+
 def _deal_groups(groups: list[list[int]], num_clients: int) -> list[list[int]]:
     clients: list[list[int]] = [[] for _ in range(num_clients)]
     for group in groups:

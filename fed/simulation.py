@@ -11,16 +11,22 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fed.arrays import to_record, to_tensors
+from fed.counting_grid import CountingGrid
 from fed.grid import LocalGrid
 from fed.group_grid import GroupGrid
 from fed.keeper import Keeper, Kept, Stateful
 from fed.leader import Evaluate, LeaderGrid, follow
 from fed.ranks import ONE_PROCESS, Mesh
+from fed.remote_grid import RemoteGrid
 from fed.sharding import Parts
 from fed.stop import Stop
 
 # Told round, bytes sent, bytes received.
 OnTraffic = Callable[[int, int, int], None]
+
+
+def unheard(server_round: int, sent: int, received: int) -> None:
+    """Nobody is told what travelled."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def simulate(
     streams: bool = False,
     processes: Processes = ALONE,
     memory: Memory | None = None,
-    on_traffic: OnTraffic = lambda server_round, sent, received: None,
+    on_traffic: OnTraffic = unheard,
     **how: Any,
 ) -> ArrayRecord:
     """Run a federation over these clients; the final global weights, or this process's parts of them.
@@ -83,10 +89,7 @@ def simulate(
     grid = LocalGrid(client, contexts, **how)
     if mesh.groups.count > 1:
         grid = GroupGrid(client, contexts, groups=mesh.groups, work=processes.work, exchange=processes.exchange, **how)
-    done = 0
-    if memory is not None and memory.kept is not None:
-        done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
-    grid.begin(done + 1)
+    done, initial = _begin(grid, initial, memory)
     front = grid  # what the strategy talks to
     stop = Stop(mesh.world)
 
@@ -94,9 +97,7 @@ def simulate(
         if server_round:
             on_traffic(server_round, front.sent, front.received)
         found = evaluate(server_round, arrays)
-        if memory is not None and server_round and memory.keeper.is_due(server_round):
-            with memory.phase():
-                memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
+        _keep(server_round, arrays, grid, memory, found)
         stop.check()
         for used in (grid, front):
             used.begin(server_round + 1)
@@ -112,7 +113,54 @@ def simulate(
     return leader.finish(_served(server(to_record(whole), told, done), leader))
 
 
-def _served(server: ServerApp, grid: LocalGrid) -> ArrayRecord:
+def serve(
+    server: Callable[[ArrayRecord, Evaluate, int], ServerApp],
+    initial: ArrayRecord,
+    evaluate: Evaluate,
+    grid: RemoteGrid,
+    num_clients: int,
+    *,
+    memory: Memory | None = None,
+    on_traffic: OnTraffic = unheard,
+) -> ArrayRecord:
+    """Run a federation of so many clients that are elsewhere; the final global weights.
+
+    `server`, `initial`, `evaluate`, `memory` and `on_traffic` are as for `simulate`.
+    """
+    grid.gather(num_clients)
+    done, initial = _begin(grid, initial, memory)
+    stop = Stop()
+
+    def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round:
+            on_traffic(server_round, grid.sent, grid.received)
+        found = evaluate(server_round, arrays)
+        _keep(server_round, arrays, grid, memory, found)
+        stop.check()
+        grid.begin(server_round + 1)
+        return found
+
+    return _served(server(initial, evaluate_and_keep, done), grid)
+
+
+def _begin(grid: CountingGrid, initial: ArrayRecord, memory: Memory | None) -> tuple[int, ArrayRecord]:
+    """The rounds that are done, and the weights after them."""
+    done = 0
+    if memory is not None and memory.kept is not None:
+        done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
+    grid.begin(done + 1)
+    return done, initial
+
+
+def _keep(
+    server_round: int, arrays: ArrayRecord, grid: CountingGrid, memory: Memory | None, found: MetricRecord | None
+) -> None:
+    if memory is not None and server_round and memory.keeper.is_due(server_round):
+        with memory.phase():
+            memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
+
+
+def _served(server: ServerApp, grid: CountingGrid) -> ArrayRecord:
     context = Context(0, -1, {}, RecordDict(), {})
     server(grid, context)
     return context.state.array_records["arrays"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fed.seeding import generator
 from load_data import Preference, split_by_conversation
@@ -83,6 +84,30 @@ def split_rows(
         clients=[_client_rows([pool[i] for i in part], k, settings) for k, part in enumerate(parts)],
         overlapping=overlapping,
     )
+
+
+def split_own(
+    server: Sequence[Preference],
+    test: Sequence[Preference],
+    clients: Sequence[list[Preference]],
+    settings: SplitSettings,
+) -> Split:
+    """Every client keeps its own rows; the server validates on all of its own, at most `n_eval_examples` of them."""
+    pool = [row for rows in clients for row in rows]
+    ends = list(accumulate(map(len, clients)))
+    return Split(
+        validation=sample(server, settings.n_eval_examples, settings.seed, "validation"),
+        test=sample(test, settings.n_test_examples, settings.seed, "test"),
+        pool=pool,
+        parts=[list(range(end - len(rows), end)) for rows, end in zip(clients, ends, strict=True)],
+        clients=[own_rows(rows, settings) for rows in clients],
+        overlapping=0,
+    )
+
+
+def own_rows(rows: list[Preference], settings: SplitSettings) -> ClientRows:
+    """The rows of a client that has data of its own: the same draw of held-out rows whatever its number is."""
+    return _client_rows(rows, 0, settings)
 
 
 def sample(rows: Sequence[Preference], count: int, seed: int, purpose: str) -> list[Preference]:

@@ -1,0 +1,217 @@
+"""Flower's client app: what runs for each message at a SuperNode, and in the workers of engine=ray.
+
+A SuperNode starts a process for every message: what takes long is found on its disk, in `cache_dir`. A worker of Ray
+keeps its model and serves one client after the other.
+"""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are few
+
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.app import ClientPairs, client_app
+from clients.deadline import Deadline
+from clients.kept import keep, recall
+from clients.log import ConsoleLog, NoLog
+from clients.trainer import LocalTrainer
+from fed import launch
+from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
+from fed.batches import Example
+from fed.checks import Settings, is_own
+from fed.endings import Failed
+from fed.references import weights_hash
+from fed.remote_grid import CLIENT, MODEL, PARTITION, RUN
+from fed.run_config import DATA, FORMAT, node_settings, run_settings
+from fed.seeding import seeded_globals
+from fed.wire import Wire, unpacking
+from load_data import Loaded, load_file
+from plan import check_lengths, local_settings, prepare_client, references
+
+PREPARED = 64  # clients whose tokens a process keeps
+Answer = Callable[["Site", Message, Context], Message]
+
+
+def flower_app(settings: Settings | None = None) -> ClientApp:
+    """The app; None: with the settings that Flower sends along."""
+    outer = ClientApp()
+
+    @outer.query()
+    def query(message: Message, context: Context) -> Message:
+        return _guarded(_introduced, settings, message, context)
+
+    @outer.train()
+    def train(message: Message, context: Context) -> Message:
+        return _guarded(Site.answer, settings, message, context)
+
+    @outer.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _guarded(Site.answer, settings, message, context)
+
+    return outer
+
+
+app = flower_app()
+
+
+def _guarded(answer: Answer, settings: Settings | None, message: Message, context: Context) -> Message:
+    """The answer, or why there is none: on this client's console, and to the server as far as it may know.
+
+    What an error of a client with data of its own says may hold some of them.
+    """
+    is_alone = DATA in context.node_config
+    try:
+        run = settings or run_settings(context.run_config)
+        return answer(_site(node_settings(run, context.node_config), context.node_config), message, context)
+    except Failed as error:
+        reason = told = " ".join(str(error).split())
+    except Exception as error:
+        if not isinstance(error, ValueError):
+            traceback.print_exc()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        told = f"{type(error).__name__}; the log of its SuperNode says more" if is_alone else reason
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return Message(Error(0, told), reply_to=message)
+
+
+def _introduced(site: "Site", message: Message, context: Context) -> Message:
+    """Who this client is; then it has all it needs for the first round."""
+    metrics = MetricRecord()
+    if PARTITION in context.node_config:
+        metrics[PARTITION] = int(context.node_config[PARTITION])
+    if site.is_alone:
+        site.check_model(message)
+        metrics["num-examples"] = len(site.pairs[0].train)
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+class Site:
+    """What a process needs to be one client, or several in turn."""
+
+    def __init__(self, settings: Settings, node_config: Mapping[str, Any]) -> None:
+        config = settings.config
+        self.config, self.is_alone = config, DATA in node_config
+        with launch.joined(config.device, config.process_timeout) as device:
+            self.plan = prepare_client(settings, device, _own_rows(settings, node_config))
+        model = self.plan.policy.model
+        self.initial = snapshot(model_tensors(model))
+        self.model = weights_hash(self.plan.policy)
+        self.pairs = _Pairs(self)
+        self.deadline = Deadline(config.client_timeout if config.engine == "ray" else None)
+        wire = Wire(config.wire_dtype, to_tensors(self.initial))
+        self._app = client_app(
+            LocalTrainer(self.plan.policy, local_settings(self.plan)),
+            self.pairs,
+            ConsoleLog() if self.is_alone else NoLog(),
+            mods=[unpacking(wire), *self.plan.mods],
+            pauses=self.deadline,
+        )
+
+    def answer(self, message: Message, context: Context) -> Message:
+        """The client's answer to "train" or "evaluate".
+
+        Raises:
+            Failed: If it has another model than the server, or no time left.
+        """
+        self.check_model(message)
+        config = _config(message)
+        client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
+        numbered = replace(context, node_config={**context.node_config, PARTITION: client_id})
+        self.deadline.begin()
+        if not self.is_alone:
+            # As engine=local does, where noise is drawn from a stream that the seed decides.
+            kind = message.metadata.message_type
+            with seeded_globals(self.config.seed, f"client {kind}", client_id, server_round, 1):
+                return self._app(message, numbered)
+        kept = Path(self.config.cache_dir) / "clients" / str(config[RUN])
+        if not context.state:
+            for key, record in recall(kept, client_id, server_round).items():
+                context.state[key] = record
+        reply = self._app(message, numbered)
+        if message.metadata.message_type == MessageType.TRAIN:
+            keep(kept, client_id, server_round, context.state)
+        return reply
+
+    def check_model(self, message: Message) -> None:
+        """Find out whether this client's model is the server's.
+
+        Raises:
+            Failed: If not.
+        """
+        expected = str(_config(message).get(MODEL))
+        if expected != self.model:
+            raise Failed(
+                f"this client's model is not the server's: the SHA-256 of its weights is {self.model[:12]}..., the "
+                f"server's {expected[:12]}...; give it the same files, e.g. by --node-config "
+                "'model.name_or_path=\"...\"'"
+            )
+
+
+class _Pairs:
+    """The pairs of each client, by its number, with the columns that its training and evaluation read."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._prepared = functools.lru_cache(PREPARED)(self._prepare)
+
+    def __getitem__(self, client_id: int) -> ClientPairs:
+        return self._prepared(0 if self._site.is_alone else client_id)
+
+    def _prepare(self, client_id: int) -> ClientPairs:
+        plan = self._site.plan
+        load_arrays(plan.policy.model, self._site.initial)  # it may have been trained since
+        own = plan.pairs(client_id)
+        check_lengths(plan, (*own.train, *own.held_out))
+        if plan.config.accuracy_on == "client" and not own.held_out:
+            raise Failed(f"of client {client_id}'s data no pair can be held out; it needs two conversations or more")
+        train = own.train if plan.supervised else self._fill(own.train)
+        held_out = self._fill(own.held_out)
+        return ClientPairs(train, held_out, held_out if plan.config.accuracy_on == "client" else self._of_server)
+
+    @functools.cached_property
+    def _of_server(self) -> Sequence[Example]:
+        plan = self._site.plan
+        return self._fill(plan.validation if plan.config.accuracy_on == "server" else plan.test)
+
+    def _fill(self, examples: Sequence[Example]) -> list[Example]:
+        return references(self._site.plan, self._site.model)(examples)
+
+
+def _site(settings: Settings, node_config: Mapping[str, Any]) -> Site:
+    """That of this process, made when it is first asked for."""
+    global _made
+    key = repr((settings, node_config.get(DATA), node_config.get(FORMAT)))
+    if _made is None or _made[0] != key:
+        _made = key, Site(settings, node_config)
+    return _made[1]
+
+
+_made: tuple[str, Site] | None = None
+
+
+def _own_rows(settings: Settings, node_config: Mapping[str, Any]) -> Loaded | None:
+    """The rows of this node's own file, if clients have such files.
+
+    Raises:
+        ValueError: If they have and this one has not, or the other way round.
+    """
+    file = node_config.get(DATA)
+    if is_own(settings.config) and not settings.config.partition["client_data"]:
+        if file is None:
+            raise ValueError(f"this node has no data; start its SuperNode with --node-config '{DATA}=\"path.jsonl\"'")
+        return load_file(str(file), str(node_config.get(FORMAT, "jsonl")))
+    if file is not None:
+        raise Failed("this node has data of its own, but the run divides a data set; start the run with partition=own")
+    return None
+
+
+def _config(message: Message) -> ConfigRecord:
+    return next(iter(message.content.config_records.values()), ConfigRecord())

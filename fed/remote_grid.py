@@ -1,0 +1,242 @@
+"""`RemoteGrid`: clients behind one of Flower's own grids, numbered and asked as those of `LocalGrid` are."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fed.arrays import copied
+from fed.counting_grid import CountingGrid
+from fed.endings import CannotGoOn, Failed
+from fed.faults import arrays, check_reply
+from fed.stop import Stop
+
+POLL = 0.2  # seconds between two looks for replies
+PARTITION = "partition-id"  # of Flower's, in the configuration of a node
+CLIENT, MODEL, RUN = "client-id", "model", "run"  # in the config of every message to a client
+# Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
+OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
+
+
+class RemoteGrid(CountingGrid):
+    """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
+
+    A node is asked who it is when it is first seen: its number is the `partition-id` of its configuration, or the
+    smallest that is free. One that answers with an error is left out until it has been away. Messages tell a client its
+    number and the SHA-256 of the model that it must have.
+
+    Args:
+        grid: Flower's.
+        model: SHA-256 of the weights before any training.
+        run: A name of the run, by which clients find what they kept of it.
+        wait: Seconds that clients may be missing before the run ends.
+        timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
+            finds offline is left out at once.
+        on_reply: Told of each reply that can be used.
+        **how: As for `CountingGrid`.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        model: str,
+        run: str,
+        wait: float,
+        timeout: float | None,
+        on_reply: OnReply,
+        **how: Any,
+    ) -> None:
+        super().__init__(**how)
+        self._told = {MODEL: model, RUN: run}
+        self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
+        self._numbers: dict[int, int] = {}  # client of each node
+        self._asked: dict[str, int] = {}  # nodes that have not said yet who they are, by message
+        self._refused: set[int] = set()
+        self._shared: list[_Shared] = []
+        self._pending: dict[str, Message] = {}
+        self._since = time.monotonic()  # something was sent, or a round began
+        self._stop = Stop()
+
+    def begin(self, server_round: int) -> None:
+        """What clients are sent from now on belongs to this round."""
+        super().begin(server_round)
+        self._since = time.monotonic()
+
+    def gather(self, expected: int) -> None:
+        """Wait until so many clients are there.
+
+        Raises:
+            CannotGoOn: If they do not come in time, or more are there.
+        """
+        while len(self._numbers) < expected:
+            self.get_node_ids()
+            self._stop.check()
+            time.sleep(POLL)
+        if len(self._numbers) > expected:
+            raise CannotGoOn(
+                f"there are {len(self._numbers)} clients but client_num_in_total={expected}; set it to that number"
+            )
+
+    def set_run(self, run: Any) -> None:
+        """Set the run this grid works for."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run this grid works for."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The clients whose nodes are online, in order.
+
+        Raises:
+            CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
+        """
+        online = set(self._grid.get_node_ids())
+        self._refused &= online
+        self._ask(sorted(online - self._numbers.keys() - self._refused - set(self._asked.values())))
+        self._hear()
+        found = sorted(client for node, client in self._numbers.items() if node in online)
+        if time.monotonic() > self._since + self._wait:
+            raise CannotGoOn(
+                f"too few clients for process_timeout={self._wait:g} seconds: {len(found)} online"
+                f"{f', {len(self._asked)} have not answered' if self._asked else ''}"
+                f"{f', {len(self._refused)} cannot take part' if self._refused else ''}; start more of them or lower "
+                "client_num_in_total or clients_per_round"
+            )
+        return found
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; the replies come by `pull_messages`."""
+        accepted = [self.accept(message) for message in messages]
+        ids = self._push(accepted)
+        self._pending.update(zip(ids, accepted, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there."""
+        found = self._grid.pull_messages(list(message_ids))
+        return [self._taken(self._pending.pop(reply.metadata.reply_to_message_id), reply) for reply in found]
+
+    def accept(self, message: Message) -> Message:
+        """The message as the client finds it: what arrives of its arrays, and records of its own."""
+        received: dict[str, Any] = {}
+        for key, record in message.content.items():
+            received[key] = self._shared_by(record).received if isinstance(record, ArrayRecord) else copied(record)
+        message.content = RecordDict(received)
+        return message
+
+    def replies(self, messages: list[Message]) -> Iterator[Message]:
+        """The answers, in the order of the messages; those that come before their turn wait."""
+        sent = dict(zip(self._push(messages), messages, strict=True))
+        waiting, found = set(sent), dict[str, Message]()
+        deadline = time.monotonic() + (self._timeout or math.inf)
+        for message_id, message in sent.items():
+            while message_id not in found and time.monotonic() <= deadline:
+                for reply in self._grid.pull_messages(list(waiting)):
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    found[reply.metadata.reply_to_message_id] = reply
+                if message_id not in found:
+                    self._stop.check()
+                    time.sleep(POLL)
+            if message_id in found:
+                yield self._taken(message, found.pop(message_id))
+            else:
+                waiting.discard(message_id)
+                yield self._failed(message, f"no answer within client_timeout={self._timeout:g} seconds")
+
+    def _push(self, messages: list[Message]) -> list[str]:
+        """Send what was accepted."""
+        nodes = {client: node for node, client in self._numbers.items()}
+        sent = []
+        for message in messages:
+            meta, content = message.metadata, RecordDict()
+            for key, record in message.content.items():
+                content[key] = self._packed(record) if isinstance(record, ArrayRecord) else copied(record)
+            if not content.config_records:
+                content["config"] = ConfigRecord()
+            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self._told})
+            sent.append(
+                Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+            )
+        ids = list(self._grid.push_messages(sent))
+        if len(ids) < len(sent) or None in ids:
+            raise CannotGoOn(f"round {self._round}: Flower did not take all of {len(sent)} messages")
+        self._shared.clear()
+        self._since = time.monotonic()
+        return ids
+
+    def _shared_by(self, record: ArrayRecord) -> "_Shared":
+        """How these arrays travel, which a strategy sends to all clients of a round."""
+        for shared in self._shared:
+            if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
+                return shared
+        packed = self.wire.pack(record)
+        received = record if self.wire.dtype == "float32" else self.wire.unpack(packed)
+        self._shared.append(_Shared(record, packed, received))
+        return self._shared[-1]
+
+    def _packed(self, received: ArrayRecord) -> ArrayRecord:
+        return next(shared.packed for shared in self._shared if shared.received is received)
+
+    def _taken(self, message: Message, reply: Message) -> Message:
+        """The client's reply as the strategy gets it."""
+        if reply.has_error():
+            return self._failed(message, reply.error.reason)
+        received, kind = message.content.array_records, message.metadata.message_type
+        try:
+            for key in reply.content.array_records.keys() & received.keys():
+                reply.content[key] = self.wire.unpack(reply.content.array_records[key], received[key])
+            if kind == MessageType.TRAIN:
+                check_reply(arrays(message), reply)
+        except (Failed, ValueError) as error:
+            return self._failed(message, str(error))
+        metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
+        self._on_reply(message.metadata.dst_node_id, self._round, kind, metrics)
+        return Message(reply.content, reply_to=message)
+
+    def _failed(self, message: Message, reason: str | None) -> Message:
+        reason = " ".join((reason or "").split()) or "no reason given"
+        self._on_failure(message.metadata.dst_node_id, self._round, reason, "")
+        return Message(Error(0, reason), reply_to=message)
+
+    def _ask(self, nodes: list[int]) -> None:
+        """Ask new nodes who they are, and to get ready."""
+        if nodes:
+            asked = [
+                Message(RecordDict({"config": ConfigRecord({**self._told})}), node, MessageType.QUERY) for node in nodes
+            ]
+            self._asked.update(zip(self._grid.push_messages(asked), nodes, strict=True))
+
+    def _hear(self) -> None:
+        """Number the nodes that have answered, those first that have a number of their own."""
+        if not self._asked:
+            return
+        answers = self._grid.pull_messages(list(self._asked))
+        found = [(self._asked.pop(answer.metadata.reply_to_message_id), answer) for answer in answers]
+        own: list[tuple[bool, int, int]] = []
+        for node, answer in found:
+            if answer.has_error():
+                self._refused.add(node)
+                print(f"node {node} cannot take part: {answer.error.reason}", flush=True)
+            else:
+                told = next(iter(answer.content.metric_records.values())).get(PARTITION)
+                own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
+        for without, told, node in sorted(own):
+            taken = self._numbers.values()
+            free = next(k for k in range(len(taken) + 1) if k not in taken)
+            self._numbers[node] = free if without or told in taken else told
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Arrays that go to several clients: as the strategy has them, as they travel, and as they arrive."""
+
+    of: ArrayRecord
+    packed: ArrayRecord
+    received: ArrayRecord

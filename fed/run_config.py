@@ -1,0 +1,93 @@
+"""Settings from what Flower hands to its apps: the run's config (`flwr run -c`) and a node's own (`--node-config`)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fed import config
+from fed.checks import Settings, check_arguments, checked
+from fed.complaints import explain, group_keys, listed, nearest
+from fed.remote_grid import PARTITION
+
+CONFIG_DIR = Path(__file__).parents[1] / "config"
+# Keys that make no sense where Flower starts the run.
+NOT_HERE = (
+    "engine",
+    "mode",
+    "client_data",
+    "trainer",
+    "trainer_processes",
+    "clients_in_parallel",
+    "cpu_offload",
+    "faults",
+)
+WHOLE = {"lora", "tensorboard", "strategy.strategy", "partition.client_data"}  # given key by key, or not at all
+# What a node decides for itself.
+OF_THE_NODE = (
+    *("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
+    *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
+)
+DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
+FLOWERS_OWN = (PARTITION, "num-partitions")
+
+
+def keys() -> list[str]:
+    """All keys of `[tool.flwr.app.config]`."""
+    every = {*config.GROUPS, config.PRESETS, *config.keys(), *group_keys()}
+    return sorted(key for key in every - WHOLE if key.split(".")[0] not in NOT_HERE)
+
+
+def run_settings(run_config: Mapping[str, Any]) -> Settings:
+    """The settings of a run that Flower started; keys whose value is "" were not given.
+
+    Raises:
+        ValueError: As the command line's checks do.
+    """
+    overrides = [f"{key}={_text(value)}" for key, value in run_config.items() if value != ""]
+    check_arguments(overrides)
+    config.register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+            composed = compose("config", overrides, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
+            composed.engine = "flower"
+        return checked(composed, overrides, choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(f"{error}\n{error.__cause__ or ''}")) from error
+
+
+def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Settings:
+    """The run's settings with those that the node decides for itself.
+
+    Raises:
+        ValueError: If it names a key that is not for a node to decide, or a value of the wrong type.
+    """
+    own = {key: value for key, value in node_config.items() if key not in (DATA, FORMAT, *FLOWERS_OWN)}
+    for key in own:
+        if key not in OF_THE_NODE:
+            known = (DATA, FORMAT, *OF_THE_NODE)
+            raise ValueError(
+                f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
+            )
+    merged = OmegaConf.structured(settings.config)
+    try:
+        for key, value in own.items():
+            OmegaConf.update(merged, key, None if value == "null" else value)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--node-config: {explain(str(error))}") from error
+    return replace(settings, config=OmegaConf.to_object(merged))  # type: ignore[arg-type]
+
+
+def _text(value: Any) -> str:
+    """As it is typed on the command line; TOML has texts, numbers, true and false, so lists and null come as texts."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
