@@ -1,0 +1,26 @@
+"""The demo's training pairs as JSON-lines files, one for each client: `python scripts/demo_files.py a.jsonl b.jsonl`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from load_data import load
+
+PAIRS = 40  # of each client
+FIELDS = ("prompt", "chosen", "rejected", "group")
+
+
+def main(paths: list[str]) -> None:
+    """Write the files; no pair is in two of them."""
+    rows = load(["demo"], "train", data_dir=None, seed=0).rows
+    for number, path in enumerate(paths):
+        own = rows[number * PAIRS : (number + 1) * PAIRS]
+        lines = (json.dumps({name: asdict(row)[name] for name in FIELDS}) for row in own)
+        Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

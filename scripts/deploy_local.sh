@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# A real deployment on this machine: a SuperLink and two SuperNodes over TLS, each node with a key and data of its own.
+#
+#     bash scripts/deploy_local.sh ['KEY=VALUE ...']
+#
+# Settings are typed as for `flwr run -c`. Runs 2 rounds of the demo, prints the final accuracy, and stops all that it
+# started; exit code 0 only if the rounds were run. Everything is on 127.0.0.1 and in a temporary folder, which
+# KEEP=folder keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's; TIMEOUT=600 seconds bound the run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+command -v flower-superlink >/dev/null || { echo "error: there is no .venv; run make setup" >&2; exit 2; }
+
+work=$(mktemp -d)
+pids=()
+stop() {
+    code=$?
+    trap - EXIT INT TERM
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill "${pids[i]}" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do # Flower's programs end by themselves, or are ended
+        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+        kill -KILL "$pid" 2>/dev/null || true
+    done
+    if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP" && cp -r "$work/." "$KEEP"; fi
+    rm -rf "$work"
+    exit "$code"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+fail() {
+    echo "error: $1" >&2
+    tail -n 20 "$work"/*.log >&2 || true
+    exit 1
+}
+starts() { # PID LOG WORDS: wait until the program says so
+    for _ in $(seq 300); do
+        grep -q "$3" "$2" 2>/dev/null && return
+        kill -0 "$1" 2>/dev/null || fail "$(basename "$2" .log) did not start"
+        sleep 0.2
+    done
+    fail "$(basename "$2" .log) did not start within 60 seconds"
+}
+
+export FLWR_HOME="$work/flwr" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+mkdir -p "$FLWR_HOME"
+python scripts/certificates.py folder="$work/certs" nodes=node-1,node-2
+python scripts/demo_files.py "$work/node-1.jsonl" "$work/node-2.jsonl"
+read -r port port_1 port_2 < <(python - <<'PY'
+import socket
+found = [socket.socket() for _ in range(3)]
+for s in found:
+    s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in found))
+PY
+)
+cat >"$FLWR_HOME/config.toml" <<TOML
+[superlink]
+default = "here"
+
+[superlink.here]
+address = "127.0.0.1:$port"
+root-certificates = "$work/certs/ca.pem"
+TOML
+
+certs=(--ssl-ca-certfile "$work/certs/ca.pem" --ssl-certfile "$work/certs/server.pem" --ssl-keyfile "$work/certs/server.key")
+flower-superlink --host 127.0.0.1 --port "$port" "${certs[@]}" --enable-supernode-auth \
+    --disable-runtime-dependency-installation >"$work/superlink.log" 2>&1 &
+pids+=($!)
+starts $! "$work/superlink.log" "Uvicorn running\|startup complete"
+for node in 1 2; do
+    flwr supernode register "$work/certs/node-$node.pub" here >"$work/register-$node.log" 2>&1 || fail "node-$node is not registered"
+    own=port_$node data=DATA_$node
+    flower-supernode --superlink "127.0.0.1:$port" --root-certificates "$work/certs/ca.pem" \
+        --auth-supernode-private-key "$work/certs/node-$node.key" --host 127.0.0.1 --port "${!own}" \
+        --node-config "data=\"${!data:-$work/node-$node.jsonl}\" partition-id=$((node - 1)) cache_dir=\"$work/node-$node-cache\"" \
+        >"$work/node-$node.log" 2>&1 &
+    pids+=($!)
+done
+
+echo "SuperLink on 127.0.0.1:$port with TLS, 2 SuperNodes with keys and data of their own"
+settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2'
+places="output_dir=\"$work/runs\" cache_dir=\"$work/server-cache\""
+timeout "${TIMEOUT:-600}" flwr run . here --stream -c "$settings $places ${*:-}" >"$work/run.log" 2>&1 || fail "the run did not end well"
+python - "$work/runs" <<'PY' || fail "the rounds were not run"
+import json, pathlib, sys
+found = list(pathlib.Path(sys.argv[1]).glob("*/*/summary.json"))
+if not found:
+    sys.exit("there is no summary")
+summary, config = json.loads(found[0].read_text()), (found[0].parent / "config.yaml").read_text()
+final = summary["final"]
+rounds = int(next(line.split()[1] for line in config.splitlines() if line.startswith("comm_round:")))
+lines = [json.loads(line) for line in (found[0].parent / "metrics.jsonl").read_text().splitlines()]
+trained = {(line["round"], line["who"]) for line in lines if line["split"] == "train"}
+expected = {(number, f"client-{k}") for number in range(1, rounds + 1) for k in range(2)}
+if not expected <= trained:
+    sys.exit(f"clients did not train: {sorted(expected - trained)}")
+split = "test" if "test" in final else "validation"
+print(f"{rounds} rounds, 2 clients, {summary['pairs']} pairs; final accuracy {final[split]['accuracy']:.3f} ({split})")
+PY
