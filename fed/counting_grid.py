@@ -46,13 +46,13 @@ class CountingGrid(Grid):
     ) -> None:
         self.wire, self.streams = wire, streams
         self.sent = self.received = 0  # bytes of the arrays that the server sent and got in the present round
-        self._min_fit_clients, self._on_failure, self._numel = min_fit_clients, on_failure, numel
-        self._round = 1
+        self._min_fit_clients, self.on_failure, self._numel = min_fit_clients, on_failure, numel
+        self.server_round = 1
         self._last_replies: list[Message] = []
 
     def begin(self, server_round: int) -> None:
         """What clients are sent from now on belongs to this round."""
-        self._round = server_round
+        self.server_round = server_round
         self.sent = self.received = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class CountingGrid(Grid):
             del reply  # or it would stay alive while the next client trains
         if asked and succeeded < self._min_fit_clients:
             raise TooFewClients(
-                f"round {self._round}: {succeeded} of {asked} clients succeeded, fewer than "
+                f"round {self.server_round}: {succeeded} of {asked} clients succeeded, fewer than "
                 f"min_fit_clients={self._min_fit_clients}"
             )
 

@@ -115,7 +115,7 @@ class LocalGrid(CountingGrid):
                 return self.numbered(self._attempt(message, context, number))
             what = f"{kind}-{node}-{number}"
             run = functools.partial(self._attempt, message, context, number)
-            return self.numbered(self._journal.answer(self._round, what, message, context, run))
+            return self.numbered(self._journal.answer(self.server_round, what, message, context, run))
         except Failed as error:
             reason, details = str(error), ""
         except CannotGoOn:  # no fault of the client's
@@ -125,7 +125,7 @@ class LocalGrid(CountingGrid):
                 raise
             reason, details = f"{type(error).__name__}: {error}", traceback.format_exc()
         reason = " ".join(reason.split()) or "no reason given"
-        self._on_failure(_client_id(context), self._round, reason, details)
+        self.on_failure(_client_id(context), self.server_round, reason, details)
         return self.numbered(Message(Error(0, reason), reply_to=message))
 
     def _attempt(self, message: Message, context: Context, number: int) -> Message:
@@ -140,14 +140,14 @@ class LocalGrid(CountingGrid):
         received = message.content.array_records
         sent = arrays(message) if kind == MessageType.TRAIN else None
         if sent is not None and self._faults is not None:
-            self._faults.before(client_id, self._round)
-        with seeded_globals(self._seed, f"client {kind}", node, self._round, number):
+            self._faults.before(client_id, self.server_round)
+        with seeded_globals(self._seed, f"client {kind}", node, self.server_round, number):
             reply = self.app(message, context)
         if reply.has_error():
             raise Failed(reply.error.reason)
         if sent is not None:
             if self._faults is not None:
-                self._faults.after(client_id, self._round, sent, reply)
+                self._faults.after(client_id, self.server_round, sent, reply)
             check_reply(sent, reply, self._own)
             for key in reply.content.array_records.keys() & received.keys():
                 reply.content[key] = self.wire.travelled(reply.content.array_records[key], received[key])

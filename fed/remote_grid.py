@@ -166,7 +166,7 @@ class RemoteGrid(CountingGrid):
             )
         ids = list(self._grid.push_messages(sent))
         if len(ids) < len(sent) or None in ids:
-            raise CannotGoOn(f"round {self._round}: Flower did not take all of {len(sent)} messages")
+            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(sent)} messages")
         self._shared.clear()
         self._since = time.monotonic()
         return ids
@@ -197,12 +197,12 @@ class RemoteGrid(CountingGrid):
         except (Failed, ValueError) as error:
             return self._failed(message, str(error))
         metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
-        self._on_reply(message.metadata.dst_node_id, self._round, kind, metrics)
+        self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
 
     def _failed(self, message: Message, reason: str | None) -> Message:
         reason = " ".join((reason or "").split()) or "no reason given"
-        self._on_failure(message.metadata.dst_node_id, self._round, reason, "")
+        self.on_failure(message.metadata.dst_node_id, self.server_round, reason, "")
         return Message(Error(0, reason), reply_to=message)
 
     def _ask(self, nodes: list[int]) -> None:

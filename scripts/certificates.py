@@ -49,17 +49,13 @@ def _write_certificates(folder: Path, hosts: Sequence[str]) -> None:
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FeDPO trial authority")])
     root = _certificate(name, name, authority.public_key()).add_extension(x509.BasicConstraints(True, 0), critical=True)
-    usage = x509.KeyUsage(
-        *(False,) * 5, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False
-    )
+    usage = x509.KeyUsage(*(False,) * 5, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False)
     root = root.add_extension(usage, critical=True)
     root = root.add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
     own = _certificate(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]), name, server.public_key())
     own = own.add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
     own = own.add_extension(x509.BasicConstraints(False, None), critical=True)
-    own = own.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
-    )
+    own = own.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
     for file, builder in (("ca.pem", root), ("server.pem", own)):
         signed = builder.sign(authority, hashes.SHA384())
         (folder / file).write_bytes(signed.public_bytes(serialization.Encoding.PEM))

@@ -1,4 +1,4 @@
-"""The demo's training pairs as JSON-lines files, one for each client: `python scripts/demo_files.py a.jsonl b.jsonl`."""
+"""The demo's training pairs as JSON-lines files, one a client: `python scripts/demo_files.py a.jsonl b.jsonl`."""
 
 import json
 import sys

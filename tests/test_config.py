@@ -52,8 +52,9 @@ def test_defaults_are_accepted() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_shipped_file_composes(file: Path) -> None:
-    settings = settings_of(f"{file.parent}={file.stem}")
-    assert settings.given == {str(file.parent)}
+    needed = ["client_data=[a.jsonl,b.jsonl]", "client_num_in_total=2"] if file.stem == "own" else []
+    settings = settings_of(f"{file.parent}={file.stem}", *needed)
+    assert settings.given == {str(file.parent), *(setting.partition("=")[0] for setting in needed)}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "strategy"], ids=str)

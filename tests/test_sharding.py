@@ -112,6 +112,7 @@ def train(
         by_pair=loss is not against_the_mean,
         make_strategy=strategy,
         mods=list(mods),
+        tokens=lambda rows: [],
         validation=examples(9, seed=100),
         test=[],
         clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
