@@ -352,6 +352,7 @@ def _elsewhere(
         model=str(keeper.run[MODEL_HASH]),
         run="_".join(place.checkpoints.parent.parts[-2:]),
         wait=config.process_timeout,
+        may_come_back=config.engine == "flower",
         timeout=config.client_timeout if config.engine == "flower" else None,
         on_reply=on_reply,
         wire=Wire(config.wire_dtype, to_tensors(initial)),

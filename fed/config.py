@@ -143,7 +143,7 @@ class Config:
     trainer_processes: int | None = None  # processes of the run; null: one per GPU, or clients_in_parallel
     clients_in_parallel: int = 1  # clients that train at once, each in processes of its own
     cpu_offload: bool = False  # FSDPTrainer on GPUs: weights, gradients, optimizer state in main memory between uses
-    process_timeout: float = 600.0  # seconds a process may keep the others waiting before the run ends
+    process_timeout: float = 600.0  # seconds a process, or clients elsewhere, may be waited for before the run ends
     batch_size: int = 4  # pairs per optimizer step
     eval_batch_size: int = 16
     max_tokens_per_step: int | None = None  # instead: as many pairs as hold no more tokens in their layout

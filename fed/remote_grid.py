@@ -34,6 +34,7 @@ class RemoteGrid(CountingGrid):
         model: SHA-256 of the weights before any training.
         run: A name of the run, by which clients find what they kept of it.
         wait: Seconds that clients may be missing before the run ends.
+        may_come_back: Whether a node that cannot take part may be mended and started again.
         timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
             finds offline is left out at once.
         on_reply: Told of each reply that can be used.
@@ -47,12 +48,14 @@ class RemoteGrid(CountingGrid):
         model: str,
         run: str,
         wait: float,
+        may_come_back: bool,
         timeout: float | None,
         on_reply: OnReply,
         **how: Any,
     ) -> None:
         super().__init__(**how)
         self._told = {MODEL: model, RUN: run}
+        self._may_come_back = may_come_back
         self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
         self._numbers: dict[int, int] = {}  # client of each node
         self._asked: dict[str, int] = {}  # nodes that have not said yet who they are, by message
@@ -75,6 +78,8 @@ class RemoteGrid(CountingGrid):
         """
         while len(self._numbers) < expected:
             self.get_node_ids()
+            if self._refused and not self._may_come_back:
+                raise CannotGoOn(f"{len(self._refused)} clients cannot take part, for the reason above")
             self._stop.check()
             time.sleep(POLL)
         if len(self._numbers) > expected:
