@@ -242,7 +242,10 @@ def references(plan: Plan, model: str) -> Callable[..., list[Example]]:
 def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
     """What would do nothing with these processes, or leave some of them nothing to do."""
     _check_trainer(config, mesh.world.count)
-    for key, alone in (("process_timeout", mesh.world.count == 1 and config.engine == "local"), ("cpu_offload", mesh.own.count == 1)):
+    for key, alone in (
+        ("process_timeout", mesh.world.count == 1 and config.engine == "local"),
+        ("cpu_offload", mesh.own.count == 1),
+    ):
         if key in given and alone:
             raise ValueError(f"{key} has no effect in a run of one process; leave it out")
     pairs = config.batch_size // config.gradient_accumulation_steps

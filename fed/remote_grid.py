@@ -199,8 +199,10 @@ class RemoteGrid(CountingGrid):
                 reply.content[key] = self.wire.unpack(reply.content.array_records[key], received[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays(message), reply)
-        except (Failed, ValueError) as error:
+        except Failed as error:
             return self._failed(message, str(error))
+        except Exception as error:  # whatever a client may send: the others go on
+            return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
         metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
         self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
