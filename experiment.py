@@ -20,6 +20,7 @@ from clients.app import ClientPairs, client_app
 from clients.trainer import LocalTrainer
 from fed import resume, run_folder
 from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
+from fed.checks import Settings
 from fed.config import Config, flat
 from fed.cpu import has_bfloat16, peak_memory
 from fed.curves import curves
@@ -34,7 +35,8 @@ from fed.policy import Policy, save_policy
 from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash
 from fed.relay import Relay, replay
-from fed.remote_grid import RemoteGrid
+from fed.remote_grid import MODEL, RUN, SETTINGS, RemoteGrid
+from fed.run_config import to_text
 from fed.samples import Sampler
 from fed.sharding import Parts, is_sharded
 from fed.simulation import Memory, Processes, serve, simulate, unheard
@@ -157,11 +159,16 @@ def _places(plan: Plan, folder: Path) -> list[Place]:
     return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
 
 
-def run(plan: Plan, folder: Path, flower: Grid | None = None) -> None:
-    """Train, evaluate, and write metrics, curves and the final model into `folder`.
+@dataclass(frozen=True)
+class Elsewhere:
+    """Clients behind a grid of Flower's own, and the settings that they are sent."""
 
-    The clients are behind `flower`, a grid of Flower's own; None: here.
-    """
+    grid: Grid
+    settings: Settings
+
+
+def run(plan: Plan, folder: Path, clients: Elsewhere | None = None) -> None:
+    """Train, evaluate, and write metrics, curves and the final model into `folder`; None: the clients are here."""
     config, writes = plan.config, plan.mesh.world.is_first
     console = Console(quiet=not writes)
     with _tracker(plan, folder, console) if writes else nullcontext(_relay(plan.mesh)) as tracker:
@@ -180,11 +187,11 @@ def run(plan: Plan, folder: Path, flower: Grid | None = None) -> None:
         if kept is None:
             tracker.settings(hyperparameters(config))
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
-            if flower is None:
+            if clients is None:
                 final = _federation(plan, tracker, initial, place, keeper, kept, console)
             else:
                 assert isinstance(tracker, Tracker)
-                final = _elsewhere(plan, flower, tracker, initial, place, keeper, kept, console)
+                final = _elsewhere(plan, clients, tracker, initial, place, keeper, kept, console)
             kept = None
             _save(plan, final, place.policy)
         if config.mode == "local":
@@ -326,7 +333,7 @@ def _federation(
 
 def _elsewhere(
     plan: Plan,
-    flower: Grid,
+    clients: Elsewhere,
     tracker: Tracker,
     initial: ArrayRecord,
     place: Place,
@@ -348,9 +355,12 @@ def _elsewhere(
         tracker.client(client_id, server_round, "validation", {"accuracy": told["accuracy"]})
 
     grid = RemoteGrid(
-        flower,
-        model=str(keeper.run[MODEL_HASH]),
-        run="_".join(place.checkpoints.parent.parts[-2:]),
+        clients.grid,
+        told={
+            MODEL: str(keeper.run[MODEL_HASH]),
+            RUN: "_".join(place.checkpoints.parent.parts[-2:]),
+            SETTINGS: to_text(clients.settings),
+        },
         wait=config.process_timeout,
         may_come_back=config.engine == "flower",
         timeout=config.client_timeout if config.engine == "flower" else None,

@@ -17,7 +17,8 @@ from fed.stop import Stop
 
 POLL = 0.2  # seconds between two looks for replies
 PARTITION = "partition-id"  # of Flower's, in the configuration of a node
-CLIENT, MODEL, RUN = "client-id", "model", "run"  # in the config of every message to a client
+# In the config of every message to a client.
+CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 # Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
 OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 
@@ -27,12 +28,12 @@ class RemoteGrid(CountingGrid):
 
     A node is asked who it is when it is first seen: its number is the `partition-id` of its configuration, or the
     smallest that is free. One that answers with an error is left out until it has been away. Messages tell a client its
-    number and the SHA-256 of the model that it must have.
+    number and what `told` holds.
 
     Args:
         grid: Flower's.
-        model: SHA-256 of the weights before any training.
-        run: A name of the run, by which clients find what they kept of it.
+        told: MODEL: the SHA-256 of the weights before any training; RUN: a name of the run, by which clients find what
+            they kept of it; SETTINGS: those of the run.
         wait: Seconds that clients may be missing before the run ends.
         may_come_back: Whether a node that cannot take part may be mended and started again.
         timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
@@ -45,8 +46,7 @@ class RemoteGrid(CountingGrid):
         self,
         grid: Grid,
         *,
-        model: str,
-        run: str,
+        told: Mapping[str, str],
         wait: float,
         may_come_back: bool,
         timeout: float | None,
@@ -54,7 +54,7 @@ class RemoteGrid(CountingGrid):
         **how: Any,
     ) -> None:
         super().__init__(**how)
-        self._told = {MODEL: model, RUN: run}
+        self._told = dict(told)
         self._may_come_back = may_come_back
         self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
         self._numbers: dict[int, int] = {}  # client of each node

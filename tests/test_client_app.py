@@ -12,8 +12,11 @@ from flwr.app import ArrayRecord, MetricRecord
 
 import client_app
 import server_app
+from fed.checks import Settings
+from fed.config import Config
 from fed.demo import demo_model, demo_tokenizer
 from fed.endings import CannotGoOn
+from fed.resume import resumed
 from fed.run_config import run_settings
 from load_data import load
 
@@ -54,7 +57,7 @@ def federate(tmp_path, monkeypatch):
             server_app.run(run_settings(given), grid)
         finally:
             torch.set_num_threads(threads)
-        return grid, sorted(Path(tmp_path / "runs").glob("*/*"))[-1]
+        return grid, max(Path(tmp_path / "runs").glob("*/*"), key=lambda run: run.stat().st_mtime_ns)
 
     return run
 
@@ -91,7 +94,7 @@ def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, cap
         federate(nodes(files), process_timeout=2)
     files[1].write_text(json.dumps({secret: secret}) + "\n")
     with pytest.raises(CannotGoOn, match="1 cannot take part"):
-        grid, _ = federate(nodes(files), process_timeout=2)
+        federate(nodes(files), process_timeout=2)
     out, err = capfd.readouterr()
     assert secret in err  # the client's own console
     assert secret not in out and "log of its SuperNode says more" in out
@@ -184,3 +187,29 @@ def test_half_the_bytes_travel_in_bfloat16_and_the_same_is_learned(federate, fil
     typed = {**OWN, **settings, "client_data": f"[{files[0]},{files[1]}]"}
     here = command_line(*(f"{key}={value}" for key, value in typed.items())).run
     assert lines(here)[test]["margin"] == lines(halved)[test]["margin"]
+
+
+def test_a_run_goes_on_after_its_checkpoint(federate, files):
+    """With other node ids, as after the SuperLink was started again, and clients that know it from their disks."""
+    typed = {"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3, "frequency_of_test": 1}
+    _, whole = federate(nodes(files), **typed, comm_round=4)
+    _, begun = federate(nodes(files), **typed, exp_name="begun")
+    given = {"resume": str(begun), "comm_round": 4, "process_timeout": 5}
+    grid = FlowerGrid(
+        [(client_app.flower_app(), {"cache_dir": "cache-1", **node}) for node in nodes(files)[::-1]], given
+    )
+    for number, context in enumerate(list(grid.contexts.values())[::-1]):
+        context.node_config["cache_dir"] = str(begun.parents[2] / f"cache-{number}")
+    server_app.run(server_app.settings_of(given), grid)
+    assert lines(begun) == lines(whole)
+    weights = [(run / "policy" / "model.safetensors").read_bytes() for run in (whole, begun)]
+    assert weights[0] == weights[1]
+
+
+def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
+    _, deployed = federate(nodes(files), comm_round=1)
+    here = command_line("comm_round=1", "client_num_in_total=2", "n_train_examples=40").run
+    with pytest.raises(ValueError, match=r"goes on with: flwr run . NAME -c"):
+        resumed(Settings(Config(resume=str(deployed)), frozenset({"resume"})))
+    with pytest.raises(ValueError, match=r"goes on with: python main.py resume="):
+        server_app.settings_of({"resume": str(here), "comm_round": 2})

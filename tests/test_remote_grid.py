@@ -44,7 +44,7 @@ def made(configs, **how):
     """A grid over nodes with these configurations, and what they have seen."""
     seen, told = [], []
     flower = FlowerGrid([(client(seen), config) for config in configs])
-    usual = {"model": "abc", "run": "r", "wait": 0.5, "may_come_back": True, "timeout": None, "wire": AS_IT_IS}
+    usual = {"told": {"model": "abc"}, "wait": 0.5, "may_come_back": True, "timeout": None, "wire": AS_IT_IS}
     usual["on_failure"] = lambda *failure: told.append(failure)
     usual["on_reply"] = lambda *reply: told.append(reply)
     return RemoteGrid(flower, **{**usual, **how}), flower, seen, told
@@ -73,7 +73,7 @@ def test_nodes_are_numbered_by_their_partition_and_answer_in_order():
     assert list(grid.get_node_ids()) == [0, 1, 2]
     assert sums(grid.send_and_receive(messages([2, 0, 1]))) == [(2, 9.0), (0, 3.0), (1, 6.0)]
     assert [(k, kind) for k, _, kind, _ in told] == [(2, "train"), (0, "train"), (1, "train")]
-    assert {"model": "abc", "run": "r", "client-id": 1, "server-round": 1} in seen
+    assert {"model": "abc", "client-id": 1, "server-round": 1} in seen
     assert (grid.sent, grid.received) == (3 * 12, 3 * 12)
 
 
@@ -122,7 +122,7 @@ def test_nodes_that_come_later_are_asked_and_take_part():
 def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     seen = []
     flower = FlowerGrid([(client(seen), {}), (client(seen, answers=False), {})])
-    how = {"model": "abc", "run": "r", "timeout": None, "wire": AS_IT_IS, "on_reply": lambda *_: None}
+    how = {"told": {"model": "abc"}, "timeout": None, "wire": AS_IT_IS, "on_reply": lambda *_: None}
     flower._answer, answer = lambda message: told(message), flower._answer
 
     def told(message):
@@ -142,7 +142,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     flower.online.add(refused)
     list(grid.get_node_ids())
     assert len(seen) == 3
-    with pytest.raises(CannotGoOn, match="too few clients for process_timeout=0.5 seconds: 1 online, 1 cannot take"):
+    with pytest.raises(CannotGoOn, match=r"too few clients .* 1 online, 1 cannot take"):
         grid.gather(2)
     simulated = RemoteGrid(flower, wait=60, may_come_back=False, **how)
     began = time.monotonic()
