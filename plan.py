@@ -302,8 +302,12 @@ def _quiet_libraries() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Flower's warnings, except that clients do not evaluate: that is how the strategies' YAML files are set."""
-    return record.levelno >= logging.WARNING and "fraction_evaluate is set to 0.0" not in record.getMessage()
+    """Flower's warnings, but for those that the user of this program can do nothing about."""
+    known = (
+        "fraction_evaluate is set to 0.0",  # that is how the strategies' YAML files are set
+        "`run_simulation` function is deprecated",  # by engine=ray; pyproject.toml names versions that have it
+    )
+    return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in known)
 
 
 def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
