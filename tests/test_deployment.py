@@ -73,4 +73,3 @@ def test_strangers_are_told_why_they_are_not_let_in(deployment):
     deployment.start_node("impostor", "other/ca.pem", "stranger", data="x.jsonl")
     deployment.wait_for("stranger", "305")
     deployment.wait_for("impostor", "CERTIFICATE_VERIFY_FAILED")
-    print(deployment.log("stranger"), deployment.log("impostor"))
