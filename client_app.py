@@ -93,7 +93,7 @@ def _introduced(site: "Site", message: Message, context: Context) -> Message:
         metrics[PARTITION] = int(context.node_config[PARTITION])
     if site.is_alone:
         site.check_model(message)
-        metrics["num-examples"] = len(site.pairs[0].train)
+        _ = site.pairs[0]
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

@@ -30,9 +30,10 @@ NOT_HERE = (
     "faults",
 )
 WHOLE = {"lora", "tensorboard", "strategy.strategy", "partition.client_data"}  # given key by key, or not at all
+OF_THE_MACHINE = ("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory")
 # What a node decides for itself.
 OF_THE_NODE = (
-    *("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
+    *(*OF_THE_MACHINE, "eval_batch_size"),
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
@@ -87,7 +88,7 @@ def from_text(text: str) -> Settings:
 
 
 def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Settings:
-    """The run's settings with those that the node decides for itself.
+    """The run's settings with those that the node decides for itself; a real one does not take over the server's.
 
     Raises:
         ValueError: If it names a key that is not for a node to decide, or a value of the wrong type.
@@ -99,7 +100,11 @@ def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Setting
             raise ValueError(
                 f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
             )
-    merged = OmegaConf.structured(settings.config)
+    config = settings.config
+    if DATA in node_config:
+        usual = config_schema.Config()
+        config = replace(config, **{key: getattr(usual, key) for key in OF_THE_MACHINE})
+    merged = OmegaConf.structured(config)
     try:
         for key, value in own.items():
             OmegaConf.update(merged, key, None if value == "null" else value)
