@@ -3,6 +3,7 @@
 import functools
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from clients.app import ClientPairs, client_app
+from clients.first_visit import Columns, FirstVisits
 from clients.trainer import LocalTrainer
 from fed import resume, run_folder
 from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
@@ -40,6 +42,7 @@ from fed.run_config import to_text
 from fed.samples import Sampler
 from fed.sharding import Parts, is_sharded
 from fed.simulation import Memory, Processes, serve, simulate, unheard
+from fed.stop import Stop
 from fed.tracking import Tracker
 from fed.wire import Wire
 from plan import Plan, local_settings, references
@@ -126,7 +129,8 @@ def _check_space(plan: Plan) -> None:
     size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # travels and is kept in float32
     kept = size  # the final model
     if config.checkpoint_every:
-        slots = STATES[config.optimizer] * len(plan.clients) if config.client_optimizer == "persist" else 0
+        met = min(plan.num_clients, plan.clients_per_round * config.comm_round)
+        slots = STATES[config.optimizer] * met if config.client_optimizer == "persist" else 0
         kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and that which is being written
     within = size * plan.clients_per_round if config.checkpoint_every == 1 and config.checkpoint_within_round else 0
     free = run_folder.free_space(Path(config.output_dir))
@@ -305,16 +309,17 @@ def _federation(
     journal = Journal(
         within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
     )
+    pairs = plan.clients if plan.meets_all else _first_visits(plan, tracker, initial, str(keeper.run[MODEL_HASH]))
     return simulate(
         _server(plan, strategy, evaluation),
         initial,
         evaluation,
-        client_app(trainer, plan.clients, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
+        client_app(trainer, pairs, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
         place.client_ids,
         streams=streams(strategy) and (joins or mesh.groups.count == 1),
         processes=Processes(
             mesh,
-            [trainer.num_pairs(plan.clients[client].train, client)[0] for client in place.client_ids],
+            [trainer.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids] if mesh.groups.count > 1 else [],
             lambda: _exchange(mesh.groups, tracker),
             parts,
         ),
@@ -432,10 +437,11 @@ def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
     config, count = plan.config, len(plan.holders)
     if config.mode != "centralized":
         return []
-    visits = [iter(trainer.num_pairs(client.train, k, config.comm_round)) for k, client in enumerate(plan.holders)]
     rounds: list[Iterable[int]] = [range(count)] * config.comm_round
     if config.clients_per_round is not None and config.clients_per_round < count:
         rounds = [sampled(count, config.clients_per_round, r + 1, config.seed) for r in range(config.comm_round)]
+    often = Counter(client for clients in rounds for client in clients)
+    visits = {k: iter(trainer.num_pairs(plan.holders[k].train, k, times)) for k, times in often.items()}
     return [sum(next(visits[client]) for client in clients) for clients in rounds]
 
 
@@ -471,10 +477,11 @@ def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None
     """The plan with every example's reference column, from the initial weights; `progress` is told pairs and all pairs.
 
     One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that
-    evaluation will use, so that untrained weights tie exactly.
+    evaluation will use, so that untrained weights tie exactly. Clients that are elsewhere fill in theirs, and those
+    that a run may never meet get theirs at the first visit.
     """
     config, done = plan.config, 0
-    here = plan.clients if config.engine == "local" else []
+    here = plan.clients if config.engine == "local" and plan.meets_all else []
     trains = 0 if plan.supervised else sum(len(client.train) for client in here)
     total = trains + len(plan.validation) + len(plan.test) + sum(len(client.held_out) for client in here)
 
@@ -484,8 +491,8 @@ def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None
         progress(done, total)
 
     fill = functools.partial(references(plan, model), on_pairs=on_pairs)
-    if config.engine != "local":
-        return replace(plan, validation=fill(plan.validation), test=fill(plan.test))  # clients fill in theirs
+    if not here:
+        return replace(plan, validation=fill(plan.validation), test=fill(plan.test))
     train = [example for client in plan.clients for example in client.train]
     trained = iter(train if plan.supervised else fill(train))
     validation, test = fill(plan.validation), fill(plan.test)
@@ -495,6 +502,15 @@ def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None
         scoring = {"server": validation, "client": held_out, "test": test}[config.accuracy_on]
         clients.append(ClientPairs([next(trained) for _ in client.train], held_out, scoring))
     return replace(plan, validation=validation, test=test, clients=clients)
+
+
+def _first_visits(plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, model: str) -> FirstVisits:
+    """The clients' pairs; the processes that train a client fill in its reference column together."""
+    policy = replace(plan.policy, between=Stop(plan.mesh.own).check)
+    scoring = {"server": plan.validation, "client": None, "test": plan.test}[plan.config.accuracy_on]
+    fill = references(plan, model, policy)
+    how = Columns(policy.model, initial, fill, plan.supervised, scoring, lambda: tracker.phase("reference"))
+    return FirstVisits(plan.clients, how)
 
 
 def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:

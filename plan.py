@@ -85,6 +85,11 @@ class Plan:
         return replace(self.policy, ranks=ranks, between=Stop(self.mesh.world).check)
 
     @property
+    def meets_all(self) -> bool:
+        """Whether every client here trains in every round, as far as the settings tell."""
+        return self.clients_per_round == self.num_clients
+
+    @property
     def beta(self) -> float:
         """What rewards are scaled by."""
         return float(self.config.loss.get("beta", 1.0))
@@ -228,11 +233,11 @@ def local_settings(plan: Plan) -> LocalSettings:
     return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
 
 
-def references(plan: Plan, model: str) -> Callable[..., list[Example]]:
-    """`fed.references.with_reference` as this run uses it, for a model of that hash."""
+def references(plan: Plan, model: str, policy: Policy | None = None) -> Callable[..., list[Example]]:
+    """`fed.references.with_reference` as this run uses it, for a model of that hash; `policy`: not for everyone."""
     return functools.partial(
         with_reference,
-        plan.everyone,
+        policy or plan.everyone,
         batch_size=plan.config.eval_batch_size,
         cache=Path(plan.config.cache_dir) / "reference",
         weights_hash=model,

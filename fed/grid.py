@@ -58,7 +58,7 @@ class LocalGrid(CountingGrid):
     ) -> None:
         super().__init__(**{"wire": AS_IT_IS, **how})
         self.app = app
-        self.contexts = list(contexts)
+        self.contexts = contexts
         self._journal, self._seed, self._own, self._faults = journal, seed, own, faults
         self._asked: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from flwr.app import Context, Message
 
 from fed import trees
+from fed.client_files import ClientFiles, small
 from fed.endings import Failed, Stopped, writing
-from fed.keeper import BEGUN, ClientFiles, small
+from fed.keeper import BEGUN
 from fed.ranks import Ranks
 from fed.relay import Event, replay
 from fed.stop import Stop

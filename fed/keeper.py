@@ -5,7 +5,6 @@ the disk. `round-<r>.begun/` holds the replies of the clients of round r that ar
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context
 
 from fed import checkpoint, trees
-from fed.arrays import copied, to_record, to_tensors
+from fed.arrays import to_record, to_tensors
+from fed.client_files import ClientFiles, small
+from fed.contexts import asked
 from fed.endings import CannotGoOn, CannotWrite, writing
 from fed.ranks import Mesh
 from fed.sharding import Parts
@@ -53,43 +54,6 @@ class Kept:
     clients: Mapping[int, Mapping[str, ArrayRecord]]
 
 
-class ClientFiles:
-    """Arrays that clients store in their contexts, each written once for as long as it stays the same."""
-
-    def __init__(self) -> None:
-        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}  # with records of its own
-
-    def write(self, path: Path, node: int, context: Context) -> bool:
-        """Have the client's arrays in a file; whether it has any."""
-        arrays = {key: record for key, record in context.state.array_records.items() if len(record)}
-        if not arrays:
-            self._files.pop(node, None)  # its file goes with the checkpoint that has it
-            return False
-        known, there = self._files.get(node, ({}, path))
-        if known.keys() == arrays.keys() and all(_same(known[key], arrays[key]) for key in arrays):
-            _link(there, path)
-        else:
-            trees.save(arrays, path)
-        self._files[node] = {key: copied(record) for key, record in arrays.items()}, path
-        return True
-
-    def read(self, path: Path, node: int) -> Mapping[str, ArrayRecord]:
-        """What `write` had written.
-
-        Raises:
-            Damaged: If it is not there or not whole.
-        """
-        arrays: Mapping[str, ArrayRecord] = trees.load(path)
-        self._files[node] = {key: copied(record) for key, record in arrays.items()}, path
-        return arrays
-
-    def moved(self, old: Path, new: Path) -> None:
-        """A folder has another name now."""
-        for node, (arrays, path) in self._files.items():
-            if path.parent == old:
-                self._files[node] = arrays, new / path.name
-
-
 class Keeper:
     """Keeps the state of one federation on the disk; all processes of the run use it in step.
 
@@ -118,6 +82,7 @@ class Keeper:
         self._mesh, self._parts, self.run = mesh, parts, dict(run)
         self.every, self._last, self._num_rounds = every, last, num_rounds
         self._scores: dict[int, float] = {}  # of each round that was evaluated
+        self._small: dict[int, trees.Packed] = {}  # what each client keeps besides arrays
 
     def newest(self, on_damage: Callable[[str], None]) -> Kept | None:
         """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
@@ -134,6 +99,7 @@ class Keeper:
             problems = [found for found in world.gather(problem) if found is not None]
             if not problems:
                 return kept
+            self.files.forget()
             on_damage(f"checkpoint {folder} is damaged: {problems[0]}")
         return None
 
@@ -207,22 +173,33 @@ class Keeper:
             own = self._mesh.own
             own.gather(None)  # every process has written its file
             weights = checkpoint.files(folder)[own.index :: own.count]
-        contexts = list(enumerate(clients.contexts))
-        holders = [node for node, context in contexts if self.files.write(self._client(folder, node), node, context)]
+        holders = self._write_clients(folder, asked(clients.contexts))
         tree = {
             "run": self.run,
             "names": list(arrays),
             "sums": {str(path.relative_to(folder)): _sum(path) for path in weights},
-            "contexts": {node: records for node, context in contexts if (records := small(context))},
+            "contexts": dict(sorted(self._small.items())),
             "holders": holders,
             "clients": clients.state_dict(),
             "scores": self._scores,
             "state": {name: part.state_dict() for name, part in stateful.items()},
         }
         trees.save(tree, folder / self._name)
-        states = [self._client(folder, node) for node in holders]
-        for path in (*weights, *states, folder / self._name, *{path.parent for path in weights}, folder):
+        self.files.sync()
+        for path in (*weights, folder / self._name, *{path.parent for path in weights}, folder):
             trees.sync(path)
+
+    def _write_clients(self, folder: Path, changed: Mapping[int, Context]) -> list[int]:
+        """Have all clients' arrays in the folder, and at hand what else the changed ones keep; who has arrays."""
+        for node in self.files.nodes - changed.keys():
+            self.files.link(self._client(folder, node), node)
+        for node, context in changed.items():
+            self.files.write(self._client(folder, node), node, context)
+            if records := small(context):
+                self._small[node] = trees.packed(records)
+            else:
+                self._small.pop(node, None)
+        return sorted(self.files.nodes)
 
     def _read(self, server_round: int, folder: Path) -> tuple[Kept | None, str | None]:
         """The checkpoint, or what is wrong with it."""
@@ -276,27 +253,6 @@ def rounds(folder: Path) -> Iterator[int]:
             yield int(path.name.removeprefix("round-"))
 
 
-def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricRecord]:
-    """What a client keeps, without its arrays."""
-    return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
-
-
-def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
-    """Whether these are the very same arrays: a client may put others into a record that stays."""
-    return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
-
-
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _link(there: Path, path: Path) -> None:
-    """The file under another name too, or a copy where the file system has no such links."""
-    if there == path:
-        return
-    path.unlink(missing_ok=True)
-    try:
-        os.link(there, path)
-    except OSError:
-        shutil.copyfile(there, path)

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fed.arrays import to_record, to_tensors
+from fed.contexts import Contexts
 from fed.counting_grid import CountingGrid
 from fed.grid import LocalGrid
 from fed.group_grid import GroupGrid
@@ -80,11 +81,7 @@ def simulate(
         on_traffic: Told of each round how many bytes of arrays the server sent and received.
         **how: As for `LocalGrid`.
     """
-    contexts = [
-        Context(0, node, {"partition-id": client_id, "num-partitions": len(client_ids)}, RecordDict(), {})
-        for node, client_id in enumerate(client_ids)
-    ]
-    mesh, parts = processes.mesh, processes.parts
+    contexts, mesh, parts = Contexts(client_ids), processes.mesh, processes.parts
     how["streams"] = streams
     grid = LocalGrid(client, contexts, **how)
     if mesh.groups.count > 1:

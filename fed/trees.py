@@ -11,6 +11,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,7 @@ def load(path: Path) -> Any:
         Damaged: If the file is missing, cut off, or differs in any bit from what was written.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        tensors = dict(sorted(tensors.items(), key=lambda item: int(item[0])))
+        metadata, tensors = _opened(path)
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise Damaged(f"{path.name} is not as it was written: its checksum differs")
         return _unpack(json.loads(metadata["tree"]), tensors)
@@ -74,6 +72,37 @@ def load(path: Path) -> Any:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         raise Damaged(f"{path.name} cannot be read: {error}") from error
+
+
+def mapped(path: Path) -> Any:
+    """The tree that was just saved; its arrays are read from the file when they are used, and take no memory before.
+
+    The file may be removed, but not be cut off, as long as they are in use; what is written into them stays here.
+    """
+    metadata, tensors = _opened(path)
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return metadata, dict(sorted(tensors.items(), key=lambda item: int(item[0])))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A part of a tree, without arrays, that is packed once and stands in several files."""
+
+    content: Any
+
+
+def packed(tree: Any) -> Packed:
+    """The tree as a part of others; it is not looked at again."""
+    packer = _Packer()
+    content = packer.pack(tree)
+    assert not packer.tensors
+    return Packed(content)
 
 
 def is_packable(value: Any) -> bool:
@@ -164,6 +193,7 @@ def _pack_array(packer: _Packer, value: Array) -> Any:
 
 
 PACKERS: list[tuple[Any, Callable[[_Packer, Any], Any]]] = [
+    ((Packed,), lambda _, value: value.content),
     ((list,), lambda packer, value: [packer.pack(item) for item in value]),
     ((tuple,), lambda packer, value: {"tuple": [packer.pack(item) for item in value]}),
     ((set,), lambda packer, value: {"set": [packer.pack(item) for item in value]}),

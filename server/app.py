@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import (
@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fed.contexts import Contexts
 from fed.grid import LocalGrid
 from fed.seeding import seeded_globals
 from server.strategies import StreamingFedAvg
@@ -99,7 +100,7 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
 def sampled(num_clients: int, per_round: int, server_round: int, seed: int) -> list[int]:
     """The clients that Flower's FedAvg, and so most strategies, would train in a round."""
     strategy = FedAvg(fraction_train=per_round / num_clients, min_train_nodes=per_round, min_available_nodes=1)
-    grid = LocalGrid(ClientApp(), [Context(0, node, {}, RecordDict(), {}) for node in range(num_clients)])
+    grid = LocalGrid(ClientApp(), Contexts(range(num_clients)))
     with seeded_globals(seed, "flower", server_round - 1):
         messages = list(strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
     return [message.metadata.dst_node_id for message in messages]

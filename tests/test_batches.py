@@ -123,6 +123,21 @@ def test_lengths_that_leave_nothing_for_prompt_or_response_are_refused(max_promp
         tokens(Preference("p", "c", "r"), max_prompt_length=max_prompt_length)
 
 
+def test_a_token_id_is_one_object_in_whatever_texts_it_stands():
+    """Python makes an object of 28 bytes of each number above 256 that a tokenizer returns."""
+
+    class Large:
+        eos_token_id = 0
+
+        def __call__(self, text, **kwargs):
+            return {"input_ids": [[1000 + ord(character) for character in one] for one in text]}
+
+    first, second = (
+        tokenize([Preference("ab", "b", "a")], Large(), max_length=9, max_prompt_length=4)[0] for _ in range(2)
+    )
+    assert first.prompt == (1097, 1098) and first.prompt[1] is first.chosen[0] is second.prompt[1]
+
+
 def test_no_rows_are_no_examples():
     assert tokens() == []
 

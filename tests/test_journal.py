@@ -14,10 +14,10 @@ from ranks import in_ranks
 
 from fed import stop
 from fed.arrays import to_record, to_tensors
+from fed.client_files import ClientFiles
 from fed.endings import CannotWrite, Failed, Stopped
 from fed.grid import LocalGrid
 from fed.journal import Journal, Recorder
-from fed.keeper import ClientFiles
 from fed.ranks import ALONE, Ranks, arrange
 
 RUN = {"model": "abc"}

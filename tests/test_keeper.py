@@ -1,9 +1,11 @@
 """Checkpoints of a whole federation: what comes back, what stays on the disk, and how damage is found."""
 
 import errno
+import gc
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch import nn
 
 from fed import checkpoint, keeper, trees
 from fed.arrays import TensorArray, to_record, to_tensors
+from fed.client_files import ClientFiles
 from fed.collate import Layout
 from fed.config import ModelSettings
+from fed.contexts import Contexts
 from fed.endings import CannotGoOn, CannotWrite
-from fed.keeper import ClientFiles, Keeper, Kept
+from fed.keeper import Keeper, Kept
 from fed.loading import load_policy
 from fed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.seeding import seed_globals
@@ -31,8 +35,8 @@ PARTS = Parts(nn.Linear(1, 1))  # nothing of it is split
 class Clients:
     """Three clients and something the grid itself remembers."""
 
-    def __init__(self) -> None:
-        self.contexts = [Context(0, node, {}, RecordDict(), {}) for node in range(3)]
+    def __init__(self, contexts: Sequence[Context] | None = None) -> None:
+        self.contexts = contexts or [Context(0, node, {}, RecordDict(), {}) for node in range(3)]
         self.memory = 0
 
     def state_dict(self) -> Any:
@@ -374,16 +378,49 @@ def place(folder: Path, node: int) -> tuple[int, int]:
 
 
 def test_arrays_that_stay_the_same_are_linked_and_others_written(tmp_path: Path) -> None:
-    writer = new(tmp_path)
-    save(writer, 1, 2)
+    writer, clients = new(tmp_path), trained(1)
+    save_all(writer, clients, 1, 2)
     first, second = tmp_path / "round-1", tmp_path / "round-2"
     assert place(first, 1) == place(second, 1) and place(second, 1)[1] == 2
     assert place(first, 0)[0] != place(second, 0)[0] and place(second, 0)[1] == 1
     assert not (second / "client-2-0.safetensors").exists()
-    save(writer, 3, 4)  # the first two are gone
+    save_all(writer, clients, 3, 4)  # the first two are gone
     assert names(tmp_path) == ["round-3", "round-4"]
     assert place(tmp_path / "round-4", 1) == (place(tmp_path / "round-3", 1)[0], 2)
     assert to_tensors(restored(tmp_path)[2].contexts[1].state.array_records["own"])["v"].tolist() == [7]
+
+
+def save_all(keeper: Keeper, clients: Clients, *numbers: int) -> None:
+    """A checkpoint for each number, before which client 0 alone stores new arrays."""
+    for number in numbers:
+        clients.contexts[0].state["own"] = to_record({"v": torch.tensor([float(number), -1.0])})
+        keeper.save(number, weights(number), clients, {"counter": Counter()}, None)
+
+
+def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> None:
+    tensor = torch.tensor([3.0])
+    gone, clients = weakref.ref(tensor), trained(1)
+    clients.contexts[0].state["own"] = to_record({"v": tensor})
+    del tensor
+    new(tmp_path).save(1, weights(1), clients, {"counter": Counter()}, None)
+    gc.collect()  # Flower's records refer to themselves
+    assert gone() is None
+    kept = to_tensors(clients.contexts[0].state.array_records["own"])["v"]
+    assert kept.tolist() == [3]
+    kept.add_(1)  # stays here
+    assert to_tensors(restored(tmp_path)[2].contexts[0].state.array_records["own"])["v"].tolist() == [3]
+
+
+def test_only_arrays_that_are_new_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    writer, clients = new(tmp_path), trained(1)
+    sync = trees.sync
+    monkeypatch.setattr(trees, "sync", lambda path: (synced.append(path.name), sync(path)))
+    save_all(writer, clients, 1)
+    assert {name for name in synced if name.startswith("client")} == {f"client-{k}-0.safetensors" for k in (0, 1)}
+    synced.clear()
+    save_all(writer, clients, 2)
+    assert [name for name in synced if name.startswith("client")] == ["client-0-0.safetensors"]
 
 
 def test_a_run_that_goes_on_links_what_it_has_read(tmp_path: Path) -> None:
@@ -398,6 +435,21 @@ def test_a_run_that_goes_on_links_what_it_has_read(tmp_path: Path) -> None:
     assert place(new_one, 1) == (place(first, 1)[0], 2)
     assert place(new_one, 0)[0] != place(first, 0)[0]
     assert to_tensors(restored(tmp_path)[2].contexts[0].state.array_records["own"])["v"].tolist() == [5, 5]
+
+
+def test_a_client_that_only_a_damaged_checkpoint_knows_is_forgotten(tmp_path: Path) -> None:
+    writer, clients = new(tmp_path), Contexts(range(3))
+    for number, nodes in ((1, [0]), (2, [1, 2])):
+        for node in nodes:
+            clients[node].state["own"] = to_record({"v": torch.tensor([float(node)])})
+        writer.save(number, weights(number), Clients(clients), {"counter": Counter()}, None)
+    (tmp_path / "round-2" / "client-2-0.safetensors").write_bytes(b"")
+    second, later = new(tmp_path), Contexts(range(3))
+    kept = second.newest(lambda message: None)
+    assert kept is not None and kept.server_round == 1
+    second.restore(kept, weights(0), Clients(later), {"counter": Counter()})
+    second.save(2, weights(2), Clients(later), {"counter": Counter()}, None)
+    assert [path.name for path in (tmp_path / "round-2").glob("client-*")] == ["client-0-0.safetensors"]
 
 
 def test_a_client_that_stores_nothing_any_more_has_no_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed import trees
-from fed.arrays import TensorArray, to_record
+from fed.arrays import TensorArray, to_record, to_tensors
 from fed.endings import CannotWrite
 from fed.trees import Damaged
 
@@ -487,3 +487,18 @@ def any_tree() -> st.SearchStrategy[Any]:
 def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.getbasetemp()
     assert same(there_and_back(tree, folder), tree)
+
+
+def test_a_packed_part_is_as_the_part_itself(tmp_path):
+    part = {"client": MetricRecord({"n": 3, "x": 0.5}), 7: (1, None)}
+    trees.save({"parts": [trees.packed(part)]}, tmp_path / "tree")
+    assert trees.load(tmp_path / "tree") == {"parts": [part]}
+
+
+def test_a_mapped_tree_is_the_saved_one_and_outlives_its_file(tmp_path):
+    tree = {"record": to_record({"v": torch.arange(4.0)}), "tensor": torch.ones(2), "n": 1}
+    trees.save(tree, tmp_path / "tree")
+    found = trees.mapped(tmp_path / "tree")
+    (tmp_path / "tree").unlink()
+    assert found["n"] == 1 and found["tensor"].tolist() == [1, 1]
+    assert to_tensors(found["record"])["v"].tolist() == [0, 1, 2, 3]

@@ -1,0 +1,91 @@
+"""One run of main.py in this process, measured from within: `scale_run.py FILE KEY=VALUE...`, called by scale.py.
+
+Seconds are those of the processor, which other work on the machine does not distort, unless they are named wall.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file, Python looks for modules beside it only
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where the process was when a round began."""
+
+    wall: float
+    cpu: float
+    memory: int  # resident bytes
+
+
+@dataclass
+class Measured:
+    """What is known at the end."""
+
+    imported: Mark
+    rounds: dict[int, Mark] = field(default_factory=dict)  # by the round that begins; the last one ends the run
+    setup: dict[str, float] = field(default_factory=dict)  # seconds before the first round, by phase
+    peak: int = 0
+
+
+def mark() -> Mark:
+    """Now."""
+    return Mark(time.perf_counter(), time.process_time(), _resident())
+
+
+def _resident() -> int:
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def main(target: Path, arguments: list[str]) -> int:
+    """Run, then write what was measured."""
+    import main as command
+    import plan
+    from fed.counting_grid import CountingGrid
+    from fed.cpu import peak_memory
+
+    measured, spent = Measured(mark()), dict[str, float]()
+    for phase, name in PHASES.items():
+        setattr(plan, name, _timed(getattr(plan, name), phase, spent))
+    begin = CountingGrid.begin
+
+    def begins(grid: Any, server_round: int) -> None:
+        begin(grid, server_round)
+        measured.rounds[server_round] = mark()  # the last call counts: round 1 begins after the first evaluation
+        if server_round == 1:
+            measured.setup = dict(spent)
+
+    CountingGrid.begin = begins  # type: ignore[method-assign, assignment]
+    sys.argv = ["main.py", *arguments]
+    code = command.main()
+    measured.peak = peak_memory()
+    target.write_text(json.dumps(asdict(measured)))
+    return code
+
+
+# Phases of the set-up, and the function of plan.py that each is spent in.
+PHASES = {"loading": "load", "partition": "partition", "tokenizing": "tokenize", "reference": "with_reference"}
+
+
+def _timed(function: Callable[..., Any], phase: str, spent: dict[str, float]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def timed(*arguments: Any, **named: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*arguments, **named)
+        finally:
+            spent[phase] = spent.get(phase, 0.0) + time.process_time() - start
+
+    return timed
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

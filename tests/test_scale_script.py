@@ -1,0 +1,41 @@
+"""scripts/scale.py: what it measures of a small federation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from load_data import load
+from scripts import scale
+
+
+def test_it_measures_a_run_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scale.main(["clients=6", "rounds=2", "pairs=3", "share=0.5", f"json={tmp_path / 'found'}", "optimizer=SGD"])
+    found = json.loads((tmp_path / "found").read_text())
+    (row,) = found["rows"]
+    assert found["settings"] == ["optimizer=SGD"] and (row["clients"], row["sampled"]) == (6, 3)
+    assert {"loading", "partition", "tokenizing", "reference", "other"} == row["setup"].keys()
+    assert 0 < row["round_seconds"] == pytest.approx(3 * row["seconds_per_client"])
+    assert sum(row["setup"].values()) == pytest.approx(row["setup_seconds"])
+    assert 1e8 < row["memory_imported"] < row["memory_before"] <= row["memory_peak"]
+    assert row["sent"] == row["received"] == 3 * row["sent"] // 3 > 1e6
+    assert row["checkpoint"] > row["sent"] // 3 and row["run_folder"] > row["checkpoint"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == scale.HEAD and printed[1].split()[:2] == ["6", "3"]
+
+
+def test_every_dialogue_is_a_conversation_of_its_own(tmp_path: Path) -> None:
+    scale.write_dialogues(tmp_path, 5000)
+    sizes = {"train": 5000, "test": scale.TEST}
+    for split, size in sizes.items():
+        rows = load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows  # type: ignore[arg-type]
+        assert len({row.conversation for row in rows}) == len(rows) == size
+
+
+def test_options_are_told_from_settings_of_the_run() -> None:
+    options, settings = scale.read_options(["clients=5,7", "rounds=2", "client_optimizer=persist"])
+    assert (options.clients, options.rounds, settings) == ("5,7", "2", ["client_optimizer=persist"])
+    with pytest.raises(ValueError, match="unknown option quick"):
+        scale.read_options(["quick"])
+    with pytest.raises(SystemExit, match="error: "):
+        scale.main(["clients=few"])
