@@ -28,6 +28,7 @@ from fed.keeper import Keeper, Kept, rounds
 from fed.leader import in_parts
 from fed.partition import write_partition
 from fed.policy import Policy, save_policy
+from fed.privacy import described
 from fed.ranks import Mesh, Ranks
 from fed.references import weights_hash, with_reference
 from fed.relay import Relay, replay
@@ -255,6 +256,9 @@ class _ClientLog:
     def clients_done(self, server_round: int) -> None:
         """There is no mean over clients while one of them runs alone."""
 
+    def privacy(self, server_round: int, spent: Metrics, remarks: Sequence[str] = ()) -> None:
+        """There is no federation to account for."""
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         return self.tracker.phase(name)
 
@@ -269,7 +273,7 @@ def _federation(
     console: Console,
 ) -> ArrayRecord:
     """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
-    config, strategy = plan.config, plan.make_strategy()
+    config, strategy, ledger = plan.config, *plan.make_strategy()
     score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
     log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
     if config.mode == "local":
@@ -284,6 +288,9 @@ def _federation(
         sampler=_sampler(plan) if config.sample_during_eval else None,
         always_accuracy=asks(strategy, "needs_server_accuracy"),
         seed=config.seed,
+        ledger=ledger,
+        # All evaluate or none: of several processes that share a model only the first one may run the strategy.
+        is_over=lambda: ledger is not None and plan.mesh.world.from_first(ledger.is_exhausted()),
         client_weights=lambda: next(
             (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
         ),
@@ -302,6 +309,7 @@ def _federation(
         within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
     )
     state = StrategyState(strategy)
+    books = {} if ledger is None else {"privacy": ledger}
     if keeper.every and (left_out := state.left_out()):
         console.print(
             f"not in checkpoints, for no file can hold it: {', '.join(left_out)}; a strategy with "
@@ -311,7 +319,11 @@ def _federation(
         )
     return simulate(
         functools.partial(
-            server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=config.comm_round
+            server_app,
+            strategy=strategy,
+            train_config=evaluation.train_config,
+            num_rounds=config.comm_round,
+            is_over=lambda: ledger is not None and ledger.is_exhausted(),
         ),
         initial,
         evaluation,
@@ -325,7 +337,10 @@ def _federation(
             parts,
         ),
         memory=Memory(
-            keeper, {"strategy": state, "server": evaluation, "log": tracker}, kept, lambda: tracker.phase("checkpoint")
+            keeper,
+            {**books, "strategy": state, "server": evaluation, "log": tracker},
+            kept,
+            lambda: tracker.phase("checkpoint"),
         ),
         journal=journal,
         own=mesh.own,
@@ -487,6 +502,10 @@ def _describe(plan: Plan, console: Console) -> None:
         lines.append(f"dropped {split.overlapping} training pairs whose conversation is in the test pairs")
     if config.lora.r:
         lines.append(f"lora: {sum(p.numel() for p in model.parameters() if p.requires_grad)} trained weights")
+    if config.privacy.kind != "none":
+        lines.append(described(config.privacy, config.comm_round))
+    elif "DifferentialPrivacy" in config.strategy["_target_"]:
+        lines.append("privacy: this strategy adds noise, but no epsilon is accounted for; see docs/privacy.md")
     lines += plan.policy.remarks
     if plan.mesh.world.count > 1:
         lines.append(_processes(plan))

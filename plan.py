@@ -11,6 +11,7 @@ import transformers
 from flwr.serverapp.strategy import Strategy
 
 from clients.app import ClientPairs
+from clients.privacy import privacy_mods
 from fed import components
 from fed.batches import Example, tokenize
 from fed.checks import Settings
@@ -30,6 +31,7 @@ from fed.stop import Stop
 from load_data import load
 from losses.logps import Logps
 from server.app import asks, check_strategy
+from server.privacy import Ledger, protected
 
 # Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
 MADE_UP = (
@@ -59,7 +61,7 @@ class Plan:
     loss: Loss
     supervised: bool  # the loss reads chosen responses only
     by_pair: bool  # the loss of a pair is the same whichever pairs stand beside it
-    make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
+    make_strategy: Callable[[], tuple[Strategy, Ledger | None]]  # they keep state, so each federation gets its own
     mods: list[Any]
     validation: list[Example]
     test: list[Example]
@@ -133,11 +135,9 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     _check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
-    make_strategy = functools.partial(components.create, "strategy", config.strategy, given)
-    strategy = make_strategy()
-    _check_is_strategy(strategy, config)
-    check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
-    mods = [_mod(path) for path in config.client_mods]
+    make_strategy = functools.partial(_make_strategy, config, given)
+    strategy, _ = make_strategy()
+    mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     split, skipped = _split(config, given)
     policy = _policy(config, device, mesh)
     choice = _choose_library(policy, config, mesh.world)
@@ -188,6 +188,11 @@ def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
             f"leaves {pairs} pairs for {mesh.own.count} processes that share a model; raise batch_size, or lower "
             "gradient_accumulation_steps or the number of processes"
         )
+    if not config.privacy.seeded_noise and mesh.world.count > 1:
+        raise ValueError(
+            f"privacy.seeded_noise=false in {mesh.world.count} processes, each of which would draw noise of its own; "
+            "use one process"
+        )
 
 
 def _check_loss(loss: functools.partial[Any]) -> bool:
@@ -205,6 +210,15 @@ def _check_loss(loss: functools.partial[Any]) -> bool:
         return torch.allclose(found, torch.cat([losses.reshape(-1) for losses in apart]), rtol=1e-5, equal_nan=True)
     except Exception:  # whatever the user's loss raises of few pairs
         return False
+
+
+def _make_strategy(config: Config, given: frozenset[str]) -> tuple[Strategy, Ledger | None]:
+    """The strategy of a federation, with its ledger if `privacy=` asks for one."""
+    strategy = components.create("strategy", config.strategy, given)
+    _check_is_strategy(strategy, config)
+    num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    check_strategy(strategy, num_clients)
+    return protected(strategy, config.privacy, num_clients)
 
 
 def _check_is_strategy(strategy: object, config: Config) -> None:

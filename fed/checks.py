@@ -18,6 +18,7 @@ from fed.config import (
     FaultSettings,
     LoraSettings,
     ModelSettings,
+    PrivacySettings,
     TensorBoardSettings,
     keys,
 )
@@ -103,7 +104,13 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("faults.byzantine_scale", lambda config: config.faults.byzantine_clients == 0, "faults.byzantine_clients=0"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
+    ("privacy.clipping", lambda config: config.privacy.kind == "local_dp", "privacy=local_dp: every client clips"),
+    *(
+        (f"privacy.{item.name}", lambda config: config.privacy.kind == "none", "privacy=none")
+        for item in fields(PrivacySettings)
+    ),
 )
+PRIVACY_CHOICES = {"kind": ("none", "central_dp", "local_dp"), "clipping": ("server", "client")}
 MOST_THREADS = 1024  # asked for many more, the library that runs them ends the process without a word
 # What is typed is kept in config.yaml and environment.json: a secret must not be there.
 SECRET = (
@@ -145,6 +152,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     _check_loss(config.loss)
     _check_lora(config.lora)
     _check_faults(config)
+    _check_privacy(config)
     _check_together(config)
     _check_strategy(config)
     if config.alpha is None:
@@ -223,6 +231,7 @@ def _without_federation(config: Config, given: frozenset[str]) -> Config:
     return replace(
         config,
         strategy={"_target_": "server.strategies.StreamingFedAvg", **one_client},
+        privacy=PrivacySettings(),
         client_optimizer=config.client_optimizer if "client_optimizer" in given else "persist",
     )
 
@@ -269,6 +278,7 @@ def _check_known(composed: DictConfig) -> None:
     parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
     parts["lora."] = (composed.lora, LoraSettings)
     parts["faults."] = (composed.faults, FaultSettings)
+    parts["privacy."] = (composed.privacy, PrivacySettings)
     for prefix, (node, schema) in parts.items():
         for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
             raise ValueError(unknown(prefix + key))
@@ -315,6 +325,25 @@ def _check_faults(config: Config) -> None:
     trained = config.clients_per_round or config.client_num_in_total
     if config.mode == "federated" and config.min_fit_clients > trained:
         raise ValueError(f"min_fit_clients={config.min_fit_clients} is more than the {trained} clients of a round")
+
+
+def _check_privacy(config: Config) -> None:
+    privacy = config.privacy
+    for key, choices in PRIVACY_CHOICES.items():
+        value = getattr(privacy, key)
+        if value not in choices:
+            raise ValueError(
+                f"privacy.{key}={value} is unknown; expected {listed(choices)}{nearest(str(value), choices)}"
+            )
+    for key in ("clipping_norm", "noise_multiplier", "max_epsilon"):
+        value = getattr(privacy, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"privacy.{key}={value} is out of range; expected a finite number above 0")
+    # To publish all that one client has, drawn at random, would be (0, 1/N)-private.
+    if not 0 < privacy.delta < 1 or (privacy.kind != "none" and not privacy.delta * config.client_num_in_total < 1):
+        raise ValueError(
+            f"privacy.delta={privacy.delta} is out of range; expected more than 0 and less than 1/client_num_in_total"
+        )
 
 
 def _check_strategy(config: Config) -> None:
@@ -384,7 +413,7 @@ def _check_effect(config: Config, given: frozenset[str]) -> None:
         aggregation = {"temp", "weighting", "decay_rate", "decay_target"}
         if config.mode == "local":
             aggregation.add("clients_per_round")  # of centralised training it says how many pairs are a round's
-        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] == "strategy"):
+        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] in ("strategy", "privacy")):
             raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
     for key, applies, reason in WITHOUT_EFFECT:
         if key in given and applies(config):

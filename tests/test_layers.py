@@ -27,7 +27,10 @@ MAY_IMPORT = {
 THIRD_PARTY = {"losses": {"torch"}, "load_data": {"datasets"}, "sources": {"datasets"}}
 
 # Flower's public modules. Everything else it may move in a minor release.
-FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.clientapp.typing", "flwr.serverapp", "flwr.serverapp.strategy"}
+FLOWER_PUBLIC = {
+    *("flwr.app", "flwr.clientapp", "flwr.clientapp.mod", "flwr.clientapp.typing", "flwr.serverapp"),
+    "flwr.serverapp.strategy",
+}
 # Private names in use outside fed/grid.py, with the reason.
 FLOWER_ACCEPTED = {
     ("server/strategies.py", "flwr.supercore.log"),  # the logger that Flower's own strategies write to
