@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_the_same_epsilon(
 def test_a_missing_accountant_is_refused_before_anything_is_written(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
     privacy.epsilon.cache_clear()
     refused(command_line(*CENTRAL, *TINY), "dp-accounting", "pip install 'fedpo[privacy]'")
