@@ -39,6 +39,7 @@ from fed.tracking import Tracker
 from plan import Plan
 from server.app import asks, joins_groups, layers, sampled, server_app, streams, takes_parts
 from server.evaluate import ServerEvaluation, ServerLog
+from server.privacy import ledger_of
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
 
@@ -273,7 +274,8 @@ def _federation(
     console: Console,
 ) -> ArrayRecord:
     """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
-    config, strategy, ledger = plan.config, *plan.make_strategy()
+    config, strategy = plan.config, plan.make_strategy()
+    ledger = ledger_of(strategy)
     score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
     log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
     if config.mode == "local":

@@ -31,7 +31,7 @@ from fed.stop import Stop
 from load_data import load
 from losses.logps import Logps
 from server.app import asks, check_strategy
-from server.privacy import Ledger, protected
+from server.privacy import protected
 
 # Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
 MADE_UP = (
@@ -61,7 +61,7 @@ class Plan:
     loss: Loss
     supervised: bool  # the loss reads chosen responses only
     by_pair: bool  # the loss of a pair is the same whichever pairs stand beside it
-    make_strategy: Callable[[], tuple[Strategy, Ledger | None]]  # they keep state, so each federation gets its own
+    make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
     mods: list[Any]
     validation: list[Example]
     test: list[Example]
@@ -136,7 +136,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
     make_strategy = functools.partial(_make_strategy, config, given)
-    strategy, _ = make_strategy()
+    strategy = make_strategy()
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     split, skipped = _split(config, given)
     policy = _policy(config, device, mesh)
@@ -212,8 +212,8 @@ def _check_loss(loss: functools.partial[Any]) -> bool:
         return False
 
 
-def _make_strategy(config: Config, given: frozenset[str]) -> tuple[Strategy, Ledger | None]:
-    """The strategy of a federation, with its ledger if `privacy=` asks for one."""
+def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
+    """The strategy of a federation, as `privacy=` makes it."""
     strategy = components.create("strategy", config.strategy, given)
     _check_is_strategy(strategy, config)
     num_clients = config.client_num_in_total if config.mode == "federated" else 1

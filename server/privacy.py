@@ -43,8 +43,8 @@ class Ledger(Protocol):
         """Take up what `state_dict` gave."""
 
 
-def protected(strategy: Strategy, settings: PrivacySettings, num_clients: int) -> tuple[Strategy, Ledger | None]:
-    """The strategy as `privacy=` makes it, and its ledger; with `privacy=none` the strategy as it is, and None.
+def protected(strategy: Strategy, settings: PrivacySettings, num_clients: int) -> Strategy:
+    """The strategy as `privacy=` makes it, with a ledger; with `privacy=none` the strategy as it is.
 
     Clients must have the mods of `clients.privacy`.
 
@@ -52,17 +52,20 @@ def protected(strategy: Strategy, settings: PrivacySettings, num_clients: int) -
         ValueError: If the strategy reads what must stay with the clients, or one round exceeds `max_epsilon`.
     """
     if settings.kind == "none":
-        return strategy, None
+        return strategy
     _check_reads(strategy, settings)
     _check_limit(settings)
     if settings.kind == "local_dp":
-        ledger = ClientLedger(settings, num_clients)
-        ledger.watch(strategy)
-        return strategy, ledger
+        ClientLedger(settings, num_clients).watch(strategy)
+        return strategy
     _check_mean(strategy)
     central = {"server": ClippedByServer, "client": ClippedByClients}[settings.clipping]
-    wrapped = central(strategy, settings, train_size(strategy, num_clients), num_clients)
-    return wrapped, wrapped
+    return central(strategy, settings, train_size(strategy, num_clients), num_clients)
+
+
+def ledger_of(strategy: Strategy) -> Ledger | None:
+    """What `protected` gave it."""
+    return getattr(strategy, "privacy_ledger", None)
 
 
 class ClientLedger:
@@ -76,7 +79,7 @@ class ClientLedger:
         self._asked: Counter[int] = Counter()
 
     def watch(self, strategy: Strategy) -> None:
-        """Count those that the strategy asks to train."""
+        """Count those that the strategy asks to train, and be its ledger."""
         configure = strategy.configure_train
 
         @functools.wraps(configure)
@@ -86,7 +89,7 @@ class ClientLedger:
             return messages
 
         # On the instance: a strategy around it would hide its class, by which runs know what it can do.
-        vars(strategy)["configure_train"] = counted
+        vars(strategy).update(configure_train=counted, privacy_ledger=self)
 
     def spent(self) -> dict[str, float]:
         """`epsilon` is that of the client that was asked most often, `epsilon_mean` the mean over all."""
@@ -133,6 +136,7 @@ class _Accounted(Strategy):
         self._books = accountant(settings.delta, num_clients)
         self.accountant: PrivacyAccountant | None = self._books
         self._settings, self._released = settings, False
+        self.privacy_ledger: Ledger = self
         self._release = GaussianPrivacyEvent(settings.noise_multiplier, sampled, num_clients)
 
     def aggregate_train(

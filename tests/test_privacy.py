@@ -26,7 +26,7 @@ from fed.grid import LocalGrid
 from fed.references import with_reference
 from fed.trees import is_packable
 from server.app import train_size
-from server.privacy import protected
+from server.privacy import ledger_of, protected
 from server.state import StrategyState
 from server.strategies import FeDPO, StreamingFedAvg
 
@@ -123,7 +123,7 @@ def answered(messages: list[Message], weights: Any = None) -> list[Message]:
 @pytest.mark.parametrize("inner", [FedAvg(**ALL), FedProx(**ALL), StreamingFedAvg(**ALL), FeDPO(temp=0.0, **ALL)])
 def test_the_aggregate_is_the_mean_of_clipped_updates_plus_noise_of_z_c_over_m(inner: Any, grid: LocalGrid) -> None:
     """z C / m = 0.5 x 2 / 3, drawn from numpy's global generator array by array."""
-    strategy, _ = protected(inner, settings(), 3)
+    strategy = protected(inner, settings(), 3)
     replies = answered(asked(strategy, grid))
     np.random.seed(5)
     arrays, _ = strategy.aggregate_train(1, replies)
@@ -136,7 +136,7 @@ def test_the_aggregate_is_the_mean_of_clipped_updates_plus_noise_of_z_c_over_m(i
 def test_the_noise_has_its_standard_deviation(grid: LocalGrid) -> None:
     """200,000 numbers: the estimate's own relative error is 1/sqrt(2 n), 0.16 %."""
     zeros, step = {"a": torch.zeros(200_000)}, {"a": torch.full((200_000,), 1e-9)}
-    strategy, _ = protected(StreamingFedAvg(**ALL), settings(), 3)
+    strategy = protected(StreamingFedAvg(**ALL), settings(), 3)
     np.random.seed(0)
     arrays, _ = strategy.aggregate_train(1, answered(asked(strategy, grid, weights=zeros), step))
     assert float(to_tensors(arrays)["a"].std()) == pytest.approx(0.5 * 2 / 3, rel=0.01)
@@ -181,7 +181,8 @@ def test_clients_that_clip_themselves_send_no_more_than_the_norm() -> None:
 
 
 def test_clipping_by_clients_adds_the_same_noise_at_the_server(grid: LocalGrid) -> None:
-    strategy, ledger = protected(FedAvg(**ALL), settings(clipping="client"), 3)
+    strategy = protected(FedAvg(**ALL), settings(clipping="client"), 3)
+    ledger = ledger_of(strategy)
     messages = asked(strategy, grid)
     assert messages[0].content["config"]["clipping_norm"] == 2.0
     clipped = {name: SENT[name] + 0.4 * UPDATES[0][name] for name in SENT}
@@ -225,7 +226,8 @@ def test_two_clients_of_different_data_differ_in_nothing_but_their_arrays(policy
 
 
 def test_a_round_that_lacks_a_client_gives_no_aggregate_and_costs_nothing(grid: LocalGrid) -> None:
-    strategy, ledger = protected(StreamingFedAvg(**ALL), settings(), 3)
+    strategy = protected(StreamingFedAvg(**ALL), settings(), 3)
+    ledger = ledger_of(strategy)
     assert ledger is not None
     messages = asked(strategy, grid)
     replies = [*answered(messages)[:2], Message(Error(0, "gone"), reply_to=messages[2])]
@@ -239,7 +241,8 @@ def test_a_round_that_lacks_a_client_gives_no_aggregate_and_costs_nothing(grid: 
 
 def test_a_client_is_charged_for_every_round_it_was_asked_in(grid: LocalGrid) -> None:
     """One of three clients a round: the largest count decides, and the mean counts those never asked as 0."""
-    strategy, ledger = protected(FedMedian(**ALL | {"fraction_train": 0.34}), settings(kind="local_dp"), 3)
+    strategy = protected(FedMedian(**ALL | {"fraction_train": 0.34}), settings(kind="local_dp"), 3)
+    ledger = ledger_of(strategy)
     assert ledger is not None and type(strategy) is FedMedian
     counts = [0, 0, 0]
     for server_round in range(1, 6):
@@ -257,11 +260,13 @@ def test_a_client_is_charged_for_every_round_it_was_asked_in(grid: LocalGrid) ->
 def test_a_ledger_goes_on_where_another_ended_and_knows_its_end(kind: str, grid: LocalGrid) -> None:
     """By hand, z = 0.5: 10.7 after one release, 16.5 after two, 21.5 after three."""
     own = settings(kind=kind, max_epsilon=20.0)
-    strategy, first = protected(StreamingFedAvg(**ALL), own, 3)
+    strategy = protected(StreamingFedAvg(**ALL), own, 3)
+    first = ledger_of(strategy)
     for server_round in (1, 2):
         assert first is not None and not first.is_exhausted()
         strategy.aggregate_train(server_round, answered(asked(strategy, grid, server_round)))
-    strategy, second = protected(StreamingFedAvg(**ALL), own, 3)
+    strategy = protected(StreamingFedAvg(**ALL), own, 3)
+    second = ledger_of(strategy)
     assert second is not None and is_packable(first.state_dict())
     second.load_state_dict(first.state_dict())
     assert second.spent() == first.spent() and second.is_exhausted()
@@ -272,7 +277,7 @@ def test_a_ledger_goes_on_where_another_ended_and_knows_its_end(kind: str, grid:
 
 def test_noise_that_is_not_seeded_differs_from_what_the_seed_would_give(grid: LocalGrid) -> None:
     def aggregate(seeded: bool) -> torch.Tensor:
-        strategy, _ = protected(StreamingFedAvg(**ALL), settings(seeded_noise=seeded), 3)
+        strategy = protected(StreamingFedAvg(**ALL), settings(seeded_noise=seeded), 3)
         replies = answered(asked(strategy, grid))
         np.random.seed(1)
         return to_tensors(strategy.aggregate_train(1, replies)[0])["a"]
@@ -292,7 +297,7 @@ def trained_by_first() -> dict[str, torch.Tensor]:
 
 
 def test_a_client_that_has_not_moved_is_told_in_one_line(grid: LocalGrid) -> None:
-    strategy, _ = protected(StreamingFedAvg(**ALL), settings(), 3)
+    strategy = protected(StreamingFedAvg(**ALL), settings(), 3)
     with pytest.raises(CannotGoOn, match=r"round 1: .* exactly those it was sent.* raise lr"):
         strategy.aggregate_train(1, answered(asked(strategy, grid), SENT))
 
@@ -308,19 +313,19 @@ class Weighted(StreamingFedAvg):
 def test_central_privacy_takes_the_plain_mean_only_and_local_privacy_any(strategy: Any) -> None:
     with pytest.raises(ValueError, match=f"plain mean, which {type(strategy).__name__} .* privacy=local_dp"):
         protected(strategy, settings(), 3)
-    assert protected(strategy, settings(kind="local_dp"), 3)[0] is strategy
+    assert protected(strategy, settings(kind="local_dp"), 3) is strategy
 
 
 def test_without_privacy_a_strategy_is_left_alone() -> None:
     strategy = StreamingFedAvg(**ALL)
-    assert protected(strategy, PrivacySettings(), 3) == (strategy, None)
+    assert protected(strategy, PrivacySettings(), 3) is strategy and ledger_of(strategy) is None
     assert privacy_mods(PrivacySettings()) == [] and "configure_train" not in vars(strategy)
 
 
 def test_the_noise_is_made_for_as_many_clients_as_the_strategy_asks() -> None:
     strategy = StreamingFedAvg(**ALL | {"fraction_train": 0.3})
     assert train_size(strategy, 10) == 3
-    wrapped: Any = protected(strategy, settings(), 10)[0]
+    wrapped: Any = protected(strategy, settings(), 10)
     assert wrapped.num_sampled_clients == 3
 
 
