@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,17 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are few
 
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import ClientPairs, client_app
 from clients.deadline import Deadline
+from clients.first_visit import Columns
 from clients.kept import keep, recall
 from clients.log import ConsoleLog, NoLog
 from clients.trainer import LocalTrainer
 from fed import launch
-from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.batches import Example
+from fed.arrays import model_tensors, snapshot, to_tensors
 from fed.checks import Settings, is_own
 from fed.endings import Failed
 from fed.references import weights_hash
@@ -35,7 +35,7 @@ from fed.run_config import DATA, FORMAT, from_text, node_settings
 from fed.seeding import seeded_globals
 from fed.wire import Wire, unpacking
 from load_data import Loaded, load_file
-from plan import check_lengths, local_settings, prepare_client, references
+from plan import Plan, check_lengths, local_settings, prepare_client, references
 
 PREPARED = 64  # clients whose tokens a process keeps
 Answer = Callable[["Site", Message, Context], Message]
@@ -106,12 +106,11 @@ class Site:
         self.kept = Path(config.cache_dir)  # the folder of the run, for what clients store
         with launch.joined(config.device, config.process_timeout) as device:
             self.plan = prepare_client(settings, device, _own_rows(settings, node_config))
-        model = self.plan.policy.model
-        self.initial = snapshot(model_tensors(model))
+        initial = snapshot(model_tensors(self.plan.policy.model))
         self.model = weights_hash(self.plan.policy)
-        self.pairs = _Pairs(self)
+        self.pairs = _Pairs(self.plan, initial, self.model)
         self.deadline = Deadline(config.client_timeout if config.engine == "ray" else None)
-        wire = Wire(config.wire_dtype, to_tensors(self.initial))
+        wire = Wire(config.wire_dtype, to_tensors(initial))
         self._app = client_app(
             LocalTrainer(self.plan.policy, local_settings(self.plan)),
             self.pairs,
@@ -164,31 +163,23 @@ class Site:
 class _Pairs:
     """The pairs of each client, by its number, with the columns that its training and evaluation read."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, plan: Plan, initial: ArrayRecord, model: str) -> None:
+        self._plan = plan
+        fill = references(plan, model)
+        scored = {"server": plan.validation, "test": plan.test}.get(plan.config.accuracy_on)
+        scoring = None if scored is None else fill(scored)
+        self._columns = Columns(plan.policy.model, initial, fill, plan.supervised, scoring)
         self._prepared = functools.lru_cache(PREPARED)(self._prepare)
 
     def __getitem__(self, client_id: int) -> ClientPairs:
-        return self._prepared(0 if self._site.is_alone else client_id)
+        return self._prepared(client_id if len(self._plan.split.clients) > 1 else 0)
 
     def _prepare(self, client_id: int) -> ClientPairs:
-        plan = self._site.plan
-        load_arrays(plan.policy.model, self._site.initial)  # it may have been trained since
-        own = plan.pairs(client_id)
-        check_lengths(plan, (*own.train, *own.held_out))
-        if plan.config.accuracy_on == "client" and not own.held_out:
+        own = self._plan.pairs(client_id)
+        check_lengths(self._plan, (*own.train, *own.held_out))
+        if self._plan.config.accuracy_on == "client" and not own.held_out:
             raise Failed(f"of client {client_id}'s data no pair can be held out; it needs two conversations or more")
-        train = own.train if plan.supervised else self._fill(own.train)
-        held_out = self._fill(own.held_out)
-        return ClientPairs(train, held_out, held_out if plan.config.accuracy_on == "client" else self._of_server)
-
-    @functools.cached_property
-    def _of_server(self) -> Sequence[Example]:
-        plan = self._site.plan
-        return self._fill(plan.validation if plan.config.accuracy_on == "server" else plan.test)
-
-    def _fill(self, examples: Sequence[Example]) -> list[Example]:
-        return references(self._site.plan, self._site.model)(examples)
+        return self._columns.filled(own)
 
 
 def _site(settings: Settings, node_config: Mapping[str, Any]) -> Site:

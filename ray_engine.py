@@ -14,6 +14,7 @@ import experiment
 from client_app import flower_app
 from fed.checks import Settings
 from fed.config import Config
+from federation import Elsewhere
 from plan import Plan
 
 
@@ -41,7 +42,7 @@ def run(plan: Plan, folder: Path) -> None:
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            experiment.run(plan, folder, experiment.Elsewhere(grid, clients))
+            experiment.run(plan, folder, Elsewhere(grid, clients))
         except BaseException as error:  # Flower's thread would swallow some
             ending.append(error)
 
