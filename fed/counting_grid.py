@@ -44,9 +44,9 @@ class CountingGrid(Grid):
         on_failure: OnFailure = unheard,
         numel: Callable[[str, Sequence[int]], int] = lambda name, shape: math.prod(shape),
     ) -> None:
-        self.wire, self.streams = wire, streams
+        self.wire, self.streams, self.min_fit_clients = wire, streams, min_fit_clients
         self.sent = self.received = 0  # bytes of the arrays that the server sent and got in the present round
-        self._min_fit_clients, self.on_failure, self._numel = min_fit_clients, on_failure, numel
+        self.on_failure, self._numel = on_failure, numel
         self.server_round = 1
         self._last_replies: list[Message] = []
 
@@ -98,10 +98,10 @@ class CountingGrid(Grid):
                 asked, succeeded = asked + 1, succeeded + (not reply.has_error())
             yield reply
             del reply  # or it would stay alive while the next client trains
-        if asked and succeeded < self._min_fit_clients:
+        if asked and succeeded < self.min_fit_clients:
             raise TooFewClients(
                 f"round {self.server_round}: {succeeded} of {asked} clients succeeded, fewer than "
-                f"min_fit_clients={self._min_fit_clients}"
+                f"min_fit_clients={self.min_fit_clients}"
             )
 
     def _bytes(self, content: RecordDict) -> int:

@@ -71,15 +71,21 @@ class RemoteGrid(CountingGrid):
         self._since = time.monotonic()
 
     def gather(self, expected: int) -> None:
-        """Wait until so many clients are there.
+        """Wait until so many clients are there; when the time is up, fewer will do, but no fewer than a round needs.
 
         Raises:
-            CannotGoOn: If they do not come in time, or more are there.
+            CannotGoOn: If they do not come, or more are there than expected.
         """
+        deadline = time.monotonic() + self._wait
         while len(self._numbers) < expected:
-            self.get_node_ids()
+            self._online()
             if self._refused and not self._may_come_back:
                 raise CannotGoOn(f"{len(self._refused)} clients cannot take part, for the reason above")
+            if time.monotonic() > deadline:
+                if len(self._numbers) < max(self.min_fit_clients, 1):
+                    raise CannotGoOn(self._too_few(len(self._numbers)))
+                print(f"{len(self._numbers)} of {expected} clients came; going on without the others", flush=True)
+                break
             self._stop.check()
             time.sleep(POLL)
         if len(self._numbers) > expected:
@@ -102,19 +108,25 @@ class RemoteGrid(CountingGrid):
         Raises:
             CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
         """
+        found = self._online()
+        if time.monotonic() > self._since + self._wait:
+            raise CannotGoOn(self._too_few(len(found)))
+        return found
+
+    def _online(self) -> list[int]:
         online = set(self._grid.get_node_ids())
         self._refused &= online
         self._ask(sorted(online - self._numbers.keys() - self._refused - set(self._asked.values())))
         self._hear()
-        found = sorted(client for node, client in self._numbers.items() if node in online)
-        if time.monotonic() > self._since + self._wait:
-            raise CannotGoOn(
-                f"too few clients for process_timeout={self._wait:g} seconds: {len(found)} online"
-                f"{f', {len(self._asked)} have not answered' if self._asked else ''}"
-                f"{f', {len(self._refused)} cannot take part' if self._refused else ''}; start more of them or lower "
-                "client_num_in_total or clients_per_round"
-            )
-        return found
+        return sorted(client for node, client in self._numbers.items() if node in online)
+
+    def _too_few(self, online: int) -> str:
+        silent = f", {len(self._asked)} have not answered" if self._asked else ""
+        refused = f", {len(self._refused)} cannot take part" if self._refused else ""
+        return (
+            f"too few clients for process_timeout={self._wait:g} seconds: {online} online{silent}{refused}; start more "
+            "of them or lower client_num_in_total or clients_per_round"
+        )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; the replies come by `pull_messages`."""

@@ -5,7 +5,8 @@
 #
 # Settings are typed as for `flwr run -c`. Runs 2 rounds of the demo, prints the final accuracy, and stops all that it
 # started; exit code 0 only if the rounds were run. Everything is on 127.0.0.1 and in a temporary folder, which
-# KEEP=folder keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's; TIMEOUT=600 seconds bound the run.
+# KEEP=folder keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's, NODE='dataset="hh" ...' adds to what
+# --node-config says; TIMEOUT=600 seconds bound the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -74,7 +75,7 @@ for node in 1 2; do
     own=port_$node data=DATA_$node
     flower-supernode --superlink "127.0.0.1:$port" --root-certificates "$work/certs/ca.pem" \
         --auth-supernode-private-key "$work/certs/node-$node.key" --host 127.0.0.1 --port "${!own}" \
-        --node-config "data=\"${!data:-$work/node-$node.jsonl}\" partition-id=$((node - 1)) cache_dir=\"$work/node-$node-cache\"" \
+        --node-config "data=\"${!data:-$work/node-$node.jsonl}\" partition-id=$((node - 1)) cache_dir=\"$work/node-$node-cache\" ${NODE:-}" \
         >"$work/node-$node.log" 2>&1 &
     pids+=($!)
 done

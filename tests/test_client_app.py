@@ -91,10 +91,10 @@ def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, cap
     secret = "the patient's name is Ada"
     files[1].write_text(json.dumps({"prompt": secret, "chosen": 5, "rejected": secret}) + "\n")
     with pytest.raises(CannotGoOn, match="1 cannot take part"):
-        federate(nodes(files), process_timeout=2)
+        federate(nodes(files), process_timeout=2, min_fit_clients=2)
     files[1].write_text(json.dumps({secret: secret}) + "\n")
     with pytest.raises(CannotGoOn, match="1 cannot take part"):
-        federate(nodes(files), process_timeout=2)
+        federate(nodes(files), process_timeout=2, min_fit_clients=2)
     out, err = capfd.readouterr()
     assert secret in err  # the client's own console
     assert secret not in out and "log of its SuperNode says more" in out
@@ -108,7 +108,7 @@ def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_
     tokenizer.save_pretrained(folder)
     first, second = nodes(files)
     with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
-        federate([first, {**second, "model.name_or_path": str(folder)}], process_timeout=3)
+        federate([first, {**second, "model.name_or_path": str(folder)}], process_timeout=3, min_fit_clients=2)
     out, err = capfd.readouterr()
     assert "this client's model is not the server's" in err and "model.name_or_path" in err
     assert "this client's model is not the server's" in out
@@ -133,11 +133,19 @@ def test_what_is_wrong_at_a_node_is_said_there_in_one_line(federate, files, capf
         first = second = {**second, "partition-id": 0}
     node = {key: value for key, value in {**second, **change}.items() if value is not None}
     with pytest.raises(CannotGoOn, match="cannot take part"):
-        federate([first, node], process_timeout=3, **run)
+        federate([first, node], process_timeout=3, min_fit_clients=1 if run else 2, **run)
     err = capfd.readouterr().err
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert told and all(word in told[-1] for word in words), err
     assert "Traceback" not in err
+
+
+def test_the_others_go_on_without_a_node_that_cannot_take_part(federate, files, capfd):
+    first, second = nodes(files)
+    _, run = federate([first, {**second, "data": "nowhere.jsonl"}], process_timeout=3, client_num_in_total=2)
+    assert "1 of 2 clients came; going on without the others" in capfd.readouterr().out
+    found = lines(run)
+    assert (2, "client-0", "train") in found and (2, "client-1", "train") not in found
 
 
 def test_clients_share_out_a_data_set_as_in_one_process(federate, command_line):
