@@ -1,10 +1,14 @@
 """The federation on a real SuperLink with SuperNodes: the results of engine=local, and what happens when one fails."""
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
-from deployment import Deployment, lines
+from deployment import ROOT, Deployment, lines
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -73,3 +77,31 @@ def test_strangers_are_told_why_they_are_not_let_in(deployment):
     deployment.start_node("impostor", "other/ca.pem", "stranger", data="x.jsonl")
     deployment.wait_for("stranger", "305")
     deployment.wait_for("impostor", "CERTIFICATE_VERIFY_FAILED")
+
+
+def script(folder, **environment):
+    """`bash scripts/deploy_local.sh`, and what it left running."""
+    own = {**os.environ, "KEEP": str(folder / "kept"), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        ["bash", "scripts/deploy_local.sh"], cwd=ROOT, env=own, capture_output=True, text=True, timeout=500
+    )
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
+    return done, left
+
+
+def test_the_script_runs_a_deployment_and_stops_it(tmp_path):
+    done, left = script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 rounds, 2 clients, 152 pairs; final accuracy 0\.[0-9]{3} \(test\)", done.stdout), done.stdout
+    assert not left
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_the_script_fails_if_no_round_was_run(tmp_path):
+    done, left = script(tmp_path, TIMEOUT="3")
+    assert done.returncode == 1 and "error: the run did not end well" in done.stderr
+    assert not left
