@@ -8,53 +8,54 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are few
 
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import ClientPairs, client_app
 from clients.deadline import Deadline
+from clients.first_visit import Columns
 from clients.kept import keep, recall
 from clients.log import ConsoleLog, NoLog
 from clients.trainer import LocalTrainer
 from fed import launch
-from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.batches import Example
+from fed.arrays import model_tensors, snapshot, to_tensors
 from fed.checks import Settings, is_own
 from fed.endings import Failed
 from fed.references import weights_hash
-from fed.remote_grid import CLIENT, MODEL, PARTITION, RUN
-from fed.run_config import DATA, FORMAT, node_settings, run_settings
+from fed.remote_grid import CLIENT, MODEL, PARTITION, RUN, SETTINGS
+from fed.run_config import DATA, FORMAT, from_text, node_settings
 from fed.seeding import seeded_globals
 from fed.wire import Wire, unpacking
 from load_data import Loaded, load_file
-from plan import check_lengths, local_settings, prepare_client, references
+from plan import Plan, check_lengths, local_settings, prepare_client, references
 
 PREPARED = 64  # clients whose tokens a process keeps
 Answer = Callable[["Site", Message, Context], Message]
 
 
-def flower_app(settings: Settings | None = None) -> ClientApp:
-    """The app; None: with the settings that Flower sends along."""
+def flower_app(kept: Path | None = None) -> ClientApp:
+    """The app; what clients store between rounds is in the folder `kept`, None: in one of the run in `cache_dir`."""
     outer = ClientApp()
 
     @outer.query()
     def query(message: Message, context: Context) -> Message:
-        return _guarded(_introduced, settings, message, context)
+        return _guarded(_introduced, kept, message, context)
 
     @outer.train()
     def train(message: Message, context: Context) -> Message:
-        return _guarded(Site.answer, settings, message, context)
+        return _guarded(Site.answer, kept, message, context)
 
     @outer.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _guarded(Site.answer, settings, message, context)
+        return _guarded(Site.answer, kept, message, context)
 
     return outer
 
@@ -62,24 +63,27 @@ def flower_app(settings: Settings | None = None) -> ClientApp:
 app = flower_app()
 
 
-def _guarded(answer: Answer, settings: Settings | None, message: Message, context: Context) -> Message:
+def _guarded(answer: Answer, kept: Path | None, message: Message, context: Context) -> Message:
     """The answer, or why there is none: on this client's console, and to the server as far as it may know.
 
     What an error of a client with data of its own says may hold some of them.
     """
     is_alone = DATA in context.node_config
     try:
-        run = settings or run_settings(context.run_config)
-        return answer(_site(node_settings(run, context.node_config), context.node_config), message, context)
+        told = _config(message)
+        settings = node_settings(from_text(str(told[SETTINGS])), context.node_config)
+        site = _site(settings, context.node_config)
+        site.kept = kept or Path(settings.config.cache_dir) / "clients" / str(told[RUN])
+        return answer(site, message, context)
     except Failed as error:
-        reason = told = " ".join(str(error).split())
+        reason = shared = " ".join(str(error).split())
     except Exception as error:
         if not isinstance(error, ValueError):
             traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
-        told = f"{type(error).__name__}; the log of its SuperNode says more" if is_alone else reason
+        shared = f"{type(error).__name__}; the log of its SuperNode says more" if is_alone else reason
     print(f"error: {reason}", file=sys.stderr, flush=True)
-    return Message(Error(0, told), reply_to=message)
+    return Message(Error(0, shared), reply_to=message)
 
 
 def _introduced(site: "Site", message: Message, context: Context) -> Message:
@@ -89,7 +93,7 @@ def _introduced(site: "Site", message: Message, context: Context) -> Message:
         metrics[PARTITION] = int(context.node_config[PARTITION])
     if site.is_alone:
         site.check_model(message)
-        metrics["num-examples"] = len(site.pairs[0].train)
+        _ = site.pairs[0]
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -99,14 +103,14 @@ class Site:
     def __init__(self, settings: Settings, node_config: Mapping[str, Any]) -> None:
         config = settings.config
         self.config, self.is_alone = config, DATA in node_config
+        self.kept = Path(config.cache_dir)  # the folder of the run, for what clients store
         with launch.joined(config.device, config.process_timeout) as device:
             self.plan = prepare_client(settings, device, _own_rows(settings, node_config))
-        model = self.plan.policy.model
-        self.initial = snapshot(model_tensors(model))
+        initial = snapshot(model_tensors(self.plan.policy.model))
         self.model = weights_hash(self.plan.policy)
-        self.pairs = _Pairs(self)
+        self.pairs = _Pairs(self.plan, initial, self.model)
         self.deadline = Deadline(config.client_timeout if config.engine == "ray" else None)
-        wire = Wire(config.wire_dtype, to_tensors(self.initial))
+        wire = Wire(config.wire_dtype, to_tensors(initial))
         self._app = client_app(
             LocalTrainer(self.plan.policy, local_settings(self.plan)),
             self.pairs,
@@ -126,19 +130,20 @@ class Site:
         client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
         numbered = replace(context, node_config={**context.node_config, PARTITION: client_id})
         self.deadline.begin()
-        if not self.is_alone:
-            # As engine=local does, where noise is drawn from a stream that the seed decides.
-            kind = message.metadata.message_type
-            with seeded_globals(self.config.seed, f"client {kind}", client_id, server_round, 1):
-                return self._app(message, numbered)
-        kept = Path(self.config.cache_dir) / "clients" / str(config[RUN])
         if not context.state:
-            for key, record in recall(kept, client_id, server_round).items():
+            for key, record in recall(self.kept, client_id, server_round).items():
                 context.state[key] = record
-        reply = self._app(message, numbered)
+        with self._drawing(message.metadata.message_type, client_id, server_round):
+            reply = self._app(message, numbered)
         if message.metadata.message_type == MessageType.TRAIN:
-            keep(kept, client_id, server_round, context.state)
+            keep(self.kept, client_id, server_round, context.state)
         return reply
+
+    def _drawing(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:
+        """Noise of a simulated client comes from the stream of engine=local; nobody may know that of a real one."""
+        if self.is_alone:
+            return nullcontext()
+        return seeded_globals(self.config.seed, f"client {kind}", client_id, server_round, 1)
 
     def check_model(self, message: Message) -> None:
         """Find out whether this client's model is the server's.
@@ -158,31 +163,23 @@ class Site:
 class _Pairs:
     """The pairs of each client, by its number, with the columns that its training and evaluation read."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, plan: Plan, initial: ArrayRecord, model: str) -> None:
+        self._plan = plan
+        fill = references(plan, model)
+        scored = {"server": plan.validation, "test": plan.test}.get(plan.config.accuracy_on)
+        scoring = None if scored is None else fill(scored)
+        self._columns = Columns(plan.policy.model, initial, fill, plan.supervised, scoring)
         self._prepared = functools.lru_cache(PREPARED)(self._prepare)
 
     def __getitem__(self, client_id: int) -> ClientPairs:
-        return self._prepared(0 if self._site.is_alone else client_id)
+        return self._prepared(client_id if len(self._plan.split.clients) > 1 else 0)
 
     def _prepare(self, client_id: int) -> ClientPairs:
-        plan = self._site.plan
-        load_arrays(plan.policy.model, self._site.initial)  # it may have been trained since
-        own = plan.pairs(client_id)
-        check_lengths(plan, (*own.train, *own.held_out))
-        if plan.config.accuracy_on == "client" and not own.held_out:
+        own = self._plan.pairs(client_id)
+        check_lengths(self._plan, (*own.train, *own.held_out))
+        if self._plan.config.accuracy_on == "client" and not own.held_out:
             raise Failed(f"of client {client_id}'s data no pair can be held out; it needs two conversations or more")
-        train = own.train if plan.supervised else self._fill(own.train)
-        held_out = self._fill(own.held_out)
-        return ClientPairs(train, held_out, held_out if plan.config.accuracy_on == "client" else self._of_server)
-
-    @functools.cached_property
-    def _of_server(self) -> Sequence[Example]:
-        plan = self._site.plan
-        return self._fill(plan.validation if plan.config.accuracy_on == "server" else plan.test)
-
-    def _fill(self, examples: Sequence[Example]) -> list[Example]:
-        return references(self._site.plan, self._site.model)(examples)
+        return self._columns.filled(own)
 
 
 def _site(settings: Settings, node_config: Mapping[str, Any]) -> Site:

@@ -82,7 +82,7 @@ def _compose_and_run(composed: DictConfig) -> None:
         with stop.listening() if not launch.is_started_here() else nullcontext():
             try:
                 if settings.config.engine == "ray":
-                    ray_engine.run(settings, prepared, folder)
+                    ray_engine.run(prepared, folder)
                 else:
                     experiment.run(prepared, folder)
             except CannotGoOn as error:

@@ -13,6 +13,7 @@ import transformers
 from flwr.serverapp.strategy import Strategy
 
 from clients.app import ClientPairs
+from clients.privacy import privacy_mods
 from clients.trainer import LocalSettings
 from fed import components
 from fed.batches import Example, tokenize
@@ -34,6 +35,7 @@ from fed.stop import Stop
 from load_data import Loaded, Preference, load, load_file
 from losses.logps import Logps
 from server.app import asks, check_strategy
+from server.privacy import protected
 
 # Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
 MADE_UP = (
@@ -150,9 +152,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     """
     config, given = settings.config, settings.given
     _quiet_libraries()
-    strategy = components.create("strategy", config.strategy, given)
-    _check_is_strategy(strategy, config)
-    check_strategy(strategy, config.client_num_in_total if config.mode == "federated" else 1)
+    strategy = _make_strategy(config, given)
     plan = _base(settings, device, lambda: _split(config, given))
     clients = holders = [plan.pairs(k) for k in range(len(plan.split.clients))]
     if config.mode == "centralized":
@@ -194,7 +194,7 @@ def _base(settings: Settings, device: torch.device, split_all: Callable[[], tupl
     _check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
     by_pair = _check_loss(loss)
-    mods = [_mod(path) for path in config.client_mods]
+    mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     split, skipped = split_all()
     policy = _policy(config, device, mesh)
     choice = _choose_library(policy, config, mesh.world)
@@ -212,7 +212,7 @@ def _base(settings: Settings, device: torch.device, split_all: Callable[[], tupl
         loss=loss,
         supervised=getattr(loss.func, "supervised", False),
         by_pair=by_pair,
-        make_strategy=functools.partial(components.create, "strategy", config.strategy, given),
+        make_strategy=functools.partial(_make_strategy, config, given),
         mods=mods,
         tokens=tokens,
         validation=tokens(split.validation),
@@ -247,7 +247,10 @@ def references(plan: Plan, model: str, policy: Policy | None = None) -> Callable
 def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
     """What would do nothing with these processes, or leave some of them nothing to do."""
     _check_trainer(config, mesh.world.count)
-    for key, alone in (("process_timeout", mesh.world.count == 1), ("cpu_offload", mesh.own.count == 1)):
+    for key, alone in (
+        ("process_timeout", mesh.world.count == 1 and config.engine == "local"),
+        ("cpu_offload", mesh.own.count == 1),
+    ):
         if key in given and alone:
             raise ValueError(f"{key} has no effect in a run of one process; leave it out")
     pairs = config.batch_size // config.gradient_accumulation_steps
@@ -256,6 +259,11 @@ def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
             f"batch_size={config.batch_size} in gradient_accumulation_steps={config.gradient_accumulation_steps} parts "
             f"leaves {pairs} pairs for {mesh.own.count} processes that share a model; raise batch_size, or lower "
             "gradient_accumulation_steps or the number of processes"
+        )
+    if not config.privacy.seeded_noise and mesh.world.count > 1:
+        raise ValueError(
+            f"privacy.seeded_noise=false in {mesh.world.count} processes, each of which would draw noise of its own; "
+            "use one process"
         )
 
 
@@ -274,6 +282,15 @@ def _check_loss(loss: functools.partial[Any]) -> bool:
         return torch.allclose(found, torch.cat([losses.reshape(-1) for losses in apart]), rtol=1e-5, equal_nan=True)
     except Exception:  # whatever the user's loss raises of few pairs
         return False
+
+
+def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
+    """The strategy of a federation, as `privacy=` makes it."""
+    strategy = components.create("strategy", config.strategy, given)
+    _check_is_strategy(strategy, config)
+    num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    check_strategy(strategy, num_clients)
+    return protected(strategy, config.privacy, num_clients)
 
 
 def _check_is_strategy(strategy: object, config: Config) -> None:
@@ -304,8 +321,12 @@ def _quiet_libraries() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Flower's warnings, except that clients do not evaluate: that is how the strategies' YAML files are set."""
-    return record.levelno >= logging.WARNING and "fraction_evaluate is set to 0.0" not in record.getMessage()
+    """Flower's warnings, but for those that the user of this program can do nothing about."""
+    known = (
+        "fraction_evaluate is set to 0.0",  # that is how the strategies' YAML files are set
+        "`run_simulation` function is deprecated",  # by engine=ray; pyproject.toml names versions that have it
+    )
+    return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in known)
 
 
 def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:

@@ -14,6 +14,7 @@ import experiment
 from client_app import flower_app
 from fed.checks import Settings
 from fed.config import Config
+from federation import Elsewhere
 from plan import Plan
 
 
@@ -27,7 +28,7 @@ def check_installed() -> None:
         raise ValueError("engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]', or use engine=local")
 
 
-def run(settings: Settings, plan: Plan, folder: Path) -> None:
+def run(plan: Plan, folder: Path) -> None:
     """As `experiment.run`, with clients in other processes, `clients_in_parallel` of them at once.
 
     Raises:
@@ -36,18 +37,18 @@ def run(settings: Settings, plan: Plan, folder: Path) -> None:
     from flwr.simulation import run_simulation
 
     server, ending = ServerApp(), list[BaseException]()
+    clients = Settings(_of_workers(plan), plan.given)
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            experiment.run(plan, folder, grid)
+            experiment.run(plan, folder, Elsewhere(grid, clients))
         except BaseException as error:  # Flower's thread would swallow some
             ending.append(error)
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray says that this will be the default
-    config = _of_workers(plan)
-    client = flower_app(Settings(config, settings.given))
-    run_simulation(server, client, plan.num_clients, backend_config=resources(config))
+    app = flower_app(folder.absolute() / "checkpoints" / "clients")
+    run_simulation(server, app, plan.num_clients, backend_config=resources(clients.config))
     if ending:
         raise ending[0]
 

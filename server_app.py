@@ -2,7 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -16,6 +17,7 @@ from fed.checks import Settings
 from fed.endings import CannotGoOn
 from fed.resume import resumed
 from fed.run_config import run_settings
+from federation import Elsewhere
 
 app = ServerApp()
 
@@ -28,12 +30,21 @@ def main(grid: Grid, context: Context) -> None:
         RuntimeError: With one line that says why the run cannot begin or go on.
     """
     try:
-        settings = run_settings(context.run_config)
-        run(settings if settings.config.resume is None else resumed(settings), grid)
+        run(settings_of(context.run_config), grid)
     except (ValueError, CannotGoOn) as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr, flush=True)
         raise RuntimeError(line) from None
+
+
+def settings_of(run_config: Mapping[str, Any]) -> Settings:
+    """What `flwr run -c` said, or the settings of the run that is to go on.
+
+    Raises:
+        ValueError: If they do not work.
+    """
+    settings = run_settings(run_config)
+    return settings if settings.config.resume is None else resumed(settings)
 
 
 def run(settings: Settings, grid: Grid) -> None:
@@ -48,4 +59,4 @@ def run(settings: Settings, grid: Grid) -> None:
         folder = experiment.create_folder(prepared)
         with experiment.locked(prepared, folder):
             print(f"results: {folder.absolute()}", flush=True)
-            experiment.run(prepared, Path(folder), grid)
+            experiment.run(prepared, folder, Elsewhere(grid, settings))

@@ -1,7 +1,7 @@
 """Pairs of clients that a run may never meet: their reference columns are computed at the first visit."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,15 @@ class Columns:
     fill: Callable[[Sequence[Example]], list[Example]]
     supervised: bool  # the loss needs none of training pairs
     scoring: Sequence[Example] | None  # what every client's result is scored on; None: its own held-out pairs
-    phase: Callable[[], AbstractContextManager[None]]  # around the computation
+    phase: Callable[[], AbstractContextManager[None]] = nullcontext  # around the computation
+
+    def filled(self, own: ClientPairs) -> ClientPairs:
+        """A client's pairs with their columns."""
+        with self.phase():
+            load_arrays(self.model, self.initial)
+            held_out = self.fill(own.held_out)
+            train = own.train if self.supervised else self.fill(own.train)
+        return ClientPairs(train, held_out, held_out if self.scoring is None else self.scoring)
 
 
 class FirstVisits(dict[int, ClientPairs]):
@@ -31,11 +39,5 @@ class FirstVisits(dict[int, ClientPairs]):
         self._clients, self._columns = clients, columns
 
     def __missing__(self, client_id: int) -> ClientPairs:
-        own, columns = self._clients[client_id], self._columns
-        with columns.phase():
-            load_arrays(columns.model, columns.initial)
-            held_out = columns.fill(own.held_out)
-            train = own.train if columns.supervised else columns.fill(own.train)
-        scoring = held_out if columns.scoring is None else columns.scoring
-        self[client_id] = pairs = ClientPairs(train, held_out, scoring)
+        self[client_id] = pairs = self._columns.filled(self._clients[client_id])
         return pairs

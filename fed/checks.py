@@ -18,6 +18,7 @@ from fed.config import (
     FaultSettings,
     LoraSettings,
     ModelSettings,
+    PrivacySettings,
     TensorBoardSettings,
     keys,
 )
@@ -127,7 +128,13 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("wire_dtype", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
+    ("privacy.clipping", lambda config: config.privacy.kind == "local_dp", "privacy=local_dp: every client clips"),
+    *(
+        (f"privacy.{item.name}", lambda config: config.privacy.kind == "none", "privacy=none")
+        for item in fields(PrivacySettings)
+    ),
 )
+PRIVACY_CHOICES = {"kind": ("none", "central_dp", "local_dp"), "clipping": ("server", "client")}
 MOST_THREADS = 1024  # asked for many more, the library that runs them ends the process without a word
 # What is typed is kept in config.yaml and environment.json: a secret must not be there.
 SECRET = (
@@ -175,6 +182,9 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     if config.alpha is None:
         is_fedpo = config.mode == "federated" and config.strategy["_target_"] == "server.strategies.FeDPO"
         config = replace(config, alpha=1.0 if is_fedpo else 0.0)
+    if config.engine == "flower" and "privacy.seeded_noise" not in given:
+        config = replace(config, privacy=replace(config.privacy, seeded_noise=False))
+    _check_privacy(config)
     _check_effect(config, given)
     unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
     _check_read(given, unresolved, choices)
@@ -248,6 +258,7 @@ def _without_federation(config: Config, given: frozenset[str]) -> Config:
     return replace(
         config,
         strategy={"_target_": "server.strategies.StreamingFedAvg", **one_client},
+        privacy=PrivacySettings(),
         client_optimizer=config.client_optimizer if "client_optimizer" in given else "persist",
     )
 
@@ -294,6 +305,7 @@ def _check_known(composed: DictConfig) -> None:
     parts["tensorboard."] = (composed.tensorboard, TensorBoardSettings)
     parts["lora."] = (composed.lora, LoraSettings)
     parts["faults."] = (composed.faults, FaultSettings)
+    parts["privacy."] = (composed.privacy, PrivacySettings)
     for prefix, (node, schema) in parts.items():
         for key in sorted(set(map(str, node)) - {item.name for item in fields(schema)}):
             raise ValueError(unknown(prefix + key))
@@ -361,6 +373,30 @@ def _check_engine(config: Config) -> None:
         raise ValueError(
             f"accuracy_on={config.accuracy_on} with partition=own: SuperNodes do not have the server's pairs; use "
             "accuracy_on=client"
+        )
+
+
+def _check_privacy(config: Config) -> None:
+    privacy = config.privacy
+    for key, choices in PRIVACY_CHOICES.items():
+        value = getattr(privacy, key)
+        if value not in choices:
+            raise ValueError(
+                f"privacy.{key}={value} is unknown; expected {listed(choices)}{nearest(str(value), choices)}"
+            )
+    for key in ("clipping_norm", "noise_multiplier", "max_epsilon"):
+        value = getattr(privacy, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"privacy.{key}={value} is out of range; expected a finite number above 0")
+    if privacy.kind != "none" and privacy.seeded_noise and is_own(config) and config.engine == "flower":
+        raise ValueError(
+            "privacy.seeded_noise=true with SuperNodes of their own data: whoever knows the seed subtracts the noise; "
+            "leave it out"
+        )
+    # To publish all that one client has, drawn at random, would be (0, 1/N)-private.
+    if not 0 < privacy.delta < 1 or (privacy.kind != "none" and not privacy.delta * config.client_num_in_total < 1):
+        raise ValueError(
+            f"privacy.delta={privacy.delta} is out of range; expected more than 0 and less than 1/client_num_in_total"
         )
 
 
@@ -433,7 +469,7 @@ def _check_effect(config: Config, given: frozenset[str]) -> None:
         aggregation = {"temp", "weighting", "decay_rate", "decay_target"}
         if config.mode == "local":
             aggregation.add("clients_per_round")  # of centralised training it says how many pairs are a round's
-        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] == "strategy"):
+        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] in ("strategy", "privacy")):
             raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
     for key, applies, reason in WITHOUT_EFFECT:
         if key in given and applies(config):

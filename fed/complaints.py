@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from fed.config import GROUPS, PRESETS, Config, keys
+from fed.config import OPEN_GROUPS, PRESETS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -69,7 +69,7 @@ def unknown(key: str) -> str:
     if refused:
         return f"{key} is refused: {refused}"
     group = key.split(".")[0]
-    own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in GROUPS[1:] else ""
+    own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in OPEN_GROUPS else ""
     near = nearest(key, [*keys(), PRESETS, *group_keys()])
     return f"unknown key {key}{near}; every key is in fed/config.py and config/{own}"
 
@@ -77,7 +77,7 @@ def unknown(key: str) -> str:
 def group_keys() -> list[str]:
     """Dotted parameters of all files of the groups whose keys the schema leaves open."""
     found = set()
-    for group in GROUPS[1:]:
+    for group in OPEN_GROUPS:
         for path in (Path(__file__).parents[1] / "config" / group).glob("*.yaml"):
             node: Any = OmegaConf.to_container(OmegaConf.load(path))
             found |= {f"{group}.{key}" for key in node.get(group, node)}

@@ -14,7 +14,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-GROUPS = ("model", "loss", "partition", "strategy")
+OPEN_GROUPS = ("loss", "partition", "strategy")  # what `_target_` names takes keys that the schema does not know
+GROUPS = ("model", "privacy", *OPEN_GROUPS)
 PRESETS = (
     "experiment"  # chosen from a folder of config/ like a group, but its files set other keys and no key of their own
 )
@@ -57,6 +58,20 @@ class FaultSettings:
 
 
 @dataclass
+class PrivacySettings:
+    """`privacy.*`: differential privacy of what clients send; what it protects, and what not: docs/privacy.md."""
+
+    kind: str = "none"  # none | central_dp (the server, which is trusted, adds noise) | local_dp (every client does)
+    clipping_norm: float = 1.0  # of a client's update; a longer one is shortened to it
+    noise_multiplier: float = 1.0  # standard deviation of the noise, in units of the most that one client can change
+    clipping: str = "server"  # central_dp: who clips, server | client
+    delta: float = 1e-5  # of (epsilon, delta); less than 1 / client_num_in_total
+    max_epsilon: float | None = None  # the run ends before a round would exceed it; null: no limit
+    # Noise follows from `seed`, so runs can be repeated; false, as `flwr run` has it: nobody can draw it again.
+    seeded_noise: bool = True
+
+
+@dataclass
 class TensorBoardSettings:
     """`tensorboard.*`."""
 
@@ -65,12 +80,13 @@ class TensorBoardSettings:
 
 @dataclass
 class Config:
-    """Every key of the command line. `model`, `loss`, `partition` and `strategy` are chosen from config/<group>/."""
+    """Every key of the command line. `model`, `privacy`, `loss`, `partition`, `strategy`: files of config/<group>/."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     # The run
@@ -143,7 +159,7 @@ class Config:
     trainer_processes: int | None = None  # processes of the run; null: one per GPU, or clients_in_parallel
     clients_in_parallel: int = 1  # clients that train at once, each in processes of its own
     cpu_offload: bool = False  # FSDPTrainer on GPUs: weights, gradients, optimizer state in main memory between uses
-    process_timeout: float = 600.0  # seconds a process may keep the others waiting before the run ends
+    process_timeout: float = 600.0  # seconds a process, or clients elsewhere, may be waited for before the run ends
     batch_size: int = 4  # pairs per optimizer step
     eval_batch_size: int = 16
     max_tokens_per_step: int | None = None  # instead: as many pairs as hold no more tokens in their layout

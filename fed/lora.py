@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES_OF_PEFT
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +30,8 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
     Raises:
         ValueError: If a target module is no linear layer of the model.
     """
+    from peft import LoraConfig  # seconds, which a client without an adapter need not wait for
+
     linear = _linear_layers(model)
     alpha = 2 * settings.r if settings.alpha is None else settings.alpha
     adapter = LoraConfig(
@@ -88,6 +88,8 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
         elif write:
             model.save_pretrained(directory)
         return
+    from peft import get_peft_model_state_dict
+
     adapter = model.peft_config[NAME]
     if adapter.base_model_name_or_path is None:
         base = (directory / "base").resolve()
@@ -122,6 +124,8 @@ def _targets(model: Any, linear: dict[str, nn.Module], wanted: list[str] | None)
             f"lora.target_modules={lacking[0]} names no linear layer of the model below its head; expected some of "
             f"{expected}, or leave it out"
         )
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES_OF_PEFT
+
     choice = wanted or CHOICES_OF_PEFT.get(model.config.model_type)
     return choice if isinstance(choice, list) and all(_names_any(name, linear) for name in choice) else "all-linear"
 

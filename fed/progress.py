@@ -74,6 +74,10 @@ class Display:
         """One line for a client that is left out."""
         self._print(f"{self._round(server_round)}  client-{client_id} is left out: {reason}", [])
 
+    def print_remark(self, server_round: int, remark: str) -> None:
+        """One line of what is to be known of a round besides its figures."""
+        self._print(f"{self._round(server_round)}  {remark}", [])
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._bar:

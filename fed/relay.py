@@ -1,6 +1,6 @@
 """What stands in a run's other processes for the tracker of its first one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -60,6 +60,9 @@ class Relay:
         """The first process has the same."""
 
     def communication(self, server_round: int, sent: int, received: int) -> None:
+        """The first process has the same numbers."""
+
+    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str] = ()) -> None:
         """The first process has the same numbers."""
 
     def everyone(self) -> None:

@@ -17,7 +17,8 @@ from fed.stop import Stop
 
 POLL = 0.2  # seconds between two looks for replies
 PARTITION = "partition-id"  # of Flower's, in the configuration of a node
-CLIENT, MODEL, RUN = "client-id", "model", "run"  # in the config of every message to a client
+# In the config of every message to a client.
+CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 # Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
 OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 
@@ -27,13 +28,14 @@ class RemoteGrid(CountingGrid):
 
     A node is asked who it is when it is first seen: its number is the `partition-id` of its configuration, or the
     smallest that is free. One that answers with an error is left out until it has been away. Messages tell a client its
-    number and the SHA-256 of the model that it must have.
+    number and what `told` holds.
 
     Args:
         grid: Flower's.
-        model: SHA-256 of the weights before any training.
-        run: A name of the run, by which clients find what they kept of it.
+        told: MODEL: the SHA-256 of the weights before any training; RUN: a name of the run, by which clients find what
+            they kept of it; SETTINGS: those of the run.
         wait: Seconds that clients may be missing before the run ends.
+        may_come_back: Whether a node that cannot take part may be mended and started again.
         timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
             finds offline is left out at once.
         on_reply: Told of each reply that can be used.
@@ -44,15 +46,16 @@ class RemoteGrid(CountingGrid):
         self,
         grid: Grid,
         *,
-        model: str,
-        run: str,
+        told: Mapping[str, str],
         wait: float,
+        may_come_back: bool,
         timeout: float | None,
         on_reply: OnReply,
         **how: Any,
     ) -> None:
         super().__init__(**how)
-        self._told = {MODEL: model, RUN: run}
+        self._told = dict(told)
+        self._may_come_back = may_come_back
         self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
         self._numbers: dict[int, int] = {}  # client of each node
         self._asked: dict[str, int] = {}  # nodes that have not said yet who they are, by message
@@ -75,6 +78,8 @@ class RemoteGrid(CountingGrid):
         """
         while len(self._numbers) < expected:
             self.get_node_ids()
+            if self._refused and not self._may_come_back:
+                raise CannotGoOn(f"{len(self._refused)} clients cannot take part, for the reason above")
             self._stop.check()
             time.sleep(POLL)
         if len(self._numbers) > expected:
@@ -194,8 +199,10 @@ class RemoteGrid(CountingGrid):
                 reply.content[key] = self.wire.unpack(reply.content.array_records[key], received[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays(message), reply)
-        except (Failed, ValueError) as error:
+        except Failed as error:
             return self._failed(message, str(error))
+        except Exception as error:  # whatever a client may send: the others go on
+            return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
         metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
         self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)

@@ -44,6 +44,9 @@ def resumed(settings: Settings) -> Settings:
         for key in sorted(settings.given & {"output_dir", "exp_name"}):
             raise ValueError(f"{key} has no effect with resume={typed.resume}, which names the run; leave it out")
     began, environment = _config(folder), _environment(folder)
+    if (began.engine == "flower") != (typed.engine == "flower"):
+        how = "flwr run . NAME -c 'resume=\"FOLDER\"'" if began.engine == "flower" else "python main.py resume=FOLDER"
+        raise ValueError(f"resume={folder} is a run that goes on with: {how}")
     changed = {key: getattr(typed, key) for key in MAY_CHANGE if key in settings.given}
     if began.cpu_matmul == "auto" and environment["library"]:
         changed["cpu_matmul"] = environment["library"]

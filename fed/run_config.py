@@ -1,7 +1,8 @@
-"""Settings from what Flower hands to its apps: the run's config (`flwr run -c`) and a node's own (`--node-config`)."""
+"""Settings of a run that Flower started, from `flwr run -c`; of its clients, from the server and `--node-config`."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fed import config
+from fed import config as config_schema
 from fed.checks import Settings, check_arguments, checked
 from fed.complaints import explain, group_keys, listed, nearest
 from fed.remote_grid import PARTITION
@@ -29,9 +30,10 @@ NOT_HERE = (
     "faults",
 )
 WHOLE = {"lora", "tensorboard", "strategy.strategy", "partition.client_data"}  # given key by key, or not at all
+OF_THE_MACHINE = ("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory")
 # What a node decides for itself.
 OF_THE_NODE = (
-    *("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
+    *(*OF_THE_MACHINE, "eval_batch_size"),
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
@@ -40,7 +42,7 @@ FLOWERS_OWN = (PARTITION, "num-partitions")
 
 def keys() -> list[str]:
     """All keys of `[tool.flwr.app.config]`."""
-    every = {*config.GROUPS, config.PRESETS, *config.keys(), *group_keys()}
+    every = {*config_schema.GROUPS, config_schema.PRESETS, *config_schema.keys(), *group_keys()}
     return sorted(key for key in every - WHOLE if key.split(".")[0] not in NOT_HERE)
 
 
@@ -52,7 +54,7 @@ def run_settings(run_config: Mapping[str, Any]) -> Settings:
     """
     overrides = [f"{key}={_text(value)}" for key, value in run_config.items() if value != ""]
     check_arguments(overrides)
-    config.register()
+    config_schema.register()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base=None):
@@ -66,8 +68,27 @@ def run_settings(run_config: Mapping[str, Any]) -> Settings:
         raise ValueError(explain(f"{error}\n{error.__cause__ or ''}")) from error
 
 
+def to_text(settings: Settings) -> str:
+    """Settings as the server sends them to clients."""
+    return json.dumps({"config": asdict(settings.config), "given": sorted(settings.given)})
+
+
+def from_text(text: str) -> Settings:
+    """What `to_text` was given.
+
+    Raises:
+        ValueError: If this program has other keys than the server's.
+    """
+    try:
+        told = json.loads(text)
+        config = OmegaConf.merge(OmegaConf.structured(config_schema.Config), told["config"])
+        return Settings(OmegaConf.to_object(config), frozenset(told["given"]))  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
+
+
 def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Settings:
-    """The run's settings with those that the node decides for itself.
+    """The run's settings with those that the node decides for itself; a real one does not take over the server's.
 
     Raises:
         ValueError: If it names a key that is not for a node to decide, or a value of the wrong type.
@@ -79,7 +100,11 @@ def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Setting
             raise ValueError(
                 f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
             )
-    merged = OmegaConf.structured(settings.config)
+    config = settings.config
+    if DATA in node_config:
+        usual = config_schema.Config()
+        config = replace(config, **{key: getattr(usual, key) for key in OF_THE_MACHINE})
+    merged = OmegaConf.structured(config)
     try:
         for key, value in own.items():
             OmegaConf.update(merged, key, None if value == "null" else value)

@@ -22,6 +22,11 @@ def seed_globals(seed: int, purpose: str, *numbers: int) -> None:
     torch.manual_seed(drawn)
 
 
+def unseed_noise() -> None:
+    """From now on numpy's global generator, from which Flower's noise comes, draws what no seed can draw again."""
+    np.random.seed(None)
+
+
 @contextmanager
 def seeded_globals(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
     """`seed_globals` for what runs inside; afterwards the global generators are as they were."""

@@ -26,6 +26,7 @@ TIMING = "timing.jsonl"  # wall time of each evaluation; apart, since no two run
 SAMPLES = "samples.jsonl"  # responses drawn during evaluation
 FAILURE = "failure"  # the split under which clients stand that were left out of a round
 COMMUNICATION = "communication"  # the split of what travelled in a round
+PRIVACY = "privacy"  # the split of what the rounds so far cost of it
 HPARAM_METRICS = tuple(f"test/{name}" for name in ("accuracy", "margin", "loss", "kl"))  # shown beside the settings
 EVERYONE = "clients"  # who stands for the mean over clients that train alone
 
@@ -131,6 +132,13 @@ class Tracker:
         self._write_events(
             "Server", {f"{COMMUNICATION}/{name}": value for name, value in metrics.items()}, server_round
         )
+
+    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str] = ()) -> None:
+        """Record what the rounds so far cost of the clients' privacy; remarks are told after the round's line."""
+        self._append("server", server_round, PRIVACY, spent)
+        self._write_events("Server", {f"{PRIVACY}/{name}": value for name, value in spent.items()}, server_round)
+        self._enter(server_round).epsilon = float(spent["epsilon"])
+        self._enter(server_round).remarks = remarks
 
     def everyone(self) -> None:
         """Record the means over clients that trained alone, with standard deviations, under `EVERYONE`."""
@@ -282,6 +290,8 @@ class Tracker:
         # A round's validation, test and client figures come one by one; its line waits until the round is over.
         if self._round:
             self._display.print_line(self._round.server_round, self._round.texts(), self._pairs_per_second())
+            for remark in self._round.remarks:
+                self._display.print_remark(self._round.server_round, remark)
         self._round = None
 
     def _pairs_per_second(self) -> float | None:
@@ -355,6 +365,8 @@ class _Round:
     server: dict[str, Mapping[str, float]] = field(default_factory=dict)
     clients: dict[str, dict[int, float]] = field(default_factory=dict)
     failed: int = 0
+    epsilon: float | None = None
+    remarks: Sequence[str] = ()
 
     def texts(self) -> Iterator[tuple[str, float, float | None]]:
         """(label, value, standard error) of the round's line."""
@@ -366,3 +378,5 @@ class _Round:
         for split, accuracies in self.clients.items():
             who = "clients'" if len(accuracies) > 1 else f"client-{next(iter(accuracies))}"
             yield f"{who} {split} accuracy", fmean(accuracies.values()), None
+        if self.epsilon is not None:
+            yield "epsilon", self.epsilon, None

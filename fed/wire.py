@@ -8,6 +8,7 @@ difference from the weights it received: the error is 2^-9 of each difference at
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -60,8 +61,8 @@ class Wire:
             if self.dtype == "float32":
                 tensors[name] = torch.from_numpy(array.numpy())
             else:
-                words = torch.frombuffer(bytearray(array.data), dtype=torch.int16).view(torch.bfloat16)
-                tensors[name] = self._sum(name, words.reshape(array.shape), base)
+                words = np.frombuffer(array.data, dtype="<i2").reshape(array.shape).astype(np.int16)
+                tensors[name] = self._sum(name, torch.from_numpy(words).view(torch.bfloat16), base)
         return to_record(tensors)
 
     def travelled(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:

@@ -30,7 +30,9 @@ NOT_WHAT = {
     *("checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
 }
 # Keys of a federation, which training without one has no use for.
-OF_FEDERATION = {"temp", "weighting", "decay_rate", "decay_target", "clients_in_parallel", "min_fit_clients"}
+OF_FEDERATION = {
+    *("temp", "weighting", "decay_rate", "decay_target", "clients_in_parallel", "min_fit_clients", "privacy")
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def method_arguments(mode: str, strategy: str, variant: Sequence[str], typed: Se
 def reads(mode: str, strategy: str, key: str) -> bool:
     """Whether a method has a use for a key."""
     if mode != "federated":
-        return key not in OF_FEDERATION and not key.startswith(("strategy.", "faults."))
+        return key not in OF_FEDERATION and not key.startswith(("strategy.", "faults.", "privacy."))
     text = _strategy_file(strategy)
     if key.startswith("strategy."):
         return re.search(rf"^\s*{re.escape(key.removeprefix('strategy.'))}:", text, re.MULTILINE) is not None

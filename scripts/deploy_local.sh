@@ -31,7 +31,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 fail() {
     echo "error: $1" >&2
-    tail -n 20 "$work"/*.log >&2 || true
+    grep "^error:" "$work"/*.log >&2 || tail -n 20 "$work"/*.log >&2 || true
     exit 1
 }
 starts() { # PID LOG WORDS: wait until the program says so
@@ -80,7 +80,7 @@ for node in 1 2; do
 done
 
 echo "SuperLink on 127.0.0.1:$port with TLS, 2 SuperNodes with keys and data of their own"
-settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2'
+settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2 process_timeout=120'
 places="output_dir=\"$work/runs\" cache_dir=\"$work/server-cache\""
 timeout "${TIMEOUT:-600}" flwr run . here --stream -c "$settings $places ${*:-}" >"$work/run.log" 2>&1 || fail "the run did not end well"
 python - "$work/runs" <<'PY' || fail "the rounds were not run"

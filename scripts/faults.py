@@ -52,6 +52,8 @@ CASES = {
     "FedMedian": ["strategy=fedmedian"],
     "noise by the server": ["strategy=dp_server_adaptive"],
     "clipping by the clients": ["strategy=dp_client_adaptive"],
+    "noise that is accounted for": ["privacy=central_dp", "strategy=fedavg"],
+    "noise by every client": ["privacy=local_dp", "strategy=fedmedian"],
     "two of three clients a round": ["clients_per_round=2"],
     "optimizers that persist": ["client_optimizer=persist", "optimizer=AdamW", "lr=1e-4"],
     "an adapter": ["lora.r=2", "lr=1e-3"],

@@ -34,6 +34,7 @@ def server_app(
     strategy: Strategy,
     train_config: ConfigRecord,
     num_rounds: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> ServerApp:
     """An app whose run leaves the final global weights in its context, under "arrays".
 
@@ -43,27 +44,45 @@ def server_app(
         done: Rounds that were run before; then `evaluate` is not called for the weights they left.
         strategy: Any of Flower's or the user's.
         train_config: The very record that clients are sent.
-        num_rounds: Rounds of the whole run.
+        num_rounds: Rounds of the whole run, at most.
+        is_over: Asked after each round whether there is to be another one.
     """
     app = ServerApp()
     if done:
         _count_from(strategy, done)
 
+    def judge(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+        found = evaluate(number + done, arrays) if number or not done else None
+        if (number or done) and is_over():
+            raise _Over(arrays)
+        return found
+
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        result = strategy.start(
-            grid,
-            initial_arrays,
-            num_rounds - done,
-            timeout=math.inf,
-            train_config=train_config,
-            evaluate_config=ConfigRecord(),
-            evaluate_fn=lambda number, arrays: evaluate(number + done, arrays) if number or not done else None,
-        )
+        try:
+            result = strategy.start(
+                grid,
+                initial_arrays,
+                num_rounds - done,
+                timeout=math.inf,
+                train_config=train_config,
+                evaluate_config=ConfigRecord(),
+                evaluate_fn=judge,
+            )
+        except _Over as over:
+            context.state["arrays"] = over.arrays
+            return
         # A strategy that trained nobody has no arrays of its own.
         context.state["arrays"] = result.arrays if len(result.arrays) else initial_arrays
 
     return app
+
+
+class _Over(Exception):
+    """Leaves Flower's loop over the rounds, with the global weights."""
+
+    def __init__(self, arrays: ArrayRecord) -> None:
+        self.arrays = arrays
 
 
 def _count_from(strategy: Strategy, done: int) -> None:
@@ -106,6 +125,11 @@ def sampled(num_clients: int, per_round: int, server_round: int, seed: int) -> l
     return [message.metadata.dst_node_id for message in messages]
 
 
+def train_size(strategy: Strategy, num_clients: int) -> int:
+    """How many clients Flower's FedAvg, and so most strategies, would train in a round."""
+    return max(int(num_clients * getattr(strategy, "fraction_train", 1.0)), getattr(strategy, "min_train_nodes", 0))
+
+
 def asks(strategy: Strategy, key: str) -> bool:
     """Whether the strategy or one it wraps has this attribute and it is not 0."""
     return any(getattr(layer, key, False) for layer in layers(strategy))
@@ -119,9 +143,9 @@ def layers(strategy: Strategy) -> Iterator[Any]:
         layer = getattr(layer, "strategy", None)
 
 
-def _check_byzantine(layer: object, num_clients: int) -> None:
+def _check_byzantine(layer: Any, num_clients: int) -> None:
     """Against f malicious clients Krum needs 2f + 3 (arXiv 1703.02757), Bulyan 4f + 3 (arXiv 1802.07927)."""
-    sampled = max(int(num_clients * getattr(layer, "fraction_train", 1.0)), getattr(layer, "min_train_nodes", 0))
+    sampled = train_size(layer, num_clients)
     malicious = getattr(layer, "num_malicious_nodes", None)
     if malicious is not None:
         needed = (4 if isinstance(layer, Bulyan) else 2) * malicious + 3

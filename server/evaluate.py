@@ -13,6 +13,7 @@ from fed.evaluation import Evaluation, Metrics
 from fed.policy import Policy
 from fed.samples import Sampler
 from fed.seeding import seed_globals
+from server.privacy import Ledger
 
 
 class ServerLog(Protocol):
@@ -31,6 +32,9 @@ class ServerLog(Protocol):
 
     def clients_done(self, server_round: int) -> None:
         """All clients of the round have reported."""
+
+    def privacy(self, server_round: int, spent: Metrics, remarks: Sequence[str] = ()) -> None:
+        """What the rounds so far cost of the clients' privacy."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time spent inside belongs to this phase."""
@@ -57,6 +61,8 @@ class ServerEvaluation:
     seed: int = 0
     client_weights: Callable[[], Mapping[int, float]] = dict  # shares of the last aggregate, if the strategy tells
     sampler: Sampler | None = None  # draws responses at every logged evaluation
+    ledger: Ledger | None = None  # with `privacy=`
+    is_over: Callable[[], bool] = lambda: False  # whether the present round is the last one, whatever `num_rounds`
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
     _round: int = 0  # evaluated last
 
@@ -79,7 +85,10 @@ class ServerEvaluation:
             for node, weight in self.client_weights().items():
                 self.log.client(node, server_round, "aggregate", {"weight": weight})
             self.log.clients_done(server_round)
-        due = server_round % self.frequency_of_test == 0 or server_round == self.num_rounds
+            if self.ledger is not None:
+                self.log.privacy(server_round, self.ledger.spent(), self.ledger.remarks())
+        is_last = server_round == self.num_rounds or (server_round > 0 and self.is_over())
+        due = server_round % self.frequency_of_test == 0 or is_last
         found: dict[str, Evaluation] = {}
         if due or self.always_accuracy:
             with self.log.phase("copy"):

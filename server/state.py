@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fed.ranks import Ranks
 from fed.trees import is_packable
 from server.app import layers
+from server.privacy import ClientLedger
 
 
 class StrategyState:
@@ -43,7 +44,7 @@ class StrategyState:
             for layer in layers(self._strategy)
             if not _tells(layer)
             for name, value in vars(layer).items()
-            if not (is_packable(value) or _is_function(value) or isinstance(value, (Strategy, Ranks)))
+            if not (is_packable(value) or _is_function(value) or isinstance(value, (Strategy, Ranks, ClientLedger)))
         ]
 
 

@@ -120,7 +120,8 @@ class FeDPO(StreamingFedAvg):
 
     def log_weight(self, metrics: MetricRecord) -> float:
         """temp a_k, log n_k, or their sum."""
-        by_accuracy = self.temp * float(metrics["accuracy"]) if self.weighting != "samples" else 0.0  # type: ignore[arg-type]
+        reads = self.temp != 0 and self.weighting != "samples"  # with privacy= there is no accuracy to read
+        by_accuracy = self.temp * float(metrics["accuracy"]) if reads else 0.0  # type: ignore[arg-type]
         return by_accuracy + (super().log_weight(metrics) if self.weighting != "accuracy" else 0.0)
 
 

@@ -57,12 +57,12 @@ class Deployment:
         """Have the SuperLink know the node's key."""
         self.call("flwr", "supernode", "register", f"{self.folder}/certs/{node}.pub", "here")
 
-    def start_node(self, node: str, authority: str = "ca.pem", **config: object) -> None:
+    def start_node(self, node: str, authority: str = "ca.pem", key: str | None = None, **config: object) -> None:
         """Start a SuperNode with this configuration; points in keys are written as two underscores."""
-        texts = (f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in config.items())
+        texts = (f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in config.items())
         where = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
         keys = [f"--root-certificates={self.folder}/certs/{authority}"]
-        keys.append(f"--auth-supernode-private-key={self.folder}/certs/{node}.key")
+        keys.append(f"--auth-supernode-private-key={self.folder}/certs/{key or node}.key")
         self.start(node, "flower-supernode", *where, *keys, "--node-config", " ".join(texts))
 
     def start(self, name: str, *command: str) -> None:

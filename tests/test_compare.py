@@ -225,3 +225,4 @@ def test_what_a_strategy_reads_is_what_its_file_says(path: Path) -> None:
     assert reads("federated", path.stem, "temp") == ("fedpo" in path.stem)
     assert reads("federated", path.stem, "lr") and reads("local", path.stem, "lr")
     assert not reads("centralized", path.stem, "temp") and not reads("local", path.stem, "strategy.eta")
+    assert reads("federated", path.stem, "privacy") and not reads("centralized", path.stem, "privacy.delta")

@@ -19,7 +19,7 @@ from fed.config import GROUPS, PRESETS, keys
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(path.relative_to(CONFIG) for group in GROUPS for path in CONFIG.glob(f"{group}/*.yaml"))
-DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fedpo"}
+DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fedpo", "privacy": "none"}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -54,7 +54,8 @@ def test_defaults_are_accepted() -> None:
 def test_every_shipped_file_composes(file: Path) -> None:
     needed = ["client_data=[a.jsonl,b.jsonl]", "client_num_in_total=2"] if file.stem == "own" else []
     settings = settings_of(f"{file.parent}={file.stem}", *needed)
-    assert settings.given == {str(file.parent), *(setting.partition("=")[0] for setting in needed)}
+    filled = {"client_data", "partition.client_data", "client_num_in_total"} if needed else set()
+    assert settings.given == {str(file.parent), *filled}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "strategy"], ids=str)
@@ -127,8 +128,16 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("loss.label_smoothing=0.5", "loss.label_smoothing=0.5 below 0.5"),
         ("loss.label_smoothing=-0.1", "loss.label_smoothing=-0.1 from 0"),
         ("strategy.fraction_train=2", "strategy.fraction_train=2 from 0 to 1"),
-        ("strategy=dp_server_fixed strategy.strategy.fraction_train=2", "strategy.strategy.fraction_train=2 to 1"),
-        ("strategy=dp_client_fixed client_mods=[]", "client_mods=[] fixedclipping_mod clip"),
+        ("strategy=dp_server_adaptive strategy.strategy.fraction_train=2", "strategy.strategy.fraction_train=2 to 1"),
+        ("strategy=dp_client_adaptive client_mods=[]", "client_mods=[] adaptiveclipping_mod clip"),
+        ("privacy.kind=dp", "privacy.kind=dp unknown central_dp local_dp"),
+        ("privacy=central_dp privacy.clipping=nobody", "privacy.clipping=nobody server client"),
+        ("privacy=central_dp privacy.noise_multiplier=0", "privacy.noise_multiplier=0 above 0"),
+        ("privacy=local_dp privacy.clipping_norm=.inf", "privacy.clipping_norm=inf finite"),
+        ("privacy=local_dp privacy.max_epsilon=-1", "privacy.max_epsilon=-1 above 0"),
+        ("privacy=local_dp privacy.delta=0.1", "privacy.delta=0.1 less than 1/client_num_in_total"),
+        ("privacy=local_dp privacy.delta=0", "privacy.delta=0 more than 0"),
+        ("+privacy.foo=1", "unknown key privacy.foo nearest"),
         ("local_steps=3 local_epochs=2", "local_steps local_epochs choose one"),
         ("+model.foo=1", "unknown key model.foo nearest"),
         ("+foo=1", "unknown key foo nearest"),
@@ -178,7 +187,7 @@ def test_a_typed_key_that_would_do_nothing_is_refused(key: str, others: str) -> 
         "data_evenly_distributed=false partition=contiguous",
         "decay_target=loss strategy=fedpo_published",
         "temp=2 weighting=accuracy_times_samples",
-        "clients_per_round=2 strategy=dp_server_fixed",
+        "clients_per_round=2 strategy=dp_server_adaptive",
         "data_dir=x datasets=[demo,hh]",
         "anchor_norm=sum alpha=0.5",
         "local_steps=3",

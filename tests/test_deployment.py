@@ -1,5 +1,6 @@
 """The federation on a real SuperLink with SuperNodes: the results of engine=local, and what happens when one fails."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +62,14 @@ def test_a_node_that_is_killed_is_left_out_and_comes_back(deployment):
     deployment.wait_for("run-killed", "client-1", 100)  # Flower misses two heartbeats
     start(deployment, 1)
     told = lines(deployment.end("killed"))
-    print(deployment.log("run-killed"))
-    print(deployment.log("node-2"))
+    assert [who in ("client-0", "client-1") for _, who, split in told if split == "failure"] == [True]
     assert (1, "client-0", "train") in told and (1, "client-1", "train") not in told
+    assert (3, "client-0", "train") in told and (3, "client-1", "train") in told
+
+
+def test_strangers_are_told_why_they_are_not_let_in(deployment):
+    deployment.call(sys.executable, "scripts/certificates.py", f"folder={deployment.folder}/certs/other", "nodes=")
+    deployment.start_node("stranger", data="x.jsonl")
+    deployment.start_node("impostor", "other/ca.pem", "stranger", data="x.jsonl")
+    deployment.wait_for("stranger", "305")
+    deployment.wait_for("impostor", "CERTIFICATE_VERIFY_FAILED")

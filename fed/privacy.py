@@ -1,0 +1,68 @@
+"""What `privacy=` means in numbers: Flower's RDP accountant, and its two kinds of noise in the same unit.
+
+Both kinds are Gaussian mechanisms with a noise multiplier z, the noise's standard deviation over what one client can
+change in what is published. So z alone decides epsilon: T of them have RDP T a / (2 z^2) of order a.
+"""
+
+import functools
+import math
+
+from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
+
+from fed.config import PrivacySettings
+
+
+def accountant(delta: float, population: int) -> RdpAccountant:
+    """Of releases each of which all those may be in; no sampling makes it cheaper.
+
+    Raises:
+        ValueError: If the package that computes it is not installed.
+    """
+    config = PrivacyConfig(
+        target_delta=delta,
+        population_size=population,
+        # Of a Gaussian release the accountant reads z only: the relation is that which z was computed for.
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+        sampling_method=SamplingMethod.NO_AMPLIFICATION,
+    )
+    try:
+        return RdpAccountant(config)
+    except ImportError as error:
+        raise ValueError(
+            "privacy=central_dp and local_dp need dp-accounting, which computes epsilon; pip install 'fedpo[privacy]'"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4096)  # of many clients most have been asked equally often
+def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
+    """What so many releases cost together; 0 for none."""
+    if releases == 0:
+        return 0.0
+    one = accountant(delta, 1)
+    one.compose(GaussianPrivacyEvent(noise_multiplier, sample_size=1, population_size=1), releases)
+    return one.get_epsilon(delta)
+
+
+def local_sensitivity(settings: PrivacySettings) -> float:
+    """2 C: as far apart as two updates of norm at most C can be."""
+    return 2 * settings.clipping_norm
+
+
+def classical_epsilon(settings: PrivacySettings) -> float:
+    """What Flower's `LocalDpMod` must be told so that its noise has the standard deviation z x sensitivity.
+
+    Its own is sensitivity sqrt(2 ln(1.25 / delta)) / epsilon. That formula holds for epsilon < 1 only; here it accounts
+    for nothing.
+    """
+    return math.sqrt(2 * math.log(1.25 / settings.delta)) / settings.noise_multiplier
+
+
+def described(settings: PrivacySettings, num_rounds: int) -> str:
+    """What is protected at which price, in one line."""
+    spent = epsilon(settings.noise_multiplier, num_rounds, settings.delta)
+    limit = "" if settings.max_epsilon is None else f", ends before {settings.max_epsilon:g}"
+    return (
+        f"privacy: {settings.kind}, updates clipped to {settings.clipping_norm:g}, noise multiplier "
+        f"{settings.noise_multiplier:g}: epsilon {spent:.3g} at delta {settings.delta:g} after {num_rounds} rounds"
+        f"{limit}; what this protects: docs/privacy.md"
+    )

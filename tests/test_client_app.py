@@ -1,0 +1,215 @@
+"""What a client behind Flower's engines answers, and that nothing else leaves it: every message is looked at."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from deployment import lines
+from flower_grid import FlowerGrid
+from flwr.app import ArrayRecord, MetricRecord
+
+import client_app
+import server_app
+from fed.checks import Settings
+from fed.config import Config
+from fed.demo import demo_model, demo_tokenizer
+from fed.endings import CannotGoOn
+from fed.resume import resumed
+from fed.run_config import run_settings
+from load_data import load
+
+# The metrics that docs/deployment.md names.
+TOLD = {
+    "query": {"partition-id"},
+    "train": {"num-examples", "pairs", "train_loss", "accuracy", "decay"},
+    "evaluate": {"num-examples", "accuracy", "margin", "loss"},
+}
+SMALL = {"client_num_in_total": 2, "comm_round": 2, "num_threads": 1, "n_test_examples": 16, "n_eval_examples": 16}
+OWN = {**SMALL, "partition": "own", "accuracy_on": "client"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two clients' own pairs."""
+    rows = load(["demo"], "train", data_dir=None, seed=0).rows
+    paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
+    for number, path in enumerate(paths):
+        own = rows[number * 20 : (number + 1) * 20]
+        records = ({"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in own)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return paths
+
+
+@pytest.fixture
+def federate(tmp_path, monkeypatch):
+    """Runs a federation over nodes with these configurations; the grid, and the run's folder if it began."""
+    monkeypatch.setattr("experiment.curves", lambda run_dir: run_dir / "curves.png")
+    monkeypatch.chdir(tmp_path)
+
+    def run(nodes, **config):
+        given = {**OWN, "output_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "server"), **config}
+        nodes = [{"cache_dir": str(tmp_path / f"cache-{k}"), **node} for k, node in enumerate(nodes)]
+        grid = FlowerGrid([(client_app.flower_app(), node) for node in nodes], given)
+        threads = torch.get_num_threads()
+        try:
+            server_app.run(run_settings(given), grid)
+        finally:
+            torch.set_num_threads(threads)
+        return grid, max(Path(tmp_path / "runs").glob("*/*"), key=lambda run: run.stat().st_mtime_ns)
+
+    return run
+
+
+def nodes(files):
+    return [{"data": str(path), "partition-id": number} for number, path in enumerate(files)]
+
+
+def test_only_parameters_and_the_documented_metrics_leave_a_client(federate, files):
+    grid, run = federate(nodes(files), **{"strategy.fraction_evaluate": 1.0})
+    kinds = [kind for kind, _, _ in grid.received]
+    assert (kinds.count("query"), kinds.count("train"), kinds.count("evaluate")) == (2, 4, 4)
+    weights = {name for name, _ in client_app._made[1].plan.policy.model.named_parameters()}
+    for kind, _, reply in grid.received:
+        records = {key: type(record) for key, record in reply.content.items()}
+        expected = {"metrics": MetricRecord, **({"arrays": ArrayRecord} if kind == "train" else {})}
+        assert records == expected, kind
+        metrics = reply.content.metric_records["metrics"]
+        assert set(metrics) == TOLD[kind]
+        assert all(isinstance(value, int | float) for value in metrics.values())
+        if kind == "train":
+            assert set(reply.content.array_records["arrays"]) <= weights
+    texts = {text for path in files for text in re.findall(r"[A-Za-z ]{12,}", path.read_text())}
+    assert len(texts) > 50
+    for _, content, _ in grid.received:
+        assert not any(text.encode() in content for text in texts)
+    assert (2, "server", "test") in lines(run)
+
+
+def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, capfd):
+    secret = "the patient's name is Ada"
+    files[1].write_text(json.dumps({"prompt": secret, "chosen": 5, "rejected": secret}) + "\n")
+    with pytest.raises(CannotGoOn, match="1 cannot take part"):
+        federate(nodes(files), process_timeout=2)
+    files[1].write_text(json.dumps({secret: secret}) + "\n")
+    with pytest.raises(CannotGoOn, match="1 cannot take part"):
+        federate(nodes(files), process_timeout=2)
+    out, err = capfd.readouterr()
+    assert secret in err  # the client's own console
+    assert secret not in out and "log of its SuperNode says more" in out
+
+
+def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_path, capfd):
+    """The others wait for it in vain: it may be mended and started again."""
+    torch.manual_seed(1)
+    folder, tokenizer = tmp_path / "another", demo_tokenizer()
+    demo_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    first, second = nodes(files)
+    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+        federate([first, {**second, "model.name_or_path": str(folder)}], process_timeout=3)
+    out, err = capfd.readouterr()
+    assert "this client's model is not the server's" in err and "model.name_or_path" in err
+    assert "this client's model is not the server's" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "run", "words"),
+    [
+        ({"data": None}, {}, ["this node has no data", "--node-config"]),
+        ({"data": "nowhere.jsonl"}, {}, ["there is no file nowhere.jsonl"]),
+        ({"dataset": "demo"}, {}, ["made in code"]),
+        ({"dataset": "jsnl"}, {}, ["no data set 'jsnl'", "nearest: jsonl"]),
+        ({"lr": 0.1}, {}, ["--node-config has lr", "a node decides data, dataset, cache_dir"]),
+        ({"num_threads": "many"}, {}, ["--node-config: num_threads"]),
+        ({}, {"partition": "iid", "accuracy_on": "server"}, ["data of its own", "partition=own"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_is_wrong_at_a_node_is_said_there_in_one_line(federate, files, capfd, change, run, words):
+    first, second = nodes(files)
+    if run:
+        first = second = {**second, "partition-id": 0}
+    node = {key: value for key, value in {**second, **change}.items() if value is not None}
+    with pytest.raises(CannotGoOn, match="cannot take part"):
+        federate([first, node], process_timeout=3, **run)
+    err = capfd.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert told and all(word in told[-1] for word in words), err
+    assert "Traceback" not in err
+
+
+def test_clients_share_out_a_data_set_as_in_one_process(federate, command_line):
+    """The very numbers of engine=local, whichever ids Flower draws and in whichever order replies come."""
+    divided = {"partition": "iid", "accuracy_on": "server", "n_train_examples": 60, "client_num_in_total": 3}
+    divided |= {"clients_per_round": 2, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
+    _, run = federate([{"partition-id": k} for k in (2, 0, 1)], **divided)
+    here = command_line(*(f"{key}={value}" for key, value in {**SMALL, **divided}.items())).run
+    expected, found = lines(here), lines(run)
+    assert found.keys() == expected.keys()
+    for key, line in found.items():
+        assert line == {name: expected[key][name] for name in line}, key
+    assert (here / "policy" / "model.safetensors").read_bytes() == (run / "policy" / "model.safetensors").read_bytes()
+
+
+def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, files, monkeypatch):
+    """As a SuperNode that was started again: the same rounds with and without."""
+    typed = {"comm_round": 3, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
+    _, whole = federate(nodes(files), **typed)
+    answer = FlowerGrid._answer
+
+    def forgetful(grid, message):
+        for context in grid.contexts.values():
+            for key in list(context.state):
+                del context.state[key]
+        return answer(grid, message)
+
+    monkeypatch.setattr(FlowerGrid, "_answer", forgetful)
+    _, again = federate(nodes(files), exp_name="again", **typed)
+    assert lines(whole) == lines(again)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_half_the_bytes_travel_in_bfloat16_and_the_same_is_learned(federate, files, command_line, lora):
+    settings = {"wire_dtype": "bfloat16", "lora.r": lora} if lora else {"wire_dtype": "bfloat16"}
+    grid, halved = federate(nodes(files), **settings)
+    _, whole = federate(nodes(files), exp_name="whole", **{**settings, "wire_dtype": "float32"})
+    key = (2, "server", "communication")
+    for way in ("bytes_sent", "bytes_received"):
+        assert 2 * lines(halved)[key][way] == lines(whole)[key][way]
+    counted = lines(halved)[2, "server", "communication"]["bytes_received"]
+    written = sum(len(content) for kind, content, _ in grid.received[-2:] if kind == "train")
+    assert counted <= written <= counted + 30_000  # names, shapes and metrics
+    test = (2, "server", "test")
+    assert lines(halved)[test]["margin"] == pytest.approx(lines(whole)[test]["margin"], rel=0.02)
+    assert lines(halved)[test]["margin"] != lines(whole)[test]["margin"]
+    typed = {**OWN, **settings, "client_data": f"[{files[0]},{files[1]}]"}
+    here = command_line(*(f"{key}={value}" for key, value in typed.items())).run
+    assert lines(here)[test]["margin"] == lines(halved)[test]["margin"]
+
+
+def test_a_run_goes_on_after_its_checkpoint(federate, files):
+    """With other node ids, as after the SuperLink was started again, and clients that know it from their disks."""
+    typed = {"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3, "frequency_of_test": 1}
+    _, whole = federate(nodes(files), **typed, comm_round=4)
+    _, begun = federate(nodes(files), **typed, exp_name="begun")
+    given = {"resume": str(begun), "comm_round": 4, "process_timeout": 5}
+    grid = FlowerGrid(
+        [(client_app.flower_app(), {"cache_dir": "cache-1", **node}) for node in nodes(files)[::-1]], given
+    )
+    for number, context in enumerate(list(grid.contexts.values())[::-1]):
+        context.node_config["cache_dir"] = str(begun.parents[2] / f"cache-{number}")
+    server_app.run(server_app.settings_of(given), grid)
+    assert lines(begun) == lines(whole)
+    weights = [(run / "policy" / "model.safetensors").read_bytes() for run in (whole, begun)]
+    assert weights[0] == weights[1]
+
+
+def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
+    _, deployed = federate(nodes(files), comm_round=1)
+    here = command_line("comm_round=1", "client_num_in_total=2", "n_train_examples=40").run
+    with pytest.raises(ValueError, match=r"goes on with: flwr run . NAME -c"):
+        resumed(Settings(Config(resume=str(deployed)), frozenset({"resume"})))
+    with pytest.raises(ValueError, match=r"goes on with: python main.py resume="):
+        server_app.settings_of({"resume": str(here), "comm_round": 2})
