@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "fed",
         "load_data",
         "losses",
+        "sources",
     },
     "clients": {"fed", "load_data", "losses"},
     "server": {"fed", "load_data", "losses"},
