@@ -137,7 +137,8 @@ class LocalGrid(CountingGrid):
         node, kind, client_id = message.metadata.dst_node_id, message.metadata.message_type, _client_id(context)
         for key, record in list(message.content.array_records.items()):
             message.content[key] = self.wire.travelled(record)
-        received = message.content.array_records
+        # Flower's view refers to itself and would keep the arrays alive after the client is done.
+        received = dict(message.content.array_records)
         sent = arrays(message) if kind == MessageType.TRAIN else None
         if sent is not None and self._faults is not None:
             self._faults.before(client_id, self.server_round)

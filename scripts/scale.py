@@ -60,7 +60,7 @@ class Row:
     memory_imported: int
     memory_before: int
     memory_peak: int
-    memory_growth: float  # from round to round
+    memory_growth: float  # from round to round, without pages of files
     run_folder: int
     checkpoint: int
     sent: int
@@ -150,7 +150,7 @@ def _row(clients: int, sampled: int, rounds: int, measured: dict[str, Any], run:
         memory_imported=measured["imported"]["memory"],
         memory_before=marks[0]["memory"],
         memory_peak=max(mark["memory"] for mark in marks),
-        memory_growth=(marks[-1]["memory"] - marks[1]["memory"]) / max(rounds - 1, 1),
+        memory_growth=(marks[-1]["own"] - marks[1]["own"]) / max(rounds - 1, 1),
         run_folder=_size(run),
         checkpoint=_size(run / "checkpoints" / f"round-{rounds}"),
         sent=travelled["sent"] // rounds,

@@ -23,6 +23,7 @@ class Mark:
     wall: float
     cpu: float
     memory: int  # resident bytes
+    own: int  # of them, those that are not pages of files, which the system takes back when it needs them
 
 
 @dataclass
@@ -37,12 +38,9 @@ class Measured:
 
 def mark() -> Mark:
     """Now."""
-    return Mark(time.perf_counter(), time.process_time(), _resident())
-
-
-def _resident() -> int:
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory, own = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+    return Mark(time.perf_counter(), time.process_time(), memory, own)
 
 
 def main(target: Path, arguments: list[str]) -> int:

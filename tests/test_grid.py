@@ -1,5 +1,7 @@
+import gc
 import inspect
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -194,3 +196,33 @@ def test_flower_still_has_the_private_names_that_the_grid_relies_on():
 _MESSAGE_ARGUMENTS = [
     "dst_node_id", "message_type", "content", "error", "ttl", "group_id", "dst_task_id", "reply_to", "metadata",
 ]  # fmt: skip
+
+
+def test_what_a_client_was_sent_is_free_when_it_is_done():
+    """Without the garbage collector, which looks at what is old once in many rounds only."""
+    alive: list[int] = []
+    app, tensors = ClientApp(), list[weakref.ref[torch.Tensor]]()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        gc.collect()  # as happens while a client trains: what is in use now is old from here on
+        gc.disable()
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"n": 1})})
+        return Message(content, reply_to=message)
+
+    grid = LocalGrid(app, contexts(1), streams=True)
+    try:
+        for number in range(3):
+            tensor = torch.full((3,), float(number))
+            tensors.append(weakref.ref(tensor))
+            sent = RecordDict({"arrays": to_record({"w": tensor})})
+            del tensor
+            replies = grid.send_and_receive(messages(sent, [0]))
+            del sent
+            assert not any(reply.has_error() for reply in replies)
+            del replies
+            gc.collect(0)
+            alive.append(sum(tensor() is not None for tensor in tensors))
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
