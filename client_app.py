@@ -29,8 +29,9 @@ from fed import launch
 from fed.arrays import model_tensors, snapshot, to_tensors
 from fed.checks import Settings, is_own
 from fed.endings import Failed
+from fed.nodes import PARTITION
 from fed.references import weights_hash
-from fed.remote_grid import CLIENT, MODEL, PARTITION, RUN, SETTINGS
+from fed.remote_grid import CLIENT, MODEL, RUN, SETTINGS
 from fed.run_config import DATA, FORMAT, from_text, node_settings
 from fed.seeding import seeded_globals
 from fed.wire import Wire, unpacking

@@ -13,10 +13,10 @@ from fed.arrays import copied
 from fed.counting_grid import CountingGrid
 from fed.endings import CannotGoOn, Failed
 from fed.faults import arrays, check_reply
+from fed.nodes import Nodes
 from fed.stop import Stop
 
 POLL = 0.2  # seconds between two looks for replies
-PARTITION = "partition-id"  # of Flower's, in the configuration of a node
 # In the config of every message to a client.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 # Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
@@ -26,9 +26,7 @@ OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 class RemoteGrid(CountingGrid):
     """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
 
-    A node is asked who it is when it is first seen: its number is the `partition-id` of its configuration, or the
-    smallest that is free. One that answers with an error is left out until it has been away. Messages tell a client its
-    number and what `told` holds.
+    Messages tell a client its number and what `told` holds.
 
     Args:
         grid: Flower's.
@@ -57,9 +55,7 @@ class RemoteGrid(CountingGrid):
         self._told = dict(told)
         self._may_come_back = may_come_back
         self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
-        self._numbers: dict[int, int] = {}  # client of each node
-        self._asked: dict[str, int] = {}  # nodes that have not said yet who they are, by message
-        self._refused: set[int] = set()
+        self._nodes = Nodes(grid, told)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent, or a round began
@@ -77,20 +73,20 @@ class RemoteGrid(CountingGrid):
             CannotGoOn: If they do not come, or more are there than expected.
         """
         deadline = time.monotonic() + self._wait
-        while len(self._numbers) < expected:
-            self._online()
-            if self._refused and not self._may_come_back:
-                raise CannotGoOn(f"{len(self._refused)} clients cannot take part, for the reason above")
+        while len(self._nodes) < expected:
+            online = len(self._nodes.online())
+            if self._nodes.num_refused and not self._may_come_back:
+                raise CannotGoOn(f"{self._nodes.num_refused} clients cannot take part, for the reason above")
             if time.monotonic() > deadline:
-                if len(self._numbers) < max(self.min_fit_clients, 1):
-                    raise CannotGoOn(self._too_few(len(self._numbers)))
-                print(f"{len(self._numbers)} of {expected} clients came; going on without the others", flush=True)
+                if online < max(self.min_fit_clients, 1):
+                    raise CannotGoOn(self._too_few(online))
+                print(f"{online} of {expected} clients came; going on without the others", flush=True)
                 break
             self._stop.check()
             time.sleep(POLL)
-        if len(self._numbers) > expected:
+        if len(self._nodes) > expected:
             raise CannotGoOn(
-                f"there are {len(self._numbers)} clients but client_num_in_total={expected}; set it to that number"
+                f"there are {len(self._nodes)} clients but client_num_in_total={expected}; set it to that number"
             )
 
     def set_run(self, run: Any) -> None:
@@ -108,23 +104,14 @@ class RemoteGrid(CountingGrid):
         Raises:
             CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
         """
-        found = self._online()
+        found = self._nodes.online()
         if time.monotonic() > self._since + self._wait:
             raise CannotGoOn(self._too_few(len(found)))
         return found
 
-    def _online(self) -> list[int]:
-        online = set(self._grid.get_node_ids())
-        self._refused &= online
-        self._ask(sorted(online - self._numbers.keys() - self._refused - set(self._asked.values())))
-        self._hear()
-        return sorted(client for node, client in self._numbers.items() if node in online)
-
     def _too_few(self, online: int) -> str:
-        silent = f", {len(self._asked)} have not answered" if self._asked else ""
-        refused = f", {len(self._refused)} cannot take part" if self._refused else ""
         return (
-            f"too few clients for process_timeout={self._wait:g} seconds: {online} online{silent}{refused}; start more "
+            f"too few clients for process_timeout={self._wait:g} seconds: {self._nodes.described(online)}; start more "
             "of them or lower client_num_in_total or clients_per_round"
         )
 
@@ -169,7 +156,7 @@ class RemoteGrid(CountingGrid):
 
     def _push(self, messages: list[Message]) -> list[str]:
         """Send what was accepted."""
-        nodes = {client: node for node, client in self._numbers.items()}
+        nodes = self._nodes.by_client()
         sent = []
         for message in messages:
             meta, content = message.metadata, RecordDict()
@@ -223,33 +210,6 @@ class RemoteGrid(CountingGrid):
         reason = " ".join((reason or "").split()) or "no reason given"
         self.on_failure(message.metadata.dst_node_id, self.server_round, reason, "")
         return Message(Error(0, reason), reply_to=message)
-
-    def _ask(self, nodes: list[int]) -> None:
-        """Ask new nodes who they are, and to get ready."""
-        if nodes:
-            asked = [
-                Message(RecordDict({"config": ConfigRecord({**self._told})}), node, MessageType.QUERY) for node in nodes
-            ]
-            self._asked.update(zip(self._grid.push_messages(asked), nodes, strict=True))
-
-    def _hear(self) -> None:
-        """Number the nodes that have answered, those first that have a number of their own."""
-        if not self._asked:
-            return
-        answers = self._grid.pull_messages(list(self._asked))
-        found = [(self._asked.pop(answer.metadata.reply_to_message_id), answer) for answer in answers]
-        own: list[tuple[bool, int, int]] = []
-        for node, answer in found:
-            if answer.has_error():
-                self._refused.add(node)
-                print(f"node {node} cannot take part: {answer.error.reason}", flush=True)
-            else:
-                told = next(iter(answer.content.metric_records.values())).get(PARTITION)
-                own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
-        for without, told, node in sorted(own):
-            taken = self._numbers.values()
-            free = next(k for k in range(len(taken) + 1) if k not in taken)
-            self._numbers[node] = free if without or told in taken else told
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fed import config as config_schema
 from fed.checks import Settings, check_arguments, checked
 from fed.complaints import explain, group_keys, listed, nearest
-from fed.remote_grid import PARTITION
+from fed.nodes import PARTITION
 
 CONFIG_DIR = Path(__file__).parents[1] / "config"
 # Keys that make no sense where Flower starts the run.

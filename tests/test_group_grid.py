@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from ranks import in_ranks
 from rich.console import Console
 
-import experiment
+import federation
 from fed.arrays import Elsewhere, to_record, to_tensors
 from fed.group_grid import GroupGrid, share_out
 from fed.ranks import Ranks, arrange
@@ -217,7 +217,7 @@ def reported(folder: Path) -> int:
             tracker.advance(3)
             tracker.client(groups.index, server_round, "train", {"loss": groups.index + server_round / 10})
             tracker.server(server_round, "test", {"accuracy": 0.5, "accuracy_se": 0.1})  # every process has the same
-            experiment._exchange(groups, tracker)
+            federation._exchange(groups, tracker)
         return tracker.pairs if groups.is_first else len(tracker.fetch())
 
 

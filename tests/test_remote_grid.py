@@ -134,7 +134,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     grid = RemoteGrid(flower, wait=0.5, may_come_back=True, min_fit_clients=2, **how)
     grid.gather(1)
     assert len(seen) == 2 and "cannot take part: not ready" in capsys.readouterr().out
-    refused = next(node for node in flower.online if node not in grid._numbers)
+    refused = next(node for node in flower.online if node not in grid._nodes.by_client().values())
     list(grid.get_node_ids())
     assert len(seen) == 2  # as long as it stays, it is not asked again
     flower.online.discard(refused)

@@ -1,0 +1,78 @@
+"""Which client each of Flower's nodes is: asked when a node is first seen."""
+
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+PARTITION = "partition-id"  # of Flower's, in the configuration of a node
+
+
+class Nodes:
+    """Numbers of the nodes of a grid, whose ids are drawn anew for every run.
+
+    A node's number is the `partition-id` of its configuration, or the smallest that is free. One that answers with an
+    error is left out until it has been away: then it may have been mended.
+
+    Args:
+        grid: Flower's.
+        told: The config of the question.
+    """
+
+    def __init__(self, grid: Grid, told: Mapping[str, str]) -> None:
+        self._grid, self._told = grid, dict(told)
+        self._clients: dict[int, int] = {}  # by node
+        self._asked: dict[str, int] = {}  # nodes that have not answered, by message
+        self._refused: set[int] = set()
+
+    def __len__(self) -> int:
+        """How many have a number, online or not."""
+        return len(self._clients)
+
+    def online(self) -> list[int]:
+        """The clients whose nodes are online, in order; new nodes are asked, and do not count before they answer."""
+        online = set(self._grid.get_node_ids())
+        self._refused &= online
+        self._ask(sorted(online - self._clients.keys() - self._refused - set(self._asked.values())))
+        self._hear()
+        return sorted(client for node, client in self._clients.items() if node in online)
+
+    def by_client(self) -> dict[int, int]:
+        """The node of each client."""
+        return {client: node for node, client in self._clients.items()}
+
+    @property
+    def num_refused(self) -> int:
+        """How many cannot take part."""
+        return len(self._refused)
+
+    def described(self, online: int) -> str:
+        """Of how many one knows what."""
+        silent = f", {len(self._asked)} have not answered" if self._asked else ""
+        refused = f", {len(self._refused)} cannot take part" if self._refused else ""
+        return f"{online} online{silent}{refused}"
+
+    def _ask(self, nodes: list[int]) -> None:
+        """Ask them who they are, and to get ready."""
+        if nodes:
+            contents = (RecordDict({"config": ConfigRecord({**self._told})}) for _ in nodes)
+            asked = [Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)]
+            self._asked.update(zip(self._grid.push_messages(asked), nodes, strict=True))
+
+    def _hear(self) -> None:
+        """Number those that have answered, first those that have a number of their own."""
+        if not self._asked:
+            return
+        own: list[tuple[bool, int, int]] = []
+        for answer in self._grid.pull_messages(list(self._asked)):
+            node = self._asked.pop(answer.metadata.reply_to_message_id)
+            if answer.has_error():
+                self._refused.add(node)
+                print(f"node {node} cannot take part: {answer.error.reason}", flush=True)
+            else:
+                told = next(iter(answer.content.metric_records.values())).get(PARTITION)
+                own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
+        for without, told, node in sorted(own):
+            taken = self._clients.values()
+            free = next(k for k in range(len(taken) + 1) if k not in taken)
+            self._clients[node] = free if without or told in taken else told
