@@ -81,9 +81,11 @@ for node in 1 2; do
 done
 
 echo "SuperLink on 127.0.0.1:$port with TLS, 2 SuperNodes with keys and data of their own"
-settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2 process_timeout=120'
+settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2 process_timeout=300'
 places="output_dir=\"$work/runs\" cache_dir=\"$work/server-cache\""
-timeout "${TIMEOUT:-600}" flwr run . here --stream -c "$settings $places ${*:-}" >"$work/run.log" 2>&1 || fail "the run did not end well"
+given=()
+for setting in "$@"; do given+=(-c "$setting"); done # each wins over those before
+timeout "${TIMEOUT:-600}" flwr run . here --stream -c "$settings $places" "${given[@]}" >"$work/run.log" 2>&1 || fail "the run did not end well"
 python - "$work/runs" <<'PY' || fail "the rounds were not run"
 import json, pathlib, sys
 found = list(pathlib.Path(sys.argv[1]).glob("*/*/summary.json"))
