@@ -48,7 +48,7 @@ class Nodes:
 
     def described(self, online: int) -> str:
         """Of how many one knows what."""
-        silent = f", {len(self._asked)} have not answered yet (preparing takes longer? raise process_timeout)" if self._asked else ""
+        silent = f", {len(self._asked)} still preparing (give them a longer process_timeout)" if self._asked else ""
         refused = f", {len(self._refused)} cannot take part" if self._refused else ""
         return f"{online} online{silent}{refused}"
 

@@ -30,10 +30,10 @@ NOT_HERE = (
     "faults",
 )
 WHOLE = {"lora", "tensorboard", "strategy.strategy", "partition.client_data"}  # given key by key, or not at all
-OF_THE_MACHINE = ("cache_dir", "device", "num_threads", "cpu_matmul", "keep_freed_memory")
+OF_THE_MACHINE = ("cache_dir", "device")  # what the server's machine has says nothing of a node's
 # What a node decides for itself.
 OF_THE_NODE = (
-    *(*OF_THE_MACHINE, "eval_batch_size"),
+    *(*OF_THE_MACHINE, "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has

@@ -9,6 +9,7 @@ import torch
 from deployment import lines
 from flower_grid import FlowerGrid
 from flwr.app import ArrayRecord, MetricRecord
+from safetensors.torch import load_file
 
 import client_app
 import server_app
@@ -85,6 +86,21 @@ def test_only_parameters_and_the_documented_metrics_leave_a_client(federate, fil
     for _, content, _ in grid.received:
         assert not any(text.encode() in content for text in texts)
     assert (2, "server", "test") in lines(run)
+
+
+def test_with_local_privacy_nothing_but_noisy_weights_leaves_a_client(federate, files):
+    """And the noise is drawn anew, though the seed is the same."""
+    private = {"privacy": "local_dp", "strategy": "fedavg", "comm_round": 2}
+    grid, run = federate(nodes(files), **private)
+    for kind, _, reply in grid.received:
+        if kind == "train":
+            assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1}
+            assert list(reply.content) == ["arrays", "metrics"]
+    spent = [lines(run)[number, "server", "privacy"]["epsilon"] for number in (1, 2)]
+    assert 0 < spent[0] < spent[1]
+    _, again = federate(nodes(files), exp_name="again", **private)
+    weights = [load_file(each / "policy" / "model.safetensors") for each in (run, again)]
+    assert all((tensor - weights[1][name]).abs().max() > 1e-3 for name, tensor in weights[0].items())
 
 
 def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, capfd):

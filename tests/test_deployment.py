@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-OWN = {"partition": "own", "accuracy_on": "client", "client_num_in_total": 2, "comm_round": 2, "num_threads": 1, "cpu_matmul": "mkl"}
+OWN = {"partition": "own", "accuracy_on": "client", "client_num_in_total": 2, "comm_round": 2}
 SERVERS = {"n_test_examples": 32, "n_eval_examples": 16}
 NODES = ("node-1", "node-2")
 
@@ -37,7 +37,6 @@ def start(deployment: Deployment, number: int, **config: object) -> None:
     """Start node 1 or 2, whose `partition-id` is its number."""
     node, folder = NODES[number], deployment.folder
     own = {"data": f"{folder}/{node}.jsonl", "cache_dir": f"{folder}/{node}-cache", "partition-id": number}
-    own |= {"num_threads": 1, "cpu_matmul": "mkl"}  # the arithmetic of the run that they are compared with
     deployment.start_node(node, **{**own, **config})
 
 
