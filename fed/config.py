@@ -147,7 +147,9 @@ class Config:
     alpha: float | None = None  # weight of the anchor term; null: 1 with strategy=fedpo, 0 with others
     anchor_norm: str = "token"  # token | sum
     min_fit_clients: int = 1  # a round in which fewer clients succeed ends the run
-    client_timeout: float | None = None  # seconds of training after which a client is left out of the round; null: none
+    client_timeout: float | None = (
+        None  # seconds of training (SuperNodes: from sending) until a client is left out; null: none
+    )
     faults: FaultSettings = field(default_factory=FaultSettings)
     wire_dtype: str = "float32"  # float32 | bfloat16: weights travel as differences, with half the bytes
     client_mods: list[str] = field(default_factory=list)  # dotted paths of Flower mods

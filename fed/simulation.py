@@ -87,26 +87,16 @@ def simulate(
     if mesh.groups.count > 1:
         grid = GroupGrid(client, contexts, groups=mesh.groups, work=processes.work, exchange=processes.exchange, **how)
     done, initial = _begin(grid, initial, memory)
-    front = grid  # what the strategy talks to
-    stop = Stop(mesh.world)
-
-    def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round:
-            on_traffic(server_round, front.sent, front.received)
-        found = evaluate(server_round, arrays)
-        _keep(server_round, arrays, grid, memory, found)
-        stop.check()
-        for used in (grid, front):
-            used.begin(server_round + 1)
-        return found
-
+    grids: list[CountingGrid] = [grid]
+    each_round = _each_round(evaluate, grids, memory, on_traffic, Stop(mesh.world))
     if parts is None:
-        return _served(server(initial, evaluate_and_keep, done), grid)
+        return _served(server(initial, each_round, done), grid)
     whole = parts.whole(to_tensors(initial), keep=mesh.world.is_first)
     if not mesh.world.is_first:
-        return follow(grid, mesh.world, parts, evaluate_and_keep)
-    front = leader = LeaderGrid(grid, mesh.world, parts)
-    told = functools.partial(leader.evaluate, evaluate_and_keep)
+        return follow(grid, mesh.world, parts, each_round)
+    leader = LeaderGrid(grid, mesh.world, parts)
+    grids.append(leader)
+    told = functools.partial(leader.evaluate, each_round)
     return leader.finish(_served(server(to_record(whole), told, done), leader))
 
 
@@ -126,18 +116,30 @@ def serve(
     """
     grid.gather(num_clients)
     done, initial = _begin(grid, initial, memory)
-    stop = Stop()
+    return _served(server(initial, _each_round(evaluate, [grid], memory, on_traffic, Stop()), done), grid)
+
+
+def _each_round(
+    evaluate: Evaluate, grids: Sequence[CountingGrid], memory: Memory | None, on_traffic: OnTraffic, stop: Stop
+) -> Evaluate:
+    """What a strategy calls after every round: `evaluate`, and all else that is then due.
+
+    Clients are behind the first grid; the strategy talks to the last one.
+    """
 
     def evaluate_and_keep(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round:
-            on_traffic(server_round, grid.sent, grid.received)
+            on_traffic(server_round, grids[-1].sent, grids[-1].received)
         found = evaluate(server_round, arrays)
-        _keep(server_round, arrays, grid, memory, found)
+        if memory is not None and server_round and memory.keeper.is_due(server_round):
+            with memory.phase():
+                memory.keeper.save(server_round, arrays, grids[0], memory.stateful, found)
         stop.check()
-        grid.begin(server_round + 1)
+        for grid in grids:
+            grid.begin(server_round + 1)
         return found
 
-    return _served(server(initial, evaluate_and_keep, done), grid)
+    return evaluate_and_keep
 
 
 def _begin(grid: CountingGrid, initial: ArrayRecord, memory: Memory | None) -> tuple[int, ArrayRecord]:
@@ -147,14 +149,6 @@ def _begin(grid: CountingGrid, initial: ArrayRecord, memory: Memory | None) -> t
         done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
     grid.begin(done + 1)
     return done, initial
-
-
-def _keep(
-    server_round: int, arrays: ArrayRecord, grid: CountingGrid, memory: Memory | None, found: MetricRecord | None
-) -> None:
-    if memory is not None and server_round and memory.keeper.is_due(server_round):
-        with memory.phase():
-            memory.keeper.save(server_round, arrays, grid, memory.stateful, found)
 
 
 def _served(server: ServerApp, grid: CountingGrid) -> ArrayRecord:
