@@ -18,11 +18,17 @@ pids=()
 stop() {
     code=$?
     trap - EXIT INT TERM
-    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill "${pids[i]}" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do # Flower's programs end by themselves, or are ended
-        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-        kill -KILL "$pid" 2>/dev/null || true
-    done
+    python - "${pids[@]}" <<'PY' || true # Flower's programs, and what they started in turn, end by themselves or are ended
+import contextlib, sys
+import psutil
+daemons = [psutil.Process(int(pid)) for pid in sys.argv[1:] if psutil.pid_exists(int(pid))]
+started = [child for daemon in daemons for child in daemon.children(recursive=True)]
+for daemon in reversed(daemons):
+    daemon.terminate()
+for process in psutil.wait_procs(daemons + started, timeout=10)[1]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+PY
     if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP" && cp -r "$work/." "$KEEP"; fi
     rm -rf "$work"
     exit "$code"
