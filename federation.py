@@ -80,6 +80,9 @@ def federate(
     if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
         parts = Parts(plan.policy.model)
     joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
+    known = to_tensors(initial)
+    if parts is not None and config.wire_dtype != "float32":
+        known = parts.whole(known, keep=True)
     if isinstance(strategy, StreamingFedAvg) and joins:
         strategy.groups = mesh.groups
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
@@ -107,7 +110,7 @@ def federate(
         own=mesh.own,
         seed=config.seed,
         faults=Faults(config.faults, config.client_timeout, config.seed),
-        wire=Wire(config.wire_dtype, to_tensors(initial)),
+        wire=Wire(config.wire_dtype, known),
         min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
         on_failure=tracker.failed,
         on_traffic=tracker.communication if config.mode == "federated" else unheard,

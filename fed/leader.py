@@ -43,7 +43,7 @@ class LeaderGrid(LocalGrid):
     """
 
     def __init__(self, grid: LocalGrid, world: Ranks, parts: Parts) -> None:
-        super().__init__(grid.app, grid.contexts, streams=grid.streams)
+        super().__init__(grid.app, grid.contexts, streams=grid.streams, wire=grid.wire)
         self._grid, self._world, self._parts = grid, world, parts
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:

@@ -208,6 +208,10 @@ def assert_same(found: Sequence[Outcome], expected: Outcome, *, loss: float = 3e
     assert all(same_bits(other.weights, found[0].weights) for other in found)
 
 
+# A last bit decides now and then how a difference is rounded to bfloat16. Measured: losses 6e-6 apart.
+FLIPPED = {"loss": 2e-5, "weights": 1e-4}
+
+
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -408,14 +412,25 @@ def test_strategies_that_see_all_replies_get_the_bits_of_one_process(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "mods"),
-    [(lambda: Krum(num_malicious_nodes=0, **everyone()), []), (lambda: FeDPO(**everyone()), [clipped])],
+    ("strategy", "mods", "changes"),
+    [
+        (lambda: Krum(num_malicious_nodes=0, **everyone()), [], {}),
+        (lambda: FeDPO(**everyone()), [clipped], {}),
+        (lambda: Krum(num_malicious_nodes=0, **everyone()), [], {"wire_dtype": "bfloat16"}),
+    ],
 )
 def test_whole_arrays_travel_between_groups_that_each_split_a_model(
-    saved: Saved, alone, together, strategy: Callable[[], Strategy], mods: list[Any]
+    saved: Saved, alone, together, strategy: Callable[[], Strategy], mods: list[Any], changes: dict[str, Any]
 ) -> None:
-    expected = alone(saved("llama, tied"), strategy=strategy, mods=mods)
-    assert_same(together(4, saved("llama, tied"), strategy=strategy, mods=mods, clients_in_parallel=2), expected)
+    how = {"strategy": strategy, "mods": mods, **changes}
+    expected = alone(saved("llama, tied"), **how)
+    bounds = FLIPPED if changes else {}
+    assert_same(together(4, saved("llama, tied"), clients_in_parallel=2, **how), expected, **bounds)
+
+
+def test_parts_travel_in_bfloat16_as_the_whole_does(saved: Saved, alone, together) -> None:
+    expected = alone(saved("llama, tied"), wire_dtype="bfloat16")
+    assert_same(together(2, saved("llama, tied"), wire_dtype="bfloat16"), expected, **FLIPPED)
 
 
 # Loading: the weights of one process, to the bit
