@@ -27,7 +27,8 @@ from clients.log import ConsoleLog, NoLog
 from clients.trainer import LocalTrainer
 from fed import launch
 from fed.arrays import model_tensors, snapshot, to_tensors
-from fed.checks import Settings, is_own
+from fed.checks import Settings
+from fed.config import is_own
 from fed.endings import Failed
 from fed.nodes import PARTITION
 from fed.references import weights_hash

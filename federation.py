@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, MessageType
+from flwr.app import ArrayRecord, MessageType, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
@@ -158,9 +158,15 @@ def federate_elsewhere(
         min_fit_clients=config.min_fit_clients,
         on_failure=tracker.failed,
     )
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        found = evaluation(server_round, arrays)
+        tracker.end_round()  # what is next heard of a client may be its reply
+        return found
+
     memory = _memory_of(plan, strategy, evaluation, tracker, keeper, kept, console)
     server, traffic = _server(plan, strategy, evaluation), tracker.communication
-    return serve(server, initial, evaluation, grid, plan.num_clients, memory=memory, on_traffic=traffic)
+    return serve(server, initial, evaluate, grid, plan.num_clients, memory=memory, on_traffic=traffic)
 
 
 def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place: Place) -> ServerEvaluation:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed import checks, complaints, config, launch
+from fed import arguments, checks, complaints, config, launch
 from fed.endings import CannotGoOn, Stopped
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
     config.register()
     try:
-        checks.check_arguments(sys.argv[1:])
+        arguments.check_arguments(sys.argv[1:])
     except ValueError as error:
         return _refuse(str(error))
     try:

@@ -2,11 +2,10 @@
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -24,34 +23,19 @@ from fed.cpu import set_up
 from fed.evaluation import Loss
 from fed.launch import is_rank, local_ranks
 from fed.loading import load_policy
+from fed.loss_trial import stands_alone
 from fed.matmul import Choice, choose_library
-from fed.partition import OwnData, partition
 from fed.policy import Policy
 from fed.ranks import Mesh, Ranks, arrange
 from fed.references import with_reference
+from fed.rows import one_clients, shared_out
 from fed.seeding import seed_globals
-from fed.splits import Split, SplitSettings, split_own, split_rows
+from fed.splits import Split
 from fed.stop import Stop
-from load_data import Loaded, Preference, load, load_file
-from losses.logps import Logps
+from fed.token_cache import tokenize_once
+from load_data import Loaded, Preference
 from server.app import asks, check_strategy
 from server.privacy import protected
-
-# Log-probs of five pairs under policy and reference: chosen, rejected, and their tokens.
-MADE_UP = (
-    (
-        (-3.0, -7.0, -5.0, -9.0, -4.0),
-        (-4.0, -5.0, -6.0, -2.0, -8.0),
-        (2.0, 3.0, 1.0, 4.0, 2.0),
-        (2.0, 4.0, 3.0, 1.0, 5.0),
-    ),
-    (
-        (-3.5, -6.0, -5.5, -8.0, -4.5),
-        (-4.5, -4.0, -6.0, -3.0, -9.0),
-        (2.0, 3.0, 1.0, 4.0, 2.0),
-        (2.0, 4.0, 3.0, 1.0, 5.0),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -153,7 +137,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     config, given = settings.config, settings.given
     _quiet_libraries()
     strategy = _make_strategy(config, given)
-    plan = _base(settings, device, lambda: _split(config, given))
+    plan = _base(settings, device, lambda: shared_out(config, given), tokenize)
     clients = holders = [plan.pairs(k) for k in range(len(plan.split.clients))]
     if config.mode == "centralized":
         clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
@@ -168,6 +152,8 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
 def prepare_client(settings: Settings, device: torch.device, own: Loaded | None = None) -> Plan:
     """What the process of a client needs, which trains one or several of them; `pairs` gives a client's.
 
+    Token ids are kept in `cache_dir`, for the process of the next message.
+
     Args:
         settings: Of the run, as the server has them, but for what this process overrides.
         device: Of this process.
@@ -178,22 +164,28 @@ def prepare_client(settings: Settings, device: torch.device, own: Loaded | None 
     """
     _quiet_libraries()
 
+    config = settings.config
+
     def split() -> tuple[Split, dict[str, int]]:
-        if own is None:
-            return _split(settings.config, settings.given)
-        return split_own([], [], [own.rows], _split_settings(settings.config)), own.skipped
+        return shared_out(config, settings.given) if own is None else one_clients(own, config)
 
-    return _base(settings, device, split)
+    tokens = functools.partial(tokenize_once, cache=Path(config.cache_dir) / "tokens")
+    return _base(settings, device, split, tokens)
 
 
-def _base(settings: Settings, device: torch.device, split_all: Callable[[], tuple[Split, dict[str, int]]]) -> Plan:
+def _base(
+    settings: Settings,
+    device: torch.device,
+    split_all: Callable[[], tuple[Split, dict[str, int]]],
+    tokenize: Callable[..., list[Example]],
+) -> Plan:
     """The plan, but for the clients' pairs."""
     config, given = settings.config, settings.given
     cpu = _set_up_torch(config)
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     _check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
-    by_pair = _check_loss(loss)
+    by_pair = stands_alone(loss)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     split, skipped = split_all()
     policy = _policy(config, device, mesh)
@@ -267,23 +259,6 @@ def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
         )
 
 
-def _check_loss(loss: functools.partial[Any]) -> bool:
-    """Whether a pair's loss does not depend on the pairs beside it; it must make one number per pair."""
-    logps = [Logps(*(torch.tensor(values) for values in columns)) for columns in MADE_UP]
-    pairs = len(logps[0].chosen)
-    found = loss(*logps)
-    if not isinstance(found, torch.Tensor) or found.shape != (pairs,):
-        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-        raise ValueError(
-            f"loss: {loss.func.__name__} gives {got} for {pairs} pairs; expected a tensor of shape ({pairs},)"
-        )
-    try:
-        apart = [loss(*(column.part(part) for column in logps)) for part in (slice(0, 1), slice(1, 3), slice(3, pairs))]
-        return torch.allclose(found, torch.cat([losses.reshape(-1) for losses in apart]), rtol=1e-5, equal_nan=True)
-    except Exception:  # whatever the user's loss raises of few pairs
-        return False
-
-
 def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
     """The strategy of a federation, as `privacy=` makes it."""
     strategy = components.create("strategy", config.strategy, given)
@@ -327,50 +302,6 @@ def _is_news(record: logging.LogRecord) -> bool:
         "`run_simulation` function is deprecated",  # by engine=ray; pyproject.toml names versions that have it
     )
     return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in known)
-
-
-def _split(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
-    """Who has which rows, and the rows left out while loading."""
-    partitioner = components.create("partition", config.partition, given)
-    settings = _split_settings(config)
-    train, test = _loaded(config, "train"), _loaded(config, "test")
-    if isinstance(partitioner, OwnData):
-        own = [load_file(path) for path in partitioner.client_data]
-        split = split_own(train.rows, test.rows, [client.rows for client in own], settings)
-        return split, _skipped(train, test, *own)
-    if not hasattr(partitioner, "load_partition"):
-        raise ValueError(
-            f"partition._target_={config.partition['_target_']} makes no partitioner but "
-            f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
-        )
-    split = split_rows(
-        train.rows,
-        test.rows,
-        lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
-        settings,
-    )
-    return split, _skipped(train, test)
-
-
-def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
-    if not config.datasets:  # a server without data, which fed.checks allows where clients have their own
-        return Loaded([], {})
-    return load(
-        config.datasets,
-        split,
-        data_dir=config.data_dir,
-        seed=config.seed,
-        cache_dir=config.cache_dir,
-        test_fraction=config.test_fraction,
-    )
-
-
-def _skipped(*loaded: Loaded) -> dict[str, int]:
-    return dict(sorted(sum((Counter(part.skipped) for part in loaded), Counter()).items()))
-
-
-def _split_settings(config: Config) -> SplitSettings:
-    return SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
 
 
 def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:

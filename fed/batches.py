@@ -1,7 +1,7 @@
 """Rows to token ids (`Example`), and the order in which batches of them come."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -87,7 +87,7 @@ def tokenize(
         if not texts:
             return []
         found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [[_IDS.setdefault(token, token) for token in tokens] for tokens in found]
+        return [shared_ids(tokens) for tokens in found]
 
     end = tokenizer.eos_token_id
     prompts = ids([row.prompt for row in rows])
@@ -102,6 +102,11 @@ def tokenize(
         truncate(prompt, [*chosen, end], [*rejected, end], row.truncation, max_length, max_prompt_length)
         for row, prompt, chosen, rejected in columns
     ]
+
+
+def shared_ids(tokens: Iterable[int]) -> list[int]:
+    """The same ids as objects that all examples share."""
+    return [_IDS.setdefault(token, token) for token in tokens]
 
 
 def truncate(

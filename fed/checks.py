@@ -1,27 +1,24 @@
-"""Checks of the command line: values that cannot work and keys that would do nothing are refused."""
+"""Checks of the composed configuration: values that cannot work, alone or together, are refused."""
 
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser  # the parser of hydra.main, which would print its usage
 from omegaconf import DictConfig, OmegaConf
 
-from fed.complaints import REFUSED, listed, malformed, nearest, unknown
+from fed.complaints import REFUSED, listed, nearest, unknown
 from fed.config import (
-    GROUPS,
-    PRESETS,
     Config,
     FaultSettings,
     LoraSettings,
     ModelSettings,
     PrivacySettings,
     TensorBoardSettings,
-    keys,
+    is_own,
 )
+from fed.effect import check_effect, check_read, passed_on
 
 CHOICES = {
     "engine": ("local", "ray", "flower"),
@@ -70,79 +67,8 @@ AT_LEAST_ZERO = (
 )
 POSITIVE = ("lr", "max_grad_norm", "decay_rate", "process_timeout")
 
-# Top-level keys that only a group's file reads: without effect unless the chosen file asks for the second key.
-READ_BY_GROUP = {
-    "temp": ("strategy", "temp"),
-    "decay_rate": ("strategy", "decay_rate"),
-    "decay_target": ("strategy", "decay_rate"),
-    "weighting": ("strategy", "weighting"),
-    "clients_per_round": ("strategy", "clients_per_round"),
-    "data_evenly_distributed": ("partition", "data_evenly_distributed"),
-    "client_data": ("partition", "client_data"),
-}
-
-
-def is_own(config: Config) -> bool:
-    """Whether clients bring data of their own, and the data sets are the server's alone."""
-    return bool(config.partition["_target_"] == OWN)
-
-
-OWN = "fed.partition.OwnData"
-OF_THE_SERVERS_DATA = ("data_dir", "test_fraction", "n_eval_examples", "n_test_examples")
-# Keys that other settings leave without effect: the key, when, and the reason.
-WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    ("anchor_norm", lambda config: not config.alpha, "alpha=0"),
-    ("n_eval_model_samples", lambda config: not config.sample_during_eval, "sample_during_eval=false"),
-    ("temp", lambda config: config.weighting == "samples", "weighting=samples"),
-    ("decay_target", lambda config: config.decay_rate == 1, "decay_rate=1"),
-    ("n_eval_examples", lambda config: not config.server_fraction, "server_fraction=0"),
-    ("eval_every", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
-    ("do_first_eval", lambda config: not config.client_eval_fraction, "client_eval_fraction=0"),
-    ("batch_size", lambda config: config.max_tokens_per_step is not None, "max_tokens_per_step, which counts tokens"),
-    ("prefix_sharing", lambda config: not config.packing, "packing=false"),
-    ("test_fraction", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which has a test split"),
-    ("data_dir", lambda config: set(config.datasets) == {"demo"}, "datasets=[demo], which is made in code"),
-    ("cpu_matmul", lambda config: (config.device or "cpu").partition(":")[0] != "cpu", "a device that is not the CPU"),
-    *(
-        (key, lambda config: config.debug, "debug=true, which saves no model")
-        for key in ("checkpoint_every", "checkpoint_keep", "checkpoint_within_round")
-    ),
-    ("checkpoint_keep", lambda config: config.checkpoint_every == 0, "checkpoint_every=0"),
-    ("checkpoint_within_round", lambda config: config.checkpoint_every != 1, "checkpoint_every other than 1"),
-    ("clients_in_parallel", lambda config: config.engine == "flower", "engine=flower, where nodes train by themselves"),
-    ("clients_in_parallel", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
-    ("cpu_offload", lambda config: config.trainer != "FSDPTrainer", "a trainer that is not FSDPTrainer"),
-    ("faults.straggler_rate", lambda config: config.client_timeout is None, "client_timeout=null: nobody is too late"),
-    ("faults.straggler_seconds", lambda config: config.faults.straggler_rate == 0, "faults.straggler_rate=0"),
-    ("faults.byzantine_scale", lambda config: config.faults.byzantine_clients == 0, "faults.byzantine_clients=0"),
-    ("server_fraction", is_own, "partition=own, where the server's pairs are all its own"),
-    *(
-        (key, is_own, "partition=own, where every client's pairs are its own")
-        for key in ("use_small_dataset", "n_train_examples")
-    ),
-    *((key, lambda config: not config.datasets, "datasets=[]") for key in OF_THE_SERVERS_DATA),
-    *(
-        (key, lambda config: config.engine != "local", "an engine that is not engine=local")
-        for key in ("checkpoint_within_round", *(f"faults.{item.name}" for item in fields(FaultSettings)))
-    ),
-    ("wire_dtype", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
-    ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
-    ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),
-    ("privacy.clipping", lambda config: config.privacy.kind == "local_dp", "privacy=local_dp: every client clips"),
-    *(
-        (f"privacy.{item.name}", lambda config: config.privacy.kind == "none", "privacy=none")
-        for item in fields(PrivacySettings)
-    ),
-)
 PRIVACY_CHOICES = {"kind": ("none", "central_dp", "local_dp"), "clipping": ("server", "client")}
 MOST_THREADS = 1024  # asked for many more, the library that runs them ends the process without a word
-# What is typed is kept in config.yaml and environment.json: a secret must not be there.
-SECRET = (
-    r"((?<![a-z0-9])(?:[a-z0-9]+_)*(?:api_?key|access_?key|private_?key|secret(?:_?key)?|password|passwd|passphrase"
-    r"|credentials?|(?:api|access|auth|bearer|hf|hub)_token)|(?<![a-z0-9_])token)"
-)
-SECRET_SETTING = re.compile(SECRET + r"['\"]?\s*[=:]|\$\{\s*oc\.env\s*:\s*" + SECRET + r"\s*[,}]", re.IGNORECASE)
-SECRET_VARIABLE = re.compile("(token|secret|password|passwd|(api|access|private|secret)_?key)$", re.IGNORECASE)
 # Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
 CLIPPING_MODS = {
     "DifferentialPrivacyClientSideFixedClipping": "flwr.clientapp.mod.fixedclipping_mod",
@@ -185,71 +111,11 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     if config.engine == "flower" and "privacy.seeded_noise" not in given:
         config = replace(config, privacy=replace(config.privacy, seeded_noise=False))
     _check_privacy(config)
-    _check_effect(config, given)
+    check_effect(config, given)
     unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
-    _check_read(given, unresolved, choices)
+    check_read(given, unresolved, choices)
     settings = config if config.mode == "federated" else _without_federation(config, given)
-    return Settings(settings, given | _passed_on(given, unresolved))
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would take in silence or give up on without naming it.
-
-    Raises:
-        ValueError: Naming the argument, what was expected, and the way out.
-    """
-    for argument in arguments:
-        _check_text(argument)
-    flags = [argument.startswith("-") for argument in arguments]
-    settings = [place for place, argument in enumerate(arguments) if "=" in argument and not flags[place]]
-    for place, argument in enumerate(arguments):
-        name = argument.lstrip("-").partition("=")[0]
-        if flags[place] and name in (*keys(), *GROUPS, PRESETS):
-            raise ValueError(f"{argument} is refused: settings have no dashes; write {argument.lstrip('-')}")
-        if flags[place] and settings and settings[0] < place < settings[-1]:
-            raise ValueError(f"{argument} stands between settings; put it before the first or after the last")
-    _check_flags(arguments)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        name = key.lstrip("+~")
-        if equals and not name:
-            raise ValueError(malformed(argument))
-        if name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir"):
-            raise ValueError(f"{name} is refused: a run writes to output_dir/exp_name/date_time; use output_dir")
-        if key.startswith("~") and name in keys():
-            raise ValueError(f"{argument} is refused: a key cannot be removed; leave it out to get its default")
-        if equals and name in (*GROUPS, PRESETS) and re.match(r"$|null$|true$|false$|\d+$|[\[{]", value, re.IGNORECASE):
-            raise ValueError(f"{argument} is refused; expected the name of one file in config/{name}/, without .yaml")
-
-
-def _check_text(argument: str) -> None:
-    """What is typed becomes names of folders and is kept in files."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{argument!a} holds bytes that are no UTF-8 text; give names of UTF-8 text") from error
-    found = SECRET_SETTING.search(argument)
-    name = found and (found.group(1) or found.group(2))
-    for variable, value in os.environ.items():
-        if SECRET_VARIABLE.search(variable) and len(value) >= 8 and value in argument:
-            name = variable
-    if name:
-        raise ValueError(
-            f"{name} is refused: what is typed is kept in config.yaml and environment.json, where no secret belongs; "
-            "have your own code read it from the environment"
-        )
-
-
-def _check_flags(arguments: Sequence[str]) -> None:
-    """Flags that Hydra does not know, and one that would run the code of a pickle."""
-
-    def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; python main.py --help lists what can be said")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    if parser.parse_args(list(arguments)).experimental_rerun is not None:
-        raise ValueError("--experimental-rerun is refused: it loads a pickle, which can run code; use resume=RUN_DIR")
+    return Settings(settings, given | passed_on(given, unresolved))
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:
@@ -458,40 +324,3 @@ def _check_together(config: Config) -> None:
         )
     if not config.datasets and not is_own(config):
         raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")
-
-
-def _check_effect(config: Config, given: frozenset[str]) -> None:
-    if "engine" in given and config.engine == "flower":
-        raise ValueError("engine=flower is what `flwr run` starts; use engine=local or engine=ray here")
-    if "local_steps" in given and "local_epochs" in given and config.local_steps is not None:
-        raise ValueError("local_steps and local_epochs are both given; choose one")
-    if config.mode != "federated":
-        aggregation = {"temp", "weighting", "decay_rate", "decay_target"}
-        if config.mode == "local":
-            aggregation.add("clients_per_round")  # of centralised training it says how many pairs are a round's
-        for key in sorted(key for key in given if key in aggregation or key.split(".")[0] in ("strategy", "privacy")):
-            raise ValueError(f"{key} has no effect with mode={config.mode}, which aggregates nothing; leave it out")
-    for key, applies, reason in WITHOUT_EFFECT:
-        if key in given and applies(config):
-            raise ValueError(f"{key} has no effect with {reason}; leave it out")
-
-
-def _check_read(given: Iterable[str], unresolved: Mapping[str, object], choices: Mapping[str, str | None]) -> None:
-    """A given top-level key that is a parameter of a group must be read by the chosen file, as "${key}"."""
-    for key in sorted(given & READ_BY_GROUP.keys()):
-        group, read = READ_BY_GROUP[key]
-        if f"${{{read}}}" not in str(unresolved[group]):
-            raise ValueError(
-                f"{key} has no effect with {group}={choices.get(group)}, which reads no {read}; leave it out"
-            )
-
-
-def _passed_on(given: Iterable[str], unresolved: Mapping[str, Any]) -> frozenset[str]:
-    """The group parameters that given top-level keys fill: `temp` gives `strategy.temp`."""
-    return frozenset(
-        f"{group}.{parameter}"
-        for key in given & READ_BY_GROUP.keys()
-        for group, read in [READ_BY_GROUP[key]]
-        for parameter, value in unresolved[group].items()
-        if f"${{{read}}}" in str(value) and not isinstance(value, Mapping)
-    )

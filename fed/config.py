@@ -103,7 +103,7 @@ class Config:
         True  # with checkpoint_every=1: a round's clients that are done need not train again
     )
     output_dir: str = "data"  # runs go to output_dir/exp_name/date_time
-    cache_dir: str = ".cache"  # reference log-probs and downloaded data sets
+    cache_dir: str = ".cache"  # reference log-probs, token ids of clients elsewhere, downloaded data sets
     num_threads: int | None = None  # CPU threads; null: torch's choice, but no more than the process may use
     device: str | None = None  # cpu, cuda, ...; null: cuda if there is one
     tensorboard: TensorBoardSettings = field(default_factory=TensorBoardSettings)
@@ -189,6 +189,11 @@ def register() -> None:
 def scratch() -> Path:
     """Where Hydra writes its own record of a `--multirun`; `main` removes it."""
     return Path(tempfile.gettempdir()) / f"fedpo-multirun-{os.getpid()}"
+
+
+def is_own(config: Config) -> bool:
+    """Whether clients bring data of their own, and the data sets are the server's alone."""
+    return bool(config.partition["_target_"] == "fed.partition.OwnData")
 
 
 def keys(schema: type = Config, prefix: str = "") -> list[str]:

@@ -1,7 +1,6 @@
 """The reference log-probabilities: a constant column of the data, computed once and cached on disk."""
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,12 @@ import numpy as np
 import torch
 import transformers
 
+from fed.array_cache import read_array, write_array
 from fed.batches import Example, PairLogps
 from fed.cpu import cpu_name
-from fed.endings import writing
 from fed.linear import uses_onednn
 from fed.lora import adapter_off, base_state
 from fed.policy import OnPairs, Policy, pair_logps
-from fed.run_folder import write_whole
 from fed.sharding import full
 
 FORMAT = 3  # raised when our own arithmetic changes its last bits
@@ -50,7 +48,7 @@ def with_reference(
         with adapter_off(policy.model):
             column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
         if cache is not None and policy.ranks.is_first:
-            _write_column(cache / name, column)
+            write_array(cache / name, np.asarray(column, dtype=np.float64))
     else:
         on_pairs(len(examples))
     assert column is not None
@@ -94,18 +92,7 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
 
 
 def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
-    try:
-        with entry.open("rb") as file:
-            values = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
-        return None
-    if values.shape != (length, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
+    values = read_array(entry)
+    if values is None or values.shape != (length, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
         return None
     return [PairLogps(float(chosen), float(rejected)) for chosen, rejected in values]
-
-
-def _write_column(entry: Path, column: Sequence[PairLogps]) -> None:
-    content = io.BytesIO()
-    np.lib.format.write_array(content, np.asarray(column, dtype=np.float64), allow_pickle=False)
-    with writing(entry):
-        write_whole(entry, content.getvalue())

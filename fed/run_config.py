@@ -13,7 +13,8 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fed import config as config_schema
-from fed.checks import Settings, check_arguments, checked
+from fed.arguments import check_arguments
+from fed.checks import Settings, checked
 from fed.complaints import explain, group_keys, listed, nearest
 from fed.nodes import PARTITION
 

@@ -3,6 +3,7 @@
 import fcntl
 import glob
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -61,13 +62,18 @@ def create_run_folder(
     started = datetime.now()
     try:
         folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
-        environment = {**surroundings(device), "argv": sys.argv, "started": started.isoformat(timespec="seconds")}
+        environment = {**surroundings(device), "argv": _arguments(), "started": started.isoformat(timespec="seconds")}
         environment |= {"commit": _commit(), "cpu": cpu, **more}
         write_whole(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
         write_whole(folder / CONFIG, config_yaml.encode())
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written: {error}; give another output_dir") from error
     return folder
+
+
+def _arguments() -> list[str]:
+    """The command line, without the secret by which Flower's programs know each other."""
+    return ["..." if before == "--token" else word for before, word in itertools.pairwise(["", *sys.argv])]
 
 
 def newest_run(output_dir: str, exp_name: str | None) -> Path:

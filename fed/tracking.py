@@ -204,6 +204,17 @@ class Tracker:
         self.pairs += pairs
         self._display.advance(pairs, self._pairs_per_second())
 
+    def end_round(self) -> None:
+        """Print the round's line: its validation, test and client figures came one by one.
+
+        Whatever is told of another round does so too.
+        """
+        if self._round:
+            self._display.print_line(self._round.server_round, self._round.texts(), self._pairs_per_second())
+            for remark in self._round.remarks:
+                self._display.print_remark(self._round.server_round, remark)
+        self._round = None
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Account wall time to `name`; time within a nested phase belongs to the nested one only."""
         return self._stopwatch.phase(name)
@@ -215,7 +226,7 @@ class Tracker:
         whole run; memory (10^9 bytes) is that of this process. What was never measured is left out. `extra` is added at
         the top level and wins over a key of the same name.
         """
-        self._print_round()
+        self.end_round()
         every = read_metrics(self._run_dir)
         lines = [line for line in every if line.who in ("server", EVERYONE) and line.split != COMMUNICATION]
         travelled = [line.metrics for line in every if line.split == COMMUNICATION]
@@ -242,7 +253,7 @@ class Tracker:
 
     def close(self) -> None:
         """Bring everything to the disk and give the terminal back; closing twice is harmless."""
-        self._print_round()
+        self.end_round()
         self._display.close()
         self._files.close()
         if self._events:
@@ -282,17 +293,9 @@ class Tracker:
 
     def _enter(self, server_round: int) -> "_Round":
         if self._round is None or self._round.server_round != server_round:
-            self._print_round()
+            self.end_round()
             self._round = _Round(server_round)
         return self._round
-
-    def _print_round(self) -> None:
-        # A round's validation, test and client figures come one by one; its line waits until the round is over.
-        if self._round:
-            self._display.print_line(self._round.server_round, self._round.texts(), self._pairs_per_second())
-            for remark in self._round.remarks:
-                self._display.print_remark(self._round.server_round, remark)
-        self._round = None
 
     def _pairs_per_second(self) -> float | None:
         seconds = self.seconds().get("train", 0.0)

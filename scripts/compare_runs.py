@@ -19,7 +19,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from comparison.runs import Run
-from fed.checks import READ_BY_GROUP, check_arguments, checked
+from fed.arguments import check_arguments
+from fed.checks import checked
+from fed.effect import READ_BY_GROUP
 from fed.run_folder import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -47,12 +47,15 @@ def main(target: Path, arguments: list[str]) -> int:
     """Run, then write what was measured."""
     import main as command
     import plan
+    from fed import rows
     from fed.counting_grid import CountingGrid
     from fed.cpu import peak_memory
 
     measured, spent = Measured(mark()), dict[str, float]()
-    for phase, name in PHASES.items():
-        setattr(plan, name, _timed(getattr(plan, name), phase, spent))
+    phases = {"loading": (rows, "load"), "partition": (rows, "partition")}
+    phases |= {"tokenizing": (plan, "tokenize"), "reference": (plan, "with_reference")}
+    for phase, (module, name) in phases.items():
+        setattr(module, name, _timed(getattr(module, name), phase, spent))
     begin = CountingGrid.begin
 
     def begins(grid: Any, server_round: int) -> None:
@@ -67,10 +70,6 @@ def main(target: Path, arguments: list[str]) -> int:
     measured.peak = peak_memory()
     target.write_text(json.dumps(asdict(measured)))
     return code
-
-
-# Phases of the set-up, and the function of plan.py that each is spent in.
-PHASES = {"loading": "load", "partition": "partition", "tokenizing": "tokenize", "reference": "with_reference"}
 
 
 def _timed(function: Callable[..., Any], phase: str, spent: dict[str, float]) -> Callable[..., Any]:

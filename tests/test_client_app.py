@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,14 @@ def test_with_local_privacy_nothing_but_noisy_weights_leaves_a_client(federate, 
     assert all((tensor - weights[1][name]).abs().max() > 1e-3 for name, tensor in weights[0].items())
 
 
+def test_the_secret_of_flowers_own_programs_is_not_in_the_run_folder(federate, files, monkeypatch):
+    secret = "0123456789abcdef"
+    monkeypatch.setattr(sys, "argv", ["flwr-serverapp", "--token", secret, "--insecure"])
+    _, run = federate(nodes(files), comm_round=1)
+    assert json.loads((run / "environment.json").read_text())["argv"][1:] == ["--token", "...", "--insecure"]
+    assert not [path for path in run.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
 def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, capfd):
     secret = "the patient's name is Ada"
     files[1].write_text(json.dumps({"prompt": secret, "chosen": 5, "rejected": secret}) + "\n")
@@ -192,6 +201,33 @@ def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, 
     monkeypatch.setattr(FlowerGrid, "_answer", forgetful)
     _, again = federate(nodes(files), exp_name="again", **typed)
     assert lines(whole) == lines(again)
+
+
+@pytest.mark.parametrize(("name", "place"), [("fed.token_cache.tokenize", 0), ("fed.references.pair_logps", 1)])
+def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federate, files, monkeypatch, name, place):
+    module, function = name.rsplit(".", 1)
+    plain, made = getattr(sys.modules[module], function), []
+
+    def counted(*given, **how):
+        made.append(len(given[place]))
+        return plain(*given, **how)
+
+    monkeypatch.setattr(name, counted)
+    federate(nodes(files))
+    held_out, training = 1, 19  # pairs of each of two nodes, which get three messages
+    assert sorted(count for count in made if count in (held_out, training)) == [held_out] * 2 + [training] * 2
+    made.clear()
+    client_app._made = None
+    federate(nodes(files), exp_name="again")
+    assert not any(made)
+
+
+def test_a_round_is_told_before_the_clients_train_in_the_next(federate, files, monkeypatch, capfd):
+    monkeypatch.setattr("clients.log._say", print)  # in one stream with what the server says
+    federate(nodes(files))
+    out = capfd.readouterr().out
+    told = ("round 0/2", "round 1: client 0 trains", "round 1/2", "round 2: client 0 trains", "round 2/2")
+    assert sorted(told, key=out.index) == list(told)
 
 
 @pytest.mark.parametrize("lora", [0, 2])

@@ -12,8 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fed import checks, components, config
-from fed.checks import Settings, check_arguments, checked
+from fed import checks, components, config, effect
+from fed.arguments import check_arguments
+from fed.checks import Settings, checked
 from fed.complaints import REFUSED, explain
 from fed.config import GROUPS, PRESETS, keys
 
@@ -302,7 +303,7 @@ def test_no_key_is_both_valid_and_refused() -> None:
 
 def test_every_key_named_by_a_check_exists() -> None:
     named: set[str] = {*checks.CHOICES, *checks.AT_LEAST_ONE, *checks.AT_LEAST_ZERO, *checks.POSITIVE}
-    named |= {*checks.READ_BY_GROUP, *(key for key, _, _ in checks.WITHOUT_EFFECT)}
+    named |= {*effect.READ_BY_GROUP, *(key for key, _, _ in effect.WITHOUT_EFFECT)}
     assert named <= set(keys())
 
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import experiment
 import main
-import plan
 from fed.curves import curves
+from fed.loss_trial import stands_alone
 from losses.logps import Logps
 from losses.preference import dpo
 
@@ -93,7 +93,7 @@ def standardised(policy: Logps, reference: Logps | None) -> torch.Tensor:
     [(functools.partial(dpo, beta=0.1), True), (squeezed, True), (hardest, False), (standardised, False)],
 )
 def test_a_loss_that_looks_at_other_pairs_is_found_out(loss: Callable[..., torch.Tensor], by_pair: bool) -> None:
-    assert plan._check_loss(functools.partial(loss)) is by_pair
+    assert stands_alone(functools.partial(loss)) is by_pair
 
 
 def test_the_published_command_runs_as_it_stands(

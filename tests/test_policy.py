@@ -23,6 +23,7 @@ from fed.loading import load_policy
 from fed.policy import Policy, response_logps, save_policy
 from fed.references import weights_hash, with_reference
 from losses.preference import dpo
+from scripts import convert_gguf
 
 CPU = torch.device("cpu")
 PAIRS = examples(9, vocabulary=257)
@@ -596,6 +597,18 @@ def test_a_policy_from_gguf_can_be_saved_although_transformers_own_cannot(tmp_pa
     policy = load(None, gguf_file=str(gguf_file))
     save_policy(policy, tmp_path / "policy")
     assert same_weights(load(tmp_path / "policy").model, policy.model)
+
+
+def test_a_converted_gguf_file_is_the_same_model(tmp_path, gguf_file, capsys):
+    assert convert_gguf.main([str(gguf_file), str(tmp_path / "model")]) == 0
+    file, folder = load(None, gguf_file=str(gguf_file)), load(tmp_path / "model")
+    assert weights_hash(file) == weights_hash(folder)
+    texts = ["ab c<|endoftext|>", "\u00e9 \n\n"]
+    assert file.tokenizer(texts)["input_ids"] == folder.tokenizer(texts)["input_ids"]
+    for mistake, words in (([], "FILE.gguf FOLDER"), ([str(gguf_file), str(tmp_path / "model")], "exists")):
+        assert convert_gguf.main(mistake) == 2 and words in capsys.readouterr().err
+    assert convert_gguf.main([str(tmp_path / "none.gguf"), str(tmp_path / "new")]) == 2
+    assert "no such file" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_a_gguf_file_that_is_missing_or_no_gguf_is_refused(tmp_path, llama):

@@ -17,11 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import main
-import plan
 from fed import components, config
 from fed.checks import Settings, checked
 from fed.demo import demo_model, demo_tokenizer
 from fed.partition import partition
+from fed.rows import shared_out
 from load_data import load
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -163,7 +163,7 @@ def test_the_demos_topics_divide_among_ten_clients_by_each_seed_of_the_sweep(see
 @pytest.mark.parametrize("seed", range(3))
 def test_real_pairs_are_harmless_at_two_clients_and_helpful_at_two(seed: int) -> None:
     settings = settings_of("experiment=harmless_vs_helpful", f"data_dir={HH}", f"seed={seed}")
-    split, _ = plan._split(settings.config, settings.given)
+    split, _ = shared_out(settings.config, settings.given)
     groups = [{row.group for row in client.train} for client in split.clients]
     assert sorted(map(sorted, groups)) == [["harmless-base"]] * 2 + [["helpful-base"]] * 2
     assert min(len(client.train) for client in split.clients) > 100

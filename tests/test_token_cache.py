@@ -1,0 +1,98 @@
+"""Tokens that a process finds in the cache are those that it would make."""
+
+import numpy as np
+import pytest
+
+from fed import token_cache
+from fed.array_cache import read_array, write_array
+from fed.batches import tokenize
+from fed.demo import demo_tokenizer
+from fed.token_cache import tokenize_once
+from load_data import Preference, load
+
+TOKENIZER = demo_tokenizer()
+LIMITS = {"max_length": 60, "max_prompt_length": 30}
+ROWS = load(["demo"], "train", data_dir=None, seed=0).rows[:20]
+ROWS[3] = Preference("\n\nHuman: é\u200b\n\nAssistant:", " ", "\0 </s> " * 30, truncation="keep_start")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many rows were tokenized each time that they were."""
+    counts = []
+
+    def counted(rows, tokenizer, **limits):
+        counts.append(len(rows))
+        return tokenize(rows, tokenizer, **limits)
+
+    monkeypatch.setattr(token_cache, "tokenize", counted)
+    return counts
+
+
+def once(cache, rows=ROWS, tokenizer=TOKENIZER, **limits):
+    return tokenize_once(rows, tokenizer, cache=cache, **{**LIMITS, **limits})
+
+
+def test_tokens_are_made_once(tmp_path, made):
+    expected = tokenize(ROWS, TOKENIZER, **LIMITS)
+    assert once(tmp_path / "new" / "tokens") == once(tmp_path / "new" / "tokens") == expected
+    assert made == [20]
+    assert (tmp_path / "new" / "tokens").stat().st_mode & 0o077 == 0  # they are the owner's texts
+
+
+def test_no_rows_leave_no_file(tmp_path, made):
+    assert once(tmp_path / "tokens", []) == [] and not (tmp_path / "tokens").exists()
+
+
+def test_whatever_decides_the_tokens_makes_another_entry(tmp_path, made):
+    end = demo_tokenizer()
+    end.eos_token = "a"
+    more = demo_tokenizer()
+    more.add_tokens(["Human"])
+    swapped = [Preference(r.prompt, r.rejected, r.chosen) for r in ROWS]
+    moved = [Preference(ROWS[0].prompt + ROWS[0].chosen[:1], ROWS[0].chosen[1:], ROWS[0].rejected), *ROWS[1:]]
+    start = [Preference(r.prompt, r.chosen, r.rejected, truncation="keep_start") for r in ROWS]
+    ways = [
+        {},
+        {"max_length": 61},
+        {"max_prompt_length": 29},
+        *({"tokenizer": tokenizer} for tokenizer in (end, more)),
+        *({"rows": rows} for rows in (swapped, moved, start, ROWS[1:], ROWS[::-1])),
+    ]
+    for _ in range(2):
+        for way in ways:
+            given = {"rows": ROWS, "tokenizer": TOKENIZER, **LIMITS, **way}
+            assert once(tmp_path, **way) == tokenize(**given), way
+    assert len(made) == len(ways)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "floats", "a token too many", "an unknown token", "negative", "gone"]
+)
+def test_a_damaged_entry_is_made_anew(tmp_path, made, damage):
+    expected = once(tmp_path)
+    (entry,) = tmp_path.iterdir()
+    values = read_array(entry)
+    if damage == "cut":
+        entry.write_bytes(entry.read_bytes()[:-3])
+    elif damage == "empty":
+        entry.write_bytes(b"")
+    elif damage == "gone":
+        entry.unlink()
+    else:
+        values = np.append(values, 1).astype(np.int32) if damage == "a token too many" else values
+        values = values.astype(np.float64) if damage == "floats" else values
+        values[-1] = {"an unknown token": len(TOKENIZER), "negative": -1}.get(damage, values[-1])
+        write_array(entry, values)
+    assert once(tmp_path) == expected
+    assert once(tmp_path) == expected
+    assert made == [20, 20]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_run_each_time(tmp_path, made):
+    class Words(type(TOKENIZER)):
+        pass
+
+    words = Words(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token=TOKENIZER.eos_token)
+    assert once(tmp_path, tokenizer=words) == once(tmp_path, tokenizer=words) == tokenize(ROWS, TOKENIZER, **LIMITS)
+    assert made == [20, 20] and not list(tmp_path.iterdir())
