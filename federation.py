@@ -150,7 +150,7 @@ def federate_elsewhere(
             SETTINGS: to_text(clients.settings),
         },
         wait=config.process_timeout,
-        may_come_back=config.engine == "flower",
+        simulated=config.engine == "ray",
         timeout=config.client_timeout if config.engine == "flower" else None,
         on_reply=on_reply,
         wire=Wire(config.wire_dtype, to_tensors(initial)),

@@ -1,5 +1,6 @@
-"""Which client each of Flower's nodes is: asked when a node is first seen."""
+"""Which client each of Flower's nodes is: asked when a node is first seen, or told."""
 
+import itertools
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -16,11 +17,11 @@ class Nodes:
 
     Args:
         grid: Flower's.
-        told: The config of the question.
+        told: The config of the question; None: none is asked, a simulated node is the client that it is told to be.
     """
 
-    def __init__(self, grid: Grid, told: Mapping[str, str]) -> None:
-        self._grid, self._told = grid, dict(told)
+    def __init__(self, grid: Grid, told: Mapping[str, str] | None) -> None:
+        self._grid, self._told = grid, told
         self._clients: dict[int, int] = {}  # by node
         self._asked: dict[str, int] = {}  # nodes that have not answered, by message
         self._refused: set[int] = set()
@@ -33,18 +34,17 @@ class Nodes:
         """The clients whose nodes are online, in order; new nodes are asked, and do not count before they answer."""
         online = set(self._grid.get_node_ids())
         self._refused &= online
-        self._ask(sorted(online - self._clients.keys() - self._refused - set(self._asked.values())))
-        self._hear()
+        new = sorted(online - self._clients.keys() - self._refused - set(self._asked.values()))
+        if self._told is None:
+            self._clients.update(zip(new, itertools.count(len(self._clients))))
+        else:
+            self._ask(new, self._told)
+            self._hear()
         return sorted(client for node, client in self._clients.items() if node in online)
 
     def by_client(self) -> dict[int, int]:
         """The node of each client."""
         return {client: node for node, client in self._clients.items()}
-
-    @property
-    def num_refused(self) -> int:
-        """How many cannot take part."""
-        return len(self._refused)
 
     def described(self, online: int) -> str:
         """Of how many one knows what."""
@@ -52,10 +52,10 @@ class Nodes:
         refused = f", {len(self._refused)} cannot take part" if self._refused else ""
         return f"{online} online{silent}{refused}"
 
-    def _ask(self, nodes: list[int]) -> None:
+    def _ask(self, nodes: list[int], told: Mapping[str, str]) -> None:
         """Ask them who they are, and to get ready."""
         if nodes:
-            contents = (RecordDict({"config": ConfigRecord({**self._told})}) for _ in nodes)
+            contents = (RecordDict({"config": ConfigRecord({**told})}) for _ in nodes)
             asked = [Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)]
             self._asked.update(zip(self._grid.push_messages(asked), nodes, strict=True))
 

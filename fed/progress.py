@@ -26,7 +26,7 @@ class Display:
         self._bar: Progress | None = None
         self._visit = _Visit(0, 0, 1)
         self._visits = 0
-        self._start = (0.0, 0)  # when training began, and how many visits were over: not 0 after a resume
+        self._start: tuple[float, int] | None = None  # of training, and how many visits were over: not 0 after a resume
 
     def reference(self, pairs: int, total: int) -> None:
         """So many of all pairs have their reference log-probs."""
@@ -37,7 +37,7 @@ class Display:
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """A client begins: one more visit."""
-        if not self._visits:
+        if self._start is None:
             self._start = time.monotonic(), max(server_round - 1, 0) * self._clients_per_round
         self._visits += 1
         self._visit = _Visit(server_round, client_id, max(pairs, 1))
@@ -63,6 +63,8 @@ class Display:
         self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
     ) -> None:
         """One line for a finished round, from (label, value, standard error)."""
+        if self._start is None:  # the next thing heard of a client that is elsewhere may be its reply
+            self._start = time.monotonic(), server_round * self._clients_per_round
         plus_minus = "+/-" if self._console.options.ascii_only else "±"
         parts = [
             f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
@@ -104,7 +106,7 @@ class Display:
             yield f"left {_clock(left)}"
 
     def _left(self) -> float | None:
-        since, visits_before = self._start
+        since, visits_before = self._start or (0.0, 0)
         done = self._done()
         missing = self._num_rounds * self._clients_per_round - visits_before - done
         return max((time.monotonic() - since) * missing / done, 0.0) if done else None
@@ -129,7 +131,7 @@ class Display:
         left = [] if (seconds := self._left()) is None else [f"left {_clock(seconds)}"]
         self._bar.update(
             self._bar.task_ids[0],
-            completed=self._start[1] + self._done(),
+            completed=(self._start[1] if self._start else 0) + self._done(),
             description=f"{self._round(self._visit.server_round)}  client-{self._visit.client_id}",
             status="  ".join([*rate, *accuracy, *left]),
         )

@@ -33,7 +33,7 @@ class RemoteGrid(CountingGrid):
         told: MODEL: the SHA-256 of the weights before any training; RUN: a name of the run, by which clients find what
             they kept of it; SETTINGS: those of the run.
         wait: Seconds that clients may be missing before the run ends.
-        may_come_back: Whether a node that cannot take part may be mended and started again.
+        simulated: Whether a node is whichever client it is told to be; else it is asked who it is, and to get ready.
         timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
             finds offline is left out at once.
         on_reply: Told of each reply that can be used.
@@ -46,16 +46,15 @@ class RemoteGrid(CountingGrid):
         *,
         told: Mapping[str, str],
         wait: float,
-        may_come_back: bool,
+        simulated: bool,
         timeout: float | None,
         on_reply: OnReply,
         **how: Any,
     ) -> None:
         super().__init__(**how)
         self._told = dict(told)
-        self._may_come_back = may_come_back
         self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
-        self._nodes = Nodes(grid, told)
+        self._nodes = Nodes(grid, None if simulated else told)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent, or a round began
@@ -75,8 +74,6 @@ class RemoteGrid(CountingGrid):
         deadline = time.monotonic() + self._wait
         while len(self._nodes) < expected:
             online = len(self._nodes.online())
-            if self._nodes.num_refused and not self._may_come_back:
-                raise CannotGoOn(f"{self._nodes.num_refused} clients cannot take part, for the reason above")
             if time.monotonic() > deadline:
                 if online < max(self.min_fit_clients, 1):
                     raise CannotGoOn(self._too_few(online))

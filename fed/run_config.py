@@ -1,5 +1,6 @@
 """Settings of a run that Flower started, from `flwr run -c`; of its clients, from the server and `--node-config`."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -74,6 +75,7 @@ def to_text(settings: Settings) -> str:
     return json.dumps({"config": asdict(settings.config), "given": sorted(settings.given)})
 
 
+@functools.lru_cache(1)  # a worker of Ray gets the same with every message
 def from_text(text: str) -> Settings:
     """What `to_text` was given.
 
@@ -101,6 +103,8 @@ def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Setting
             raise ValueError(
                 f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
             )
+    if not own and DATA not in node_config:
+        return settings
     config = settings.config
     if DATA in node_config:
         usual = config_schema.Config()

@@ -44,7 +44,7 @@ def made(configs, **how):
     """A grid over nodes with these configurations, and what they have seen."""
     seen, told = [], []
     flower = FlowerGrid([(client(seen), config) for config in configs])
-    usual = {"told": {"model": "abc"}, "wait": 0.5, "may_come_back": True, "timeout": None, "wire": AS_IT_IS}
+    usual = {"told": {"model": "abc"}, "wait": 0.5, "simulated": False, "timeout": None, "wire": AS_IT_IS}
     usual["on_failure"] = lambda *failure: told.append(failure)
     usual["on_reply"] = lambda *reply: told.append(reply)
     return RemoteGrid(flower, **{**usual, **how}), flower, seen, told
@@ -131,7 +131,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
         except ValueError as error:
             return Message(Error(0, str(error)), reply_to=message)
 
-    grid = RemoteGrid(flower, wait=0.5, may_come_back=True, min_fit_clients=2, **how)
+    grid = RemoteGrid(flower, wait=0.5, simulated=False, min_fit_clients=2, **how)
     grid.gather(1)
     assert len(seen) == 2 and "cannot take part: not ready" in capsys.readouterr().out
     refused = next(node for node in flower.online if node not in grid._nodes.by_client().values())
@@ -144,11 +144,14 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     assert len(seen) == 3
     with pytest.raises(CannotGoOn, match=r"too few clients .* 1 online, 1 cannot take"):
         grid.gather(2)
-    simulated = RemoteGrid(flower, wait=60, may_come_back=False, **how)
-    began = time.monotonic()
-    with pytest.raises(CannotGoOn, match="1 clients cannot take part"):
-        simulated.gather(2)
-    assert time.monotonic() < began + 30
+
+
+def test_simulated_nodes_are_not_asked_but_told_who_they_are():
+    grid, flower, seen, _ = made([{"partition-id": 2}, {"partition-id": 0}, {"partition-id": 1}], simulated=True)
+    grid.gather(3)
+    assert list(grid.get_node_ids()) == [0, 1, 2] and not seen
+    assert sums(grid.send_and_receive(messages([2, 0, 1]))) == [(2, 9.0), (0, 3.0), (1, 6.0)]
+    assert [kind for kind, *_ in flower.received] == ["train"] * 3
 
 
 def test_more_clients_than_expected_are_no_federation_of_that_size():

@@ -369,6 +369,20 @@ def test_time_left_counts_from_the_round_a_run_resumed_at(tmp_path: Path, clock:
     assert output.getvalue() == "round 9/10  elapsed 0:05  left 0:05\n"
 
 
+def test_time_left_is_right_where_a_client_is_heard_of_when_it_is_done(tmp_path: Path, clock: list[float]) -> None:
+    """The first of four visits took 10 s."""
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output), rounds=2) as tracker:
+        tracker.server(0, "test", {"accuracy": 0.5})
+        tracker.end_round()
+        clock[0] += 10
+        tracker.start_client(1, 0, 8)
+        tracker.advance(8)
+        tracker.failed(1, 1, "out of memory", "")
+        tracker.end_round()
+    assert output.getvalue().splitlines()[-1] == "round 1/2  elapsed 0:10  left 0:30"
+
+
 def test_time_left_is_right_when_clients_train_one_after_the_other(tmp_path: Path, clock: list[float]) -> None:
     """Two clients, each alone through both rounds: 4 visits of 10 s."""
     output = StringIO()
