@@ -5,11 +5,13 @@ keeps its model and serves one client after the other.
 """
 
 import functools
+import json
 import os
+import secrets
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,18 @@ from flwr.clientapp import ClientApp
 from clients.app import ClientPairs, client_app
 from clients.deadline import Deadline
 from clients.first_visit import Columns
-from clients.kept import keep, recall
+from clients.kept import forget, keep, number, recall
 from clients.log import ConsoleLog, NoLog
+from clients.privacy import check_promise
 from clients.trainer import LocalTrainer
 from fed import launch
 from fed.arrays import model_tensors, snapshot, to_tensors
 from fed.checks import Settings
 from fed.config import is_own
 from fed.endings import Failed
+from fed.identity import difference, identity
 from fed.nodes import PARTITION
-from fed.references import weights_hash
+from fed.privacy import described
 from fed.remote_grid import CLIENT, MODEL, RUN, SETTINGS
 from fed.run_config import DATA, FORMAT, from_text, node_settings
 from fed.seeding import seeded_globals
@@ -74,6 +78,8 @@ def _guarded(answer: Answer, kept: Path | None, message: Message, context: Conte
     try:
         told = _config(message)
         settings = node_settings(from_text(str(told[SETTINGS])), context.node_config)
+        if is_alone:
+            check_promise(settings.config.privacy, context.node_config)
         site = _site(settings, context.node_config)
         site.kept = kept or Path(settings.config.cache_dir) / "clients" / str(told[RUN])
         return answer(site, message, context)
@@ -83,7 +89,10 @@ def _guarded(answer: Answer, kept: Path | None, message: Message, context: Conte
         if not isinstance(error, ValueError):
             traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
-        shared = f"{type(error).__name__}; the log of its SuperNode says more" if is_alone else reason
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        kind = type(error).__name__
+        shared = f"{kind}; the log of its SuperNode says more" if is_alone else f"{reason}\n{traceback.format_exc()}"
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return Message(Error(0, shared), reply_to=message)
 
@@ -91,11 +100,17 @@ def _guarded(answer: Answer, kept: Path | None, message: Message, context: Conte
 def _introduced(site: "Site", message: Message, context: Context) -> Message:
     """Who this client is; then it has all it needs for the first round."""
     metrics = MetricRecord()
-    if PARTITION in context.node_config:
-        metrics[PARTITION] = int(context.node_config[PARTITION])
+    own = context.node_config.get(PARTITION)
+    if own is None and site.is_alone:
+        own = number(site.kept)
+    if own is not None:
+        metrics[PARTITION] = int(own)
     if site.is_alone:
+        forget(site.kept)
         site.check_model(message)
         _ = site.pairs[0]
+        if site.config.privacy.kind != "none":
+            print(described(site.config.privacy, site.config.comm_round), file=sys.stderr, flush=True)
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -109,8 +124,8 @@ class Site:
         with launch.joined(config.device, config.process_timeout) as device:
             self.plan = prepare_client(settings, device, _own_rows(settings, node_config))
         initial = snapshot(model_tensors(self.plan.policy.model))
-        self.model = weights_hash(self.plan.policy)
-        self.pairs = _Pairs(self.plan, initial, self.model)
+        self.model = identity(self.plan.policy)
+        self.pairs = _Pairs(self.plan, initial, self.model["weights"])
         self.deadline = Deadline(config.client_timeout if config.engine == "ray" else None)
         wire = Wire(config.wire_dtype, to_tensors(initial))
         self._app = client_app(
@@ -138,13 +153,15 @@ class Site:
         with self._drawing(message.metadata.message_type, client_id, server_round):
             reply = self._app(message, numbered)
         if message.metadata.message_type == MessageType.TRAIN:
-            keep(self.kept, client_id, server_round, context.state)
+            every = self.config.checkpoint_every
+            if self.is_alone or (every and not self.config.debug):  # else no run goes on where this one ends
+                keep(self.kept, client_id, server_round, context.state, every)
         return reply
 
     def _drawing(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:
         """Noise of a simulated client comes from the stream of engine=local; nobody may know that of a real one."""
         if self.is_alone:
-            return nullcontext()
+            return seeded_globals(secrets.randbits(63), "a real client", 0)
         return seeded_globals(self.config.seed, f"client {kind}", client_id, server_round, 1)
 
     def check_model(self, message: Message) -> None:
@@ -153,11 +170,9 @@ class Site:
         Raises:
             Failed: If not.
         """
-        expected = str(_config(message).get(MODEL))
-        if expected != self.model:
+        if other := difference(self.model, json.loads(str(_config(message)[MODEL]))):
             raise Failed(
-                f"this client's model is not the server's: the SHA-256 of its weights is {self.model[:12]}..., the "
-                f"server's {expected[:12]}...; give it the same files, e.g. by --node-config "
+                f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
                 "'model.name_or_path=\"...\"'"
             )
 

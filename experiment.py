@@ -149,7 +149,7 @@ def run(plan: Plan, folder: Path, clients: Elsewhere | None = None) -> None:
         if config.resume:
             for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
                 console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
-            first, kept = _go_on(keepers, tracker, console)
+            first, kept = _go_on(keepers, tracker, console, clients is None)
         if kept is None:
             tracker.settings(hyperparameters(config))
         for place, keeper in list(zip(places, keepers, strict=True))[first:]:
@@ -190,7 +190,9 @@ def _keeper(plan: Plan, place: Place, model: str) -> Keeper:
     )
 
 
-def _go_on(keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console) -> tuple[int, Kept | None]:
+def _go_on(
+    keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console, is_local: bool
+) -> tuple[int, Kept | None]:
     """The federation of a resumed run that was cut off, those before it being done, and its newest checkpoint."""
 
     def on_damage(message: str) -> None:
@@ -202,7 +204,8 @@ def _go_on(keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console
             console.print(f"going on after round {kept.server_round}, from {kept.folder}", soft_wrap=True)
             return number, kept
     tracker.start_over()
-    console.print("no round is complete yet; of the first one, clients that are done are kept", soft_wrap=True)
+    of_the_first = "; of the first one, clients that are done are kept" if is_local else ""
+    console.print(f"no round is complete yet{of_the_first}", soft_wrap=True)
     return 0, None
 
 

@@ -1,6 +1,7 @@
 """One federation of a run: its strategy, evaluation and memory, with clients in this program or elsewhere."""
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from fed.arrays import to_tensors
 from fed.checks import Settings
 from fed.evaluation import Metrics, evaluate_pairs
 from fed.faults import Faults
+from fed.identity import identity
 from fed.journal import Journal, Recorder
 from fed.keeper import Keeper, Kept, Stateful
 from fed.leader import Evaluate, in_parts
@@ -145,8 +147,8 @@ def federate_elsewhere(
     grid = RemoteGrid(
         clients.grid,
         told={
-            MODEL: str(keeper.run[MODEL_HASH]),
-            RUN: "_".join(place.checkpoints.parent.parts[-2:]),
+            MODEL: json.dumps(identity(plan.policy, str(keeper.run[MODEL_HASH]))),
+            RUN: "_".join(place.checkpoints.parent.absolute().parts[-2:]),
             SETTINGS: to_text(clients.settings),
         },
         wait=config.process_timeout,

@@ -15,7 +15,7 @@ import plan
 from fed import launch
 from fed.checks import Settings
 from fed.endings import CannotGoOn
-from fed.resume import resumed
+from fed.resume import as_begun, resumed
 from fed.run_config import run_settings
 from federation import Elsewhere
 
@@ -59,4 +59,4 @@ def run(settings: Settings, grid: Grid) -> None:
         folder = experiment.create_folder(prepared)
         with experiment.locked(prepared, folder):
             print(f"results: {folder.absolute()}", flush=True)
-            experiment.run(prepared, folder, Elsewhere(grid, settings))
+            experiment.run(prepared, folder, Elsewhere(grid, as_begun(settings)))

@@ -1,11 +1,15 @@
-"""The mods that keep a client's data with the client."""
+"""The mods that keep a client's data with the client, and what the client's owner may insist on."""
+
+from collections.abc import Mapping
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fed.config import PrivacySettings
-from fed.privacy import classical_epsilon, local_sensitivity
+from fed.endings import Failed
+from fed.privacy import classical_epsilon, local_sensitivity, moved
+from fed.run_config import KIND, LEAST
 from fed.seeding import unseed_noise
 
 
@@ -14,9 +18,31 @@ def privacy_mods(settings: PrivacySettings) -> list[Mod]:
     if settings.kind == "none":
         return []
     if settings.kind == "central_dp":
-        return [only_weights] if settings.clipping == "server" else [only_weights, fixedclipping_mod]
+        return [only_weights] if settings.clipping == "server" else [only_weights, fixedclipping_mod, has_moved]
     noise = LocalDpMod(settings.clipping_norm, local_sensitivity(settings), classical_epsilon(settings), settings.delta)
-    return [only_weights, noise] if settings.seeded_noise else [only_weights, noise, unseeded]
+    return [only_weights, noise, has_moved] if settings.seeded_noise else [only_weights, noise, has_moved, unseeded]
+
+
+def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> None:
+    """Find out whether a run promises what the owner of the data insists on; the server only says what it does.
+
+    Args:
+        settings: Of the run.
+        demanded: A node's configuration; "privacy.kind" and, at least, "privacy.noise_multiplier".
+
+    Raises:
+        Failed: If it does not, or others could draw the noise again.
+    """
+    kind, least = demanded.get(KIND), demanded.get(LEAST)
+    if settings.kind != "none" and settings.seeded_noise:
+        raise Failed("privacy.seeded_noise=true: whoever knows the seed subtracts the noise; leave it out")
+    if kind is not None and settings.kind != kind:
+        raise Failed(f"this client takes part with privacy={kind} only, the run has privacy={settings.kind}")
+    if least is not None and (settings.kind == "none" or not settings.noise_multiplier >= float(str(least))):
+        raise Failed(
+            f"this client takes part from privacy.noise_multiplier={least} on, the run has privacy={settings.kind} and "
+            f"{settings.noise_multiplier:g}"
+        )
 
 
 def only_weights(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -26,9 +52,20 @@ def only_weights(message: Message, context: Context, call_next: ClientAppCallabl
     """
     reply = call_next(message, context)
     if not reply.has_error():
-        content = RecordDict(dict(reply.content.array_records.items()))
+        sent = message.content.array_records
+        content = RecordDict({key: record for key, record in reply.content.array_records.items() if key in sent})
         content["metrics"] = MetricRecord({"num-examples": 1})
         reply.content = content
+    return reply
+
+
+def has_moved(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The reply, with weights that differ from those received."""
+    reply = call_next(message, context)
+    if not reply.has_error():
+        for key, sent in message.content.array_records.items():
+            if key in reply.content.array_records:
+                reply.content[key] = moved(sent, reply.content.array_records[key])
     return reply
 
 

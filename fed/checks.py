@@ -240,6 +240,8 @@ def _check_engine(config: Config) -> None:
             f"accuracy_on={config.accuracy_on} with partition=own: SuperNodes do not have the server's pairs; use "
             "accuracy_on=client"
         )
+    if is_own(config) and config.accuracy_on == "client" and not config.client_eval_fraction:
+        raise ValueError("accuracy_on=client but client_eval_fraction=0 leaves clients nothing to score on; raise it")
 
 
 def _check_privacy(config: Config) -> None:
@@ -258,6 +260,16 @@ def _check_privacy(config: Config) -> None:
         raise ValueError(
             "privacy.seeded_noise=true with SuperNodes of their own data: whoever knows the seed subtracts the noise; "
             "leave it out"
+        )
+    if privacy.kind != "none" and not privacy.seeded_noise and config.checkpoint_every != 1 and not config.debug:
+        raise ValueError(
+            f"checkpoint_every={config.checkpoint_every} with privacy.seeded_noise=false: a resumed run would draw new "
+            "noise in rounds whose cost it has forgotten; use checkpoint_every=1"
+        )
+    if privacy.kind == "central_dp" and privacy.clipping == "client" and config.wire_dtype != "float32":
+        raise ValueError(
+            f"wire_dtype={config.wire_dtype} rounds what clients have clipped, so updates may be longer than "
+            "privacy.clipping_norm; use privacy.clipping=server or wire_dtype=float32"
         )
     # To publish all that one client has, drawn at random, would be (0, 1/N)-private.
     if not 0 < privacy.delta < 1 or (privacy.kind != "none" and not privacy.delta * config.client_num_in_total < 1):

@@ -54,6 +54,14 @@ WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         (key, lambda config: config.engine != "local", "an engine that is not engine=local")
         for key in ("checkpoint_within_round", *(f"faults.{item.name}" for item in fields(FaultSettings)))
     ),
+    *(
+        (
+            key,
+            lambda config: config.engine != "local",
+            "an engine that is not engine=local: a client sends results only",
+        )
+        for key in ("eval_every", "do_first_eval")
+    ),
     ("wire_dtype", lambda config: config.mode != "federated", "one client at a time, as mode= says"),
     ("lora.alpha", lambda config: config.lora.r == 0, "lora.r=0"),
     ("lora.target_modules", lambda config: config.lora.r == 0, "lora.r=0"),

@@ -323,7 +323,8 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):  # what is drawn next must not depend on the kind of file
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
     plain.load_state_dict(model.state_dict())
     return plain
 

@@ -25,6 +25,7 @@ class Nodes:
         self._clients: dict[int, int] = {}  # by node
         self._asked: dict[str, int] = {}  # nodes that have not answered, by message
         self._refused: set[int] = set()
+        self.expected: int | None = None  # no client has this number or a larger one
 
     def __len__(self) -> int:
         """How many have a number, online or not."""
@@ -39,7 +40,7 @@ class Nodes:
             self._clients.update(zip(new, itertools.count(len(self._clients))))
         else:
             self._ask(new, self._told)
-            self._hear()
+            self._hear(online)
         return sorted(client for node, client in self._clients.items() if node in online)
 
     def by_client(self) -> dict[int, int]:
@@ -57,22 +58,36 @@ class Nodes:
         if nodes:
             contents = (RecordDict({"config": ConfigRecord({**told})}) for _ in nodes)
             asked = [Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)]
-            self._asked.update(zip(self._grid.push_messages(asked), nodes, strict=True))
+            sent = zip(self._grid.push_messages(asked), nodes, strict=True)
+            self._asked.update({message: node for message, node in sent if message is not None})  # None: it has left
 
-    def _hear(self) -> None:
-        """Number those that have answered, first those that have a number of their own."""
+    def _hear(self, online: set[int]) -> None:
+        """Number those that have answered, first those that have a number of their own.
+
+        A number belongs to the last node that names it, once the one before is gone: it is the same client.
+        """
         if not self._asked:
             return
         own: list[tuple[bool, int, int]] = []
         for answer in self._grid.pull_messages(list(self._asked)):
             node = self._asked.pop(answer.metadata.reply_to_message_id)
             if answer.has_error():
-                self._refused.add(node)
-                print(f"node {node} cannot take part: {answer.error.reason}", flush=True)
+                self._refuse(node, (answer.error.reason or "no reason given").splitlines()[0])
             else:
                 told = next(iter(answer.content.metric_records.values())).get(PARTITION)
                 own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
         for without, told, node in sorted(own):
+            gone = [other for other, client in self._clients.items() if client == told and other not in online]
+            for other in [] if without else gone:
+                del self._clients[other]
             taken = self._clients.values()
             free = next(k for k in range(len(taken) + 1) if k not in taken)
-            self._clients[node] = free if without or told in taken else told
+            number = free if without or told in taken else told
+            if number < 0 or (self.expected is not None and number >= self.expected):
+                self._refuse(node, f"it would be client {number}, but client_num_in_total={self.expected}")
+            else:
+                self._clients[node] = number
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self._refused.add(node)
+        print(f"node {node} cannot take part: {reason}", flush=True)

@@ -7,8 +7,11 @@ change in what is published. So z alone decides epsilon: T of them have RDP T a 
 import functools
 import math
 
+import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 
+from fed.arrays import to_record, to_tensors
 from fed.config import PrivacySettings
 
 
@@ -57,12 +60,30 @@ def classical_epsilon(settings: PrivacySettings) -> float:
     return math.sqrt(2 * math.log(1.25 / settings.delta)) / settings.noise_multiplier
 
 
+def moved(sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
+    """The trained weights, the first of them changed by its last bits if all are exactly those that were sent.
+
+    Flower's clipping divides by the norm of the difference; that a client has not moved must not show.
+    """
+    before, after = to_tensors(sent), to_tensors(trained)
+    if any(name not in before or not torch.equal(before[name], after[name]) for name in after):
+        return trained
+    name = next((name for name, tensor in after.items() if tensor.numel()), None)
+    if name is None:
+        return trained
+    changed = after[name].clone()
+    value = float(changed.flatten()[0])
+    changed.view(-1)[0] = value + max(abs(value) * 2**-22, 1e-10)
+    return to_record({**after, name: changed})
+
+
 def described(settings: PrivacySettings, num_rounds: int) -> str:
     """What is protected at which price, in one line."""
     spent = epsilon(settings.noise_multiplier, num_rounds, settings.delta)
+    of_whom = " of one client" if settings.kind == "local_dp" else ""
     limit = "" if settings.max_epsilon is None else f", ends before {settings.max_epsilon:g}"
     return (
         f"privacy: {settings.kind}, updates clipped to {settings.clipping_norm:g}, noise multiplier "
         f"{settings.noise_multiplier:g}: epsilon {spent:.3g} at delta {settings.delta:g} after {num_rounds} rounds"
-        f"{limit}; what this protects: docs/privacy.md"
+        f"{of_whom}{limit}; what this protects: docs/privacy.md"
     )

@@ -19,6 +19,7 @@ from fed.stop import Stop
 POLL = 0.2  # seconds between two looks for replies
 # In the config of every message to a client.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
+NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}  # metrics of a reply
 # Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
 OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 
@@ -69,11 +70,11 @@ class RemoteGrid(CountingGrid):
         """Wait until so many clients are there; when the time is up, fewer will do, but no fewer than a round needs.
 
         Raises:
-            CannotGoOn: If they do not come, or more are there than expected.
+            CannotGoOn: If they do not come.
         """
         deadline = time.monotonic() + self._wait
-        while len(self._nodes) < expected:
-            online = len(self._nodes.online())
+        self._nodes.expected = expected
+        while (online := len(self._nodes.online())) < expected:
             if time.monotonic() > deadline:
                 if online < max(self.min_fit_clients, 1):
                     raise CannotGoOn(self._too_few(online))
@@ -81,10 +82,6 @@ class RemoteGrid(CountingGrid):
                 break
             self._stop.check()
             time.sleep(POLL)
-        if len(self._nodes) > expected:
-            raise CannotGoOn(
-                f"there are {len(self._nodes)} clients but client_num_in_total={expected}; set it to that number"
-            )
 
     def set_run(self, run: Any) -> None:
         """Set the run this grid works for."""
@@ -115,13 +112,16 @@ class RemoteGrid(CountingGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; the replies come by `pull_messages`."""
         accepted = [self.accept(message) for message in messages]
-        ids = self._push(accepted)
+        ids = [found for found in self._push(accepted) if found is not None]
+        if len(ids) < len(accepted):
+            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(accepted)} messages")
         self._pending.update(zip(ids, accepted, strict=True))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there."""
         found = self._grid.pull_messages(list(message_ids))
+        self._since = time.monotonic()
         return [self._taken(self._pending.pop(reply.metadata.reply_to_message_id), reply) for reply in found]
 
     def accept(self, message: Message) -> Message:
@@ -134,25 +134,31 @@ class RemoteGrid(CountingGrid):
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
         """The answers, in the order of the messages; those that come before their turn wait."""
-        sent = dict(zip(self._push(messages), messages, strict=True))
-        waiting, found = set(sent), dict[str, Message]()
+        sent = list(zip(self._push(messages), messages, strict=True))
+        waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Message]()
         deadline = time.monotonic() + (self._timeout or math.inf)
-        for message_id, message in sent.items():
-            while message_id not in found and time.monotonic() <= deadline:
+        for message_id, message in sent:
+            if message_id is None:
+                yield self._failed(message, "its node has left")
+                continue
+            while message_id not in found:
+                is_last = time.monotonic() > deadline  # a reply may have come while the server did something else
                 for reply in self._grid.pull_messages(list(waiting)):
                     waiting.discard(reply.metadata.reply_to_message_id)
                     found[reply.metadata.reply_to_message_id] = reply
-                if message_id not in found:
-                    self._stop.check()
-                    time.sleep(POLL)
+                self._since = time.monotonic()
+                if message_id in found or is_last:
+                    break
+                self._stop.check()
+                time.sleep(POLL)
             if message_id in found:
                 yield self._taken(message, found.pop(message_id))
             else:
                 waiting.discard(message_id)
                 yield self._failed(message, f"no answer within client_timeout={self._timeout:g} seconds")
 
-    def _push(self, messages: list[Message]) -> list[str]:
-        """Send what was accepted."""
+    def _push(self, messages: list[Message]) -> list[str | None]:
+        """Send what was accepted; None in place of the number of a message whose node has left."""
         nodes = self._nodes.by_client()
         sent = []
         for message in messages:
@@ -165,8 +171,8 @@ class RemoteGrid(CountingGrid):
             sent.append(
                 Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
             )
-        ids = list(self._grid.push_messages(sent))
-        if len(ids) < len(sent) or None in ids:
+        ids: list[str | None] = list(self._grid.push_messages(sent))
+        if len(ids) < len(sent):
             raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(sent)} messages")
         self._shared.clear()
         self._since = time.monotonic()
@@ -200,13 +206,24 @@ class RemoteGrid(CountingGrid):
         except Exception as error:  # whatever a client may send: the others go on
             return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
         metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
+        if problem := _unusable(metrics):
+            return self._failed(message, problem)
         self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
 
     def _failed(self, message: Message, reason: str | None) -> Message:
-        reason = " ".join((reason or "").split()) or "no reason given"
-        self.on_failure(message.metadata.dst_node_id, self.server_round, reason, "")
+        reason, _, details = (reason or "").partition("\n")
+        reason = " ".join(reason.split()) or "no reason given"
+        self.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
         return Message(Error(0, reason), reply_to=message)
+
+
+def _unusable(metrics: Mapping[str, Any]) -> str | None:
+    """Why no strategy could use a client's metrics."""
+    for name in NUMBERS & metrics.keys():
+        if isinstance(metrics[name], list):
+            return f"its {name} is a list"
+    return None if metrics.get("num-examples", 1) > 0 else f"its num-examples is {metrics['num-examples']}"
 
 
 @dataclass(frozen=True)

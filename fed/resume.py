@@ -54,6 +54,15 @@ def resumed(settings: Settings) -> Settings:
     return Settings(config, frozenset(environment["given"]))
 
 
+def as_begun(settings: Settings) -> Settings:
+    """The settings without what `resumed` found of this machine, which says nothing of a client's."""
+    config = settings.config
+    if config.resume is None:
+        return settings
+    began = _config(Path(config.resume))
+    return replace(settings, config=replace(config, num_threads=began.num_threads, cpu_matmul=began.cpu_matmul))
+
+
 def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """What of `fed.run_folder.surroundings` is not as it was when the run began: the last bits may then differ."""
     then, found = _environment(folder), []

@@ -39,6 +39,7 @@ OF_THE_NODE = (
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
+INSISTED = KIND, LEAST = "privacy.kind", "privacy.noise_multiplier"  # what a node's owner demands of a run
 FLOWERS_OWN = (PARTITION, "num-partitions")
 
 
@@ -64,7 +65,7 @@ def run_settings(run_config: Mapping[str, Any]) -> Settings:
         choices = dict(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed["hydra"]
-            composed.engine = "flower"
+            composed.engine, composed.trainer = "flower", "BasicTrainer"  # whatever a preset says
         return checked(composed, overrides, choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(f"{error}\n{error.__cause__ or ''}")) from error
@@ -96,10 +97,10 @@ def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Setting
     Raises:
         ValueError: If it names a key that is not for a node to decide, or a value of the wrong type.
     """
-    own = {key: value for key, value in node_config.items() if key not in (DATA, FORMAT, *FLOWERS_OWN)}
+    own = {key: value for key, value in node_config.items() if key not in (DATA, FORMAT, *INSISTED, *FLOWERS_OWN)}
     for key in own:
         if key not in OF_THE_NODE:
-            known = (DATA, FORMAT, *OF_THE_NODE)
+            known = (DATA, FORMAT, *OF_THE_NODE, *INSISTED)
             raise ValueError(
                 f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
             )

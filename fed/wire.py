@@ -2,7 +2,7 @@
 
 Weights themselves in bfloat16 would lose what training changes: it keeps 8 bits, and one round moves a weight by less
 than its last one. So the server sends the difference from the initial weights, which every client has, and a client the
-difference from the weights it received: the error is 2^-9 of each difference at most.
+difference from the weights it received: the error is 2^-8 of each difference at most.
 """
 
 from collections.abc import Mapping

@@ -17,8 +17,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fed.config import PrivacySettings
-from fed.endings import CannotGoOn
-from fed.privacy import accountant, epsilon
+from fed.privacy import accountant, epsilon, moved
 from fed.seeding import unseed_noise
 from server.app import asks, layers, train_size
 from server.strategies import FeDPO, StreamingFedAvg
@@ -117,8 +116,13 @@ class ClientLedger:
         return {"asked": dict(self._asked)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave.
+
+        With noise of its own every time, the round that was cut off may have left the clients, and will once more.
+        """
         self._asked = Counter(state["asked"])
+        if not self._settings.seeded_noise:
+            self._asked.update(range(self._num_clients))
 
     def _epsilon(self, releases: int) -> float:
         return epsilon(self._settings.noise_multiplier, releases, self._settings.delta)
@@ -130,7 +134,9 @@ class _Accounted(Strategy):
     A round in which not every client answered gives no aggregate, and costs nothing.
     """
 
-    def __init__(self, strategy: Strategy, settings: PrivacySettings, sampled: int, num_clients: int) -> None:
+    def __init__(self, strategy: Any, settings: PrivacySettings, sampled: int, num_clients: int) -> None:
+        # The noise is made for so many clients: Flower waits until they are online.
+        strategy.min_train_nodes = strategy.min_available_nodes = sampled
         super().__init__(strategy, settings.noise_multiplier, settings.clipping_norm, sampled)  # type: ignore[call-arg]
         # Given to `__init__`, it would be refused for a mean that is not computed by FedAvg's own method.
         self._books = accountant(settings.delta, num_clients)
@@ -145,13 +151,7 @@ class _Accounted(Strategy):
         """The noisy mean, and its cost composed with that of those before."""
         if not self._settings.seeded_noise:
             unseed_noise()
-        try:
-            arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
-        except ZeroDivisionError as error:
-            raise CannotGoOn(
-                f"round {server_round}: a client's weights are exactly those it was sent, and Flower's clipping "
-                "divides by the norm of their difference; raise lr or local_steps"
-            ) from error
+        arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
         self._released = arrays is not None
         return arrays, metrics
 
@@ -175,12 +175,27 @@ class _Accounted(Strategy):
         return {"accountant": self._books.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave.
+
+        With noise of its own every time, the round that was cut off may have been seen, and will be once more.
+        """
         self._books.load_state_dict(dict(state["accountant"]))
+        if not self._settings.seeded_noise:
+            self._books.compose(self._release)
 
 
 class ClippedByServer(_Accounted, DifferentialPrivacyServerSideFixedClipping):
     """The server gets updates as they are and clips them."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As that of `_Accounted`; a client may have left its weights as they were."""
+        replies = list(replies)
+        for reply in replies:
+            for key, record in [] if reply.has_error() else list(reply.content.array_records.items()):
+                reply.content[key] = moved(self.current_arrays, record)
+        return super().aggregate_train(server_round, replies)
 
 
 class ClippedByClients(_Accounted, DifferentialPrivacyClientSideFixedClipping):

@@ -1,10 +1,13 @@
 """What a client behind Flower's engines answers, and that nothing else leaves it: every message is looked at."""
 
+import builtins
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from deployment import lines
@@ -20,6 +23,7 @@ from fed.demo import demo_model, demo_tokenizer
 from fed.endings import CannotGoOn
 from fed.resume import resumed
 from fed.run_config import run_settings
+from fed.seeding import seeded_globals
 from load_data import load
 
 # The metrics that docs/deployment.md names.
@@ -112,6 +116,29 @@ def test_the_secret_of_flowers_own_programs_is_not_in_the_run_folder(federate, f
     assert not [path for path in run.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+def test_a_client_that_is_promised_too_little_stays_away(federate, files, capfd):
+    first, second = nodes(files)
+    insists = {**second, "privacy.kind": "local_dp", "privacy.noise_multiplier": 2.0}
+    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+        federate([first, insists], process_timeout=2, min_fit_clients=2)
+    assert "takes part with privacy=local_dp only" in capfd.readouterr().out
+    federate([first, insists], privacy="local_dp", strategy="fedavg", comm_round=1, **{"privacy.noise_multiplier": 2})
+    assert "privacy: local_dp, updates clipped to 1, noise multiplier 2: epsilon 2.17" in capfd.readouterr().err
+
+
+def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("builtins.drawn", drawn, raising=False)
+    federate(nodes(files), client_mods="[test_client_app.draws]")
+    assert len(drawn) == 4 and len(set(drawn)) == 4
+
+
+def draws(message, context, call_next):
+    """A mod that draws."""
+    builtins.drawn.append((np.random.normal(), float(torch.randn(()))))
+    return call_next(message, context)
+
+
 def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, capfd):
     secret = "the patient's name is Ada"
     files[1].write_text(json.dumps({"prompt": secret, "chosen": 5, "rejected": secret}) + "\n")
@@ -136,7 +163,26 @@ def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_
         federate([first, {**second, "model.name_or_path": str(folder)}], process_timeout=3, min_fit_clients=2)
     out, err = capfd.readouterr()
     assert "this client's model is not the server's" in err and "model.name_or_path" in err
-    assert "this client's model is not the server's" in out
+    assert "this client's model is not the server's: the SHA-256 of its weights is" in out
+
+
+@pytest.mark.parametrize(("part", "lora"), [("configuration", 0), ("tokenizer", 0), ("adapter before training", 2)])
+def test_the_same_weights_are_not_the_same_model(federate, files, tmp_path, capfd, part, lora):
+    """The demo's own weights, read from a directory: an adapter is then drawn from another place of the stream."""
+    folder, tokenizer = tmp_path / "same", demo_tokenizer()
+    with seeded_globals(0, "model"):
+        model = demo_model(tokenizer)
+    if part == "configuration":
+        model.config.rms_norm_eps = 0.5
+    if part == "tokenizer":
+        tokenizer.eos_token = "a"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    first, second = nodes(files)
+    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+        settings = {"process_timeout": 3, "min_fit_clients": 2, "lora.r": lora} if lora else {"process_timeout": 3}
+        federate([first, {**second, "model.name_or_path": str(folder)}], **{"min_fit_clients": 2, **settings})
+    assert f"the SHA-256 of its {part} is" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -201,6 +247,24 @@ def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, 
     monkeypatch.setattr(FlowerGrid, "_answer", forgetful)
     _, again = federate(nodes(files), exp_name="again", **typed)
     assert lines(whole) == lines(again)
+
+
+def test_clients_without_a_number_of_their_own_keep_the_one_they_had(federate, files):
+    """When the run goes on they answer in another order; checkpoints are five rounds apart."""
+    typed = {"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3, "checkpoint_every": 5}
+    unnamed = [{"data": node["data"]} for node in nodes(files)]
+    _, whole = federate(unnamed, **typed, comm_round=8)
+    cut = {**typed, "exp_name": "cut", "comm_round": 7}
+    grid, begun = federate(unnamed, **cut)
+    for later in ("round-7", "best"):
+        shutil.rmtree(begun / "checkpoints" / later, ignore_errors=True)
+    assert (begun / "checkpoints" / "round-5").is_dir()
+    given = {"resume": str(begun), "comm_round": 8, "process_timeout": 5}
+    again = [{**node, "cache_dir": str(begun.parents[2] / f"cache-{k}")} for k, node in enumerate(unnamed)]
+    grid = FlowerGrid([(client_app.flower_app(), node) for node in again[::-1]], given)
+    server_app.run(server_app.settings_of(given), grid)
+    margins = [lines(run)[8, "server", "test"]["margin"] for run in (whole, begun)]
+    assert margins[0] == margins[1]
 
 
 @pytest.mark.parametrize(("name", "place"), [("fed.token_cache.tokenize", 0), ("fed.references.pair_logps", 1)])

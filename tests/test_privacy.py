@@ -16,13 +16,14 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, Krum
 from test_federation import Log, dpo_loss
 
 from clients.app import ClientPairs, client_app
-from clients.privacy import privacy_mods
+from clients.privacy import check_promise, privacy_mods
 from clients.trainer import LocalSettings, LocalTrainer
 from fed import privacy
 from fed.arrays import model_tensors, snapshot, to_record, to_tensors
 from fed.config import PrivacySettings
-from fed.endings import CannotGoOn
+from fed.endings import Failed
 from fed.grid import LocalGrid
+from fed.privacy import moved
 from fed.references import with_reference
 from fed.trees import is_packable
 from server.app import train_size
@@ -296,10 +297,76 @@ def trained_by_first() -> dict[str, torch.Tensor]:
     return {name: SENT[name] + UPDATES[0][name] for name in SENT}
 
 
-def test_a_client_that_has_not_moved_is_told_in_one_line(grid: LocalGrid) -> None:
+def test_clients_that_have_not_moved_do_not_show(grid: LocalGrid) -> None:
+    """Flower's clipping divides by the norm of the update."""
     strategy = protected(StreamingFedAvg(**ALL), settings(), 3)
-    with pytest.raises(CannotGoOn, match=r"round 1: .* exactly those it was sent.* raise lr"):
-        strategy.aggregate_train(1, answered(asked(strategy, grid), SENT))
+    np.random.seed(3)
+    arrays, _ = strategy.aggregate_train(1, answered(asked(strategy, grid), SENT))
+    rng = np.random.RandomState(3)
+    for name, tensor in to_tensors(arrays).items():
+        noise = torch.tensor(rng.normal(0, 0.5 * 2 / 3, tensor.shape), dtype=torch.float32)
+        torch.testing.assert_close(tensor, SENT[name] + noise, rtol=0, atol=2e-6)
+    np.random.seed(3)
+    (reply,) = sent_by_a_client(settings(kind="local_dp"), SENT, SENT)
+    rng = np.random.RandomState(3)
+    for name, tensor in to_tensors(reply.content["arrays"]).items():
+        noise = torch.tensor(rng.normal(0, 2 * 2 * 0.5, tensor.shape), dtype=torch.float32)
+        torch.testing.assert_close(tensor, SENT[name] + noise, rtol=0, atol=2e-6)
+    (reply,) = sent_by_a_client(settings(clipping="client"), SENT, SENT, {"clipping_norm": 2.0})
+    assert all((tensor - SENT[n]).abs().max() < 2e-6 for n, tensor in to_tensors(reply.content["arrays"]).items())
+
+
+def test_all_zeros_that_have_not_moved_can_be_clipped() -> None:
+    zeros = {"empty": torch.zeros(0), "a": torch.zeros(3)}
+    changed = to_tensors(moved(to_record(zeros), to_record(zeros)))
+    assert float(changed["a"].float().square().sum()) > 0 and float(changed["a"].abs().max()) < 1e-9
+    other = to_record({"a": torch.ones(3)})
+    assert moved(to_record({"a": torch.zeros(3)}), other) is other
+
+
+def test_a_client_keeps_arrays_of_its_own_mods_to_itself() -> None:
+    app = ClientApp(mods=privacy_mods(settings()))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        own = {"arrays": to_record(SENT), "more": to_record(SENT), "metrics": MetricRecord({"num-examples": 17})}
+        return Message(RecordDict(own), reply_to=message)
+
+    LocalGrid(app, [])
+    reply = app(Message(RecordDict({"arrays": to_record(SENT)}), 0, "train"), Context(0, 0, {}, RecordDict(), {}))
+    assert set(reply.content) == {"arrays", "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("run", "demanded", "words"),
+    [
+        ({"kind": "none"}, {}, None),
+        ({"kind": "none"}, {"privacy.kind": "local_dp"}, "privacy=local_dp only, the run has privacy=none"),
+        ({"kind": "central_dp"}, {"privacy.kind": "local_dp"}, "the run has privacy=central_dp"),
+        ({"kind": "local_dp"}, {"privacy.kind": "local_dp", "privacy.noise_multiplier": 1}, "multiplier=1 on.* 0.5"),
+        ({"kind": "none"}, {"privacy.noise_multiplier": 0.1}, "multiplier=0.1 on, the run has privacy=none"),
+        ({"kind": "local_dp"}, {"privacy.kind": "local_dp", "privacy.noise_multiplier": 0.5}, None),
+        ({"kind": "local_dp", "seeded_noise": True}, {}, "whoever knows the seed"),
+    ],
+)
+def test_the_owner_of_data_insists_on_a_promise(run: Any, demanded: Any, words: str | None) -> None:
+    """Whatever the server says."""
+    promised = settings(**{"seeded_noise": False, **run})
+    if words is None:
+        check_promise(promised, demanded)
+        return
+    with pytest.raises(Failed, match=words):
+        check_promise(promised, demanded)
+
+
+@pytest.mark.parametrize("kind", ["central_dp", "local_dp"])
+def test_a_resumed_run_with_fresh_noise_pays_for_the_round_that_was_cut_off(kind: str, grid: LocalGrid) -> None:
+    for seeded, more in ((True, 0), (False, 1)):
+        first, second = (protected(StreamingFedAvg(**ALL), settings(kind=kind, seeded_noise=seeded), 3) for _ in "ab")
+        first.aggregate_train(1, answered(asked(first, grid)))
+        ledger_of(second).load_state_dict(ledger_of(first).state_dict())
+        assert ledger_of(first).spent()["releases"] == 1
+        assert ledger_of(second).spent()["releases"] == 1 + more
 
 
 class Weighted(StreamingFedAvg):

@@ -110,13 +110,84 @@ def test_a_client_that_does_not_answer_in_time_is_left_out():
 
 
 def test_nodes_that_come_later_are_asked_and_take_part():
-    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}])
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=1)
     late = next(n for n, c in flower.contexts.items() if c.node_config["partition-id"] == 0)
     flower.online.discard(late)
-    grid.gather(1)
+    grid.gather(2)  # goes on without it
+    grid.begin(1)
     assert list(grid.get_node_ids()) == [1]
     flower.online.add(late)
     assert list(grid.get_node_ids()) == [0, 1]
+
+
+def test_a_client_that_comes_back_as_another_node_is_the_same_client():
+    """A SuperNode without a registered key gets a new id whenever it is started."""
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}, {"partition-id": 1}])
+    old, new = (n for n, context in flower.contexts.items() if context.node_config["partition-id"] == 1)
+    flower.online.discard(new)
+    grid.gather(2)
+    flower.online.discard(old)
+    flower.online.add(new)
+    assert list(grid.get_node_ids()) == [0, 1]
+    assert sums(grid.send_and_receive(messages([1]))) == [(1, 6.0)]
+    assert grid._nodes.by_client()[1] == new
+
+
+def test_who_is_offline_does_not_count_when_clients_are_gathered():
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=2)
+    list(grid.get_node_ids())
+    flower.online.pop()
+    with pytest.raises(CannotGoOn, match="1 online"):
+        grid.gather(2)
+
+
+def test_a_message_that_flower_does_not_take_is_a_failure_of_its_client(monkeypatch):
+    grid, flower, _, told = made([{"partition-id": 0}, {"partition-id": 1}])
+    grid.gather(2)
+    node, push = grid._nodes.by_client()[0], flower.push_messages
+    monkeypatch.setattr(
+        flower,
+        "push_messages",
+        lambda sent: [None if m.metadata.dst_node_id == node else next(iter(push([m]))) for m in sent],
+    )
+    assert sums(grid.send_and_receive(messages([0, 1]))) == [(0, None), (1, 6.0)]
+    assert told[0] == (0, 1, "its node has left", "")
+
+
+def test_a_reply_that_came_while_the_server_was_busy_is_read():
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], timeout=0.2)
+    grid.gather(2)
+    found = []
+    flower.silent.add(grid._nodes.by_client()[1])
+    for reply in grid.replies([grid.accept(message) for message in messages([0, 1])]):
+        found.append(reply)
+        flower.silent.clear()
+        time.sleep(0.3)
+    assert sums(found) == [(0, 3.0), (1, 6.0)]
+
+
+def test_rounds_that_take_long_are_no_lack_of_clients():
+    grid, flower, *_ = made([{"partition-id": 0}], wait=0.3)
+    grid.gather(1)
+    flower.on_pull = lambda: time.sleep(0.4)
+    assert sums(grid.send_and_receive(messages([0]))) == [(0, 3.0)]
+    assert list(grid.get_node_ids()) == [0]
+
+
+@pytest.mark.parametrize("metrics", [{"pairs": [1, 2]}, {"num-examples": 0}, {"num-examples": -1.0}])
+def test_metrics_that_no_mean_can_use_are_a_failure_of_their_client(metrics):
+    grid, flower, _, told = made([{"partition-id": 0}])
+    app = next(iter(flower.apps.values()))
+
+    def spoiled(message, context):
+        reply = app(message, context)
+        reply.content["metrics"] = MetricRecord({**reply.content["metrics"], **metrics})
+        return reply
+
+    flower.apps = dict.fromkeys(flower.apps, spoiled)
+    grid.gather(1)
+    assert sums(grid.send_and_receive(messages([0]))) == [(0, None)]
+    assert f"its {next(iter(metrics))} is" in told[0][2]
 
 
 def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
@@ -154,10 +225,12 @@ def test_simulated_nodes_are_not_asked_but_told_who_they_are():
     assert [kind for kind, *_ in flower.received] == ["train"] * 3
 
 
-def test_more_clients_than_expected_are_no_federation_of_that_size():
-    grid, *_ = made([{}, {}, {}])
-    with pytest.raises(CannotGoOn, match="there are 3 clients but client_num_in_total=2"):
-        grid.gather(2)
+@pytest.mark.parametrize("config", [{}, {"partition-id": 2}, {"partition-id": -1}])
+def test_a_client_too_many_cannot_take_part(config, capsys):
+    grid, *_ = made([{"partition-id": 0}, {"partition-id": 1}, config])
+    grid.gather(2)
+    assert list(grid.get_node_ids()) == [0, 1]
+    assert "client_num_in_total=2" in capsys.readouterr().out
 
 
 def test_a_strategy_that_waits_for_more_clients_than_come_ends_the_run():
