@@ -86,12 +86,10 @@ def _guarded(answer: Answer, kept: Path | None, message: Message, context: Conte
     except Failed as error:
         reason = shared = " ".join(str(error).split())
     except Exception as error:
+        kind, reason = type(error).__name__, " ".join(str(error).split())
         if not isinstance(error, ValueError):
             traceback.print_exc()
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, ValueError):
-            reason = f"{type(error).__name__}: {reason}"
-        kind = type(error).__name__
+            reason = f"{kind}: {reason}"
         shared = f"{kind}; the log of its SuperNode says more" if is_alone else f"{reason}\n{traceback.format_exc()}"
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return Message(Error(0, shared), reply_to=message)

@@ -232,6 +232,21 @@ def test_clients_share_out_a_data_set_as_in_one_process(federate, command_line):
     assert (here / "policy" / "model.safetensors").read_bytes() == (run / "policy" / "model.safetensors").read_bytes()
 
 
+def test_where_a_simulated_client_fails_is_in_the_run_folder(federate, capfd):
+    shared = {"partition": "iid", "accuracy_on": "server", "client_mods": "[test_client_app.spoils]"}
+    _, run = federate([{"partition-id": 0}, {"partition-id": 1}], **shared, min_fit_clients=1)
+    assert "client-1 is left out: KeyError: 'nothing'" in capfd.readouterr().out
+    log = (run / "failures.log").read_text()
+    assert "round 1, client-1: Traceback" in log and "in spoils" in log
+
+
+def spoils(message, context, call_next):
+    """A mod with a mistake that one client meets."""
+    if context.node_config["partition-id"] == 1:
+        raise KeyError("nothing")
+    return call_next(message, context)
+
+
 def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, files, monkeypatch):
     """As a SuperNode that was started again: the same rounds with and without."""
     typed = {"comm_round": 3, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
