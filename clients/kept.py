@@ -25,10 +25,13 @@ def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, eve
         OSError: If the disk refuses it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for later in [r for r in _rounds(folder, client_id) if r >= server_round]:  # of rounds that are run once more
+    found = _rounds(folder, client_id)
+    rounds = [r for r in found if r < server_round]
+    for later in set(found).difference(rounds):  # of rounds that are run once more
         _path(folder, client_id, later).unlink()
     trees.save(dict(state), _path(folder, client_id, server_round))
-    rounds, newest = _rounds(folder, client_id), server_round // every * every if every else 0
+    rounds.append(server_round)
+    newest = server_round // every * every if every else 0
     checkpoints = [newest - back * every for back in range(CHECKPOINTS)]
     needed = {max((r for r in rounds if r <= at), default=0) for at in (server_round, *checkpoints)}
     for unneeded in set(rounds) - needed:

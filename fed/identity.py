@@ -3,10 +3,10 @@
 import hashlib
 from typing import Any
 
+from fed.arrays import model_tensors
 from fed.lora import has_adapter
 from fed.policy import Policy
-from fed.references import weights_hash
-from fed.sharding import full
+from fed.references import tensors_hash, weights_hash
 
 # Of a model's configuration: where it lies, and what a file's format or a library's version says.
 NOT_COMPARED = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
@@ -23,14 +23,10 @@ def identity(policy: Policy, weights: str | None = None) -> dict[str, str]:
     config = {key: value for key, value in policy.model.config.to_dict().items() if key not in NOT_COMPARED}
     tokenizer: Any = policy.tokenizer
     told = sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer(PROBE)["input_ids"]
-    parts = {"weights": weights or weights_hash(policy), "configuration": _sha(config), "tokenizer": _sha(told)}
+    weights = weights or weights_hash(policy)
+    parts = {"weights": weights, "configuration": _sha(sorted(config.items())), "tokenizer": _sha(told)}
     if has_adapter(policy.model):
-        digest = hashlib.sha256()
-        for name, tensor in policy.model.named_parameters():
-            if tensor.requires_grad:
-                digest.update(f"{name}{tuple(tensor.shape)}".encode())
-                digest.update(full(tensor.detach()).float().cpu().contiguous().numpy().tobytes())
-        parts["adapter before training"] = digest.hexdigest()
+        parts["adapter before training"] = tensors_hash(model_tensors(policy.model))
     return parts
 
 
@@ -44,4 +40,4 @@ def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
 
 
 def _sha(value: object) -> str:
-    return hashlib.sha256(repr(sorted(value.items()) if isinstance(value, dict) else value).encode()).hexdigest()
+    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -27,10 +27,6 @@ class Nodes:
         self._refused: set[int] = set()
         self.expected: int | None = None  # no client has this number or a larger one
 
-    def __len__(self) -> int:
-        """How many have a number, online or not."""
-        return len(self._clients)
-
     def online(self) -> list[int]:
         """The clients whose nodes are online, in order; new nodes are asked, and do not count before they answer."""
         online = set(self._grid.get_node_ids())
@@ -76,17 +72,16 @@ class Nodes:
             else:
                 told = next(iter(answer.content.metric_records.values())).get(PARTITION)
                 own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
+        taken = self.by_client()
         for without, told, node in sorted(own):
-            gone = [other for other, client in self._clients.items() if client == told and other not in online]
-            for other in [] if without else gone:
-                del self._clients[other]
-            taken = self._clients.values()
-            free = next(k for k in range(len(taken) + 1) if k not in taken)
+            if not without and told in taken and taken[told] not in online:
+                del self._clients[taken.pop(told)]
+            free = next(k for k in itertools.count() if k not in taken)
             number = free if without or told in taken else told
             if number < 0 or (self.expected is not None and number >= self.expected):
                 self._refuse(node, f"it would be client {number}, but client_num_in_total={self.expected}")
             else:
-                self._clients[node] = number
+                self._clients[node], taken[number] = number, node
 
     def _refuse(self, node: int, reason: str) -> None:
         self._refused.add(node)

@@ -37,8 +37,7 @@ class Display:
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """A client begins: one more visit."""
-        if self._start is None:
-            self._start = time.monotonic(), max(server_round - 1, 0) * self._clients_per_round
+        self._begin(max(server_round - 1, 0))
         self._visits += 1
         self._visit = _Visit(server_round, client_id, max(pairs, 1))
         if self._console.is_interactive:
@@ -63,8 +62,7 @@ class Display:
         self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
     ) -> None:
         """One line for a finished round, from (label, value, standard error)."""
-        if self._start is None:  # the next thing heard of a client that is elsewhere may be its reply
-            self._start = time.monotonic(), server_round * self._clients_per_round
+        self._begin(server_round)  # the next thing heard of a client that is elsewhere may be its reply
         plus_minus = "+/-" if self._console.options.ascii_only else "±"
         parts = [
             f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
@@ -85,6 +83,11 @@ class Display:
         if self._bar:
             self._bar.stop()
         self._bar = None
+
+    def _begin(self, rounds: int) -> None:
+        """Training begins after so many rounds, if it has not begun before."""
+        if self._start is None:
+            self._start = time.monotonic(), rounds * self._clients_per_round
 
     def _is_silent(self) -> bool:
         return time.monotonic() >= self._last_line + LINE_SECONDS

@@ -1,13 +1,14 @@
 """The reference log-probabilities: a constant column of the data, computed once and cached on disk."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
 from fed.array_cache import read_array, write_array
 from fed.batches import Example, PairLogps
@@ -57,8 +58,13 @@ def with_reference(
 
 def weights_hash(policy: Policy) -> str:
     """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers, an adapter's left out."""
+    return tensors_hash(base_state(policy.model))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_state(policy.model).items()):
+    for name, tensor in sorted(tensors.items()):
         tensor = full(tensor.detach())
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -58,7 +58,7 @@ class RemoteGrid(CountingGrid):
         self._nodes = Nodes(grid, None if simulated else told)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
-        self._since = time.monotonic()  # something was sent, or a round began
+        self._since = time.monotonic()  # something was sent or asked for, or a round began
         self._stop = Stop()
 
     def begin(self, server_round: int) -> None:
@@ -120,9 +120,8 @@ class RemoteGrid(CountingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there."""
-        found = self._grid.pull_messages(list(message_ids))
-        self._since = time.monotonic()
-        return [self._taken(self._pending.pop(reply.metadata.reply_to_message_id), reply) for reply in found]
+        found = self._pull(message_ids)
+        return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
 
     def accept(self, message: Message) -> Message:
         """The message as the client finds it: what arrives of its arrays, and records of its own."""
@@ -143,10 +142,8 @@ class RemoteGrid(CountingGrid):
                 continue
             while message_id not in found:
                 is_last = time.monotonic() > deadline  # a reply may have come while the server did something else
-                for reply in self._grid.pull_messages(list(waiting)):
-                    waiting.discard(reply.metadata.reply_to_message_id)
-                    found[reply.metadata.reply_to_message_id] = reply
-                self._since = time.monotonic()
+                found |= self._pull(waiting)
+                waiting -= found.keys()
                 if message_id in found or is_last:
                     break
                 self._stop.check()
@@ -156,6 +153,12 @@ class RemoteGrid(CountingGrid):
             else:
                 waiting.discard(message_id)
                 yield self._failed(message, f"no answer within client_timeout={self._timeout:g} seconds")
+
+    def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
+        """The replies that are there, by the message that they answer."""
+        found = {reply.metadata.reply_to_message_id: reply for reply in self._grid.pull_messages(list(message_ids))}
+        self._since = time.monotonic()
+        return found
 
     def _push(self, messages: list[Message]) -> list[str | None]:
         """Send what was accepted; None in place of the number of a message whose node has left."""

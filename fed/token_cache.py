@@ -1,5 +1,6 @@
 """Token ids in `cache_dir`: a SuperNode's process lives for one message, and finds those of the last one there."""
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -29,29 +30,35 @@ def tokenize_once(
         ValueError: As `tokenize`.
         CannotWrite: If the disk refuses the cache's file.
     """
-    name = _content_hash(rows, tokenizer, max_length, max_prompt_length)
-    entry = None if name is None or not rows else cache / f"tokens-{name}.npy"
-    if entry is not None and (found := _examples(read_array(entry), len(rows), len(tokenizer))) is not None:
-        return found
-    examples = tokenize(rows, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
-    if entry is not None:
+    limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    rules = _rules(tokenizer) if rows else None
+    if rules is None:
+        return tokenize(rows, tokenizer, **limits)
+    entry = cache / f"tokens-{_content_hash(rows, rules, *limits.values())}.npy"
+    examples = _examples(read_array(entry), len(rows), len(tokenizer))
+    if examples is None:
+        examples = tokenize(rows, tokenizer, **limits)
         parts = [part for example in examples for part in (example.prompt, example.chosen, example.rejected)]
-        ids = [token for part in parts for token in part]
+        numbers = itertools.chain(map(len, parts), itertools.chain.from_iterable(parts))
         with writing(entry):
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # tokens are the owner's texts
-        write_array(entry, np.asarray([*map(len, parts), *ids], dtype=np.int32))
+        write_array(entry, np.fromiter(numbers, dtype=np.int32))
     return examples
 
 
-def _content_hash(rows: Sequence[Preference], tokenizer: Any, max_length: int, max_prompt_length: int) -> str | None:
-    """Of everything that decides the tokens; None where not all of it can be seen."""
+@functools.lru_cache(1)  # seldom more than one in a process, asked about for each client
+def _rules(tokenizer: Any) -> str | None:
+    """All that decides the tokens of a text; None where not all of it can be seen."""
     if not hasattr(tokenizer, "backend_tokenizer") or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    versions = FORMAT, tokenizers.__version__, transformers.__version__
-    settings = type(tokenizer).__name__, tokenizer.eos_token_id, max_length, max_prompt_length
-    digest = hashlib.sha256(repr((versions, settings)).encode())
-    texts = (text for row in rows for text in (row.prompt, row.chosen, row.rejected, row.truncation))
-    for text in (tokenizer.backend_tokenizer.to_str(), *texts):
+    rules = type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(repr(rules).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _content_hash(rows: Sequence[Preference], rules: str, max_length: int, max_prompt_length: int) -> str:
+    settings = FORMAT, tokenizers.__version__, transformers.__version__, rules, max_length, max_prompt_length
+    digest = hashlib.sha256(repr(settings).encode())
+    for text in (text for row in rows for text in (row.prompt, row.chosen, row.rejected, row.truncation)):
         content = text.encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()[:32]

@@ -193,8 +193,9 @@ class ClippedByServer(_Accounted, DifferentialPrivacyServerSideFixedClipping):
         """As that of `_Accounted`; a client may have left its weights as they were."""
         replies = list(replies)
         for reply in replies:
-            for key, record in [] if reply.has_error() else list(reply.content.array_records.items()):
-                reply.content[key] = moved(self.current_arrays, record)
+            if not reply.has_error():
+                for key, record in list(reply.content.array_records.items()):
+                    reply.content[key] = moved(self.current_arrays, record)
         return super().aggregate_train(server_round, replies)
 
 
