@@ -14,9 +14,9 @@ from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from sources.demo import dialogues
-from sources.html_text import text_of_html
-from sources.records import Source
+from fed.data.dialogues import dialogues
+from fed.data.html import text_of_html
+from fed.data.records import Source
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"

@@ -20,13 +20,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed import arguments, checks, complaints, config, launch
-from fed.endings import CannotGoOn, Stopped
+from fed.config import arguments
+from fed.config import checks
+from fed.config import explain
+from fed.config import schema
+from fed.distributed import launch
+from fed.errors import CannotGoOn, Stopped
 
 
 def main() -> int:
     """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
-    config.register()
+    schema.register()
     try:
         arguments.check_arguments(sys.argv[1:])
     except ValueError as error:
@@ -34,21 +38,21 @@ def main() -> int:
     try:
         _compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(complaints.explain(f"{error}\n{error.__cause__ or ''}"))
+        return _refuse(explain.explain(f"{error}\n{error.__cause__ or ''}"))
     except KeyboardInterrupt:
         return 130
     finally:
-        shutil.rmtree(config.scratch(), ignore_errors=True)
+        shutil.rmtree(schema.scratch(), ignore_errors=True)
     return 0
 
 
 @hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="config")
 def _compose_and_run(composed: DictConfig) -> None:
     # torch and transformers take seconds to import: not before the command line is known to be right.
-    import experiment
-    import plan
-    from fed import stop
-    from fed.resume import resumed
+    from run import experiment
+    from run import prepare
+    from fed.distributed import stop
+    from run.resume import resumed
 
     hydra_config = HydraConfig.get()
     sweeps = hydra_config.mode == RunMode.MULTIRUN
@@ -60,10 +64,10 @@ def _compose_and_run(composed: DictConfig) -> None:
             if settings.config.resume is not None:
                 settings = resumed(settings)
             if settings.config.engine == "ray":
-                import ray_engine
+                from run import ray_engine
 
                 ray_engine.check_installed()
-            processes = 1 if launch.is_rank() else plan.processes(settings.config)
+            processes = 1 if launch.is_rank() else prepare.processes(settings.config)
             if processes > 1:
                 overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
                 command = [sys.argv[0], *overrides, "hydra.mode=RUN"] if sweeps else sys.argv
@@ -72,13 +76,13 @@ def _compose_and_run(composed: DictConfig) -> None:
                     sys.exit(code)
                 return
             device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
-            prepared = plan.prepare(settings, device)
+            prepared = prepare.prepare(settings, device)
             folder = experiment.create_folder(prepared)
             stack.enter_context(experiment.locked(prepared, folder))
         except (ValueError, OmegaConfBaseException) as error:
             # Leaves by SystemExit: Hydra would print its own report of an exception.
             known = isinstance(error, OmegaConfBaseException)
-            sys.exit(_refuse(complaints.explain(str(error)) if known else str(error)))
+            sys.exit(_refuse(explain.explain(str(error)) if known else str(error)))
         with stop.listening() if not launch.is_started_here() else nullcontext():
             try:
                 if settings.config.engine == "ray":

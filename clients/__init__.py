@@ -1,1 +1,1 @@
-"""What runs at a client. Meets the server in Flower messages only."""
+"""What one client does with the weights it received, and what it keeps."""

@@ -11,9 +11,9 @@ from flwr.clientapp.typing import Mod
 
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import LocalTrainer, Pauses, RoundSettings
-from fed.arrays import load_arrays, model_tensors, snapshot
-from fed.batches import Example
-from fed.evaluation import Metrics
+from fed.model.arrays import load_arrays, model_tensors, snapshot
+from fed.data.tokens import Example
+from fed.model.evaluation import Metrics
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PairsByClient(Protocol):
 
 
 class ClientLog(Protocol):
-    """The part of `fed.tracking.Tracker` that a client reports to; it stays at the client."""
+    """The part of `fed.tracking.tracker.Tracker` that a client reports to; it stays at the client."""
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """About to train that many pairs."""

@@ -3,7 +3,7 @@
 import math
 import time
 
-from fed.endings import Failed
+from fed.errors import Failed
 
 
 class Deadline:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fed.ranks import ALONE, Ranks
+from fed.distributed.ranks import ALONE, Ranks
 
 BLOCK = 1 << 18  # numbers: four such blocks of float32 are 4 MiB and stay in cache
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fed.arrays import to_record, to_tensors
+from fed.model.arrays import to_record, to_tensors
 
 
 @dataclass

@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from clients.optimizers import clip_grad_norm, make_optimizer
 from clients.state import ClientState
-from fed.arrays import model_tensors
-from fed.batches import BatchOrder, Example
-from fed.collate import Batch, num_tokens
-from fed.evaluation import Loss, Metrics, evaluate
-from fed.policy import OnPairs, Policy, pair_logps, total_loss
-from fed.sharding import local
+from fed.model.arrays import model_tensors
+from fed.data.tokens import BatchOrder, Example
+from fed.data.collate import Batch, num_tokens
+from fed.model.evaluation import Loss, Metrics, evaluate
+from fed.model.policy import OnPairs, Policy, pair_logps, total_loss
+from fed.distributed.fsdp import local
 from losses.anchor import anchor
 from losses.logps import Logps
 
@@ -66,7 +66,7 @@ class RoundSettings:
 
 
 class Pauses(Protocol):
-    """The part of `fed.journal.Journal` that a training asks between two steps."""
+    """The part of `fed.checkpoints.journal.Journal` that a training asks between two steps."""
 
     def point(self) -> Mapping[str, Any] | None:
         """Where it was stopped before; None: it begins."""

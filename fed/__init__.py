@@ -1,1 +1,1 @@
-"""The federation: everything both clients and server use."""
+"""The framework: nine wings, each a folder, that know neither clients nor server."""

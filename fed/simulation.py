@@ -10,17 +10,17 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fed.arrays import to_record, to_tensors
-from fed.contexts import Contexts
-from fed.counting_grid import CountingGrid
-from fed.grid import LocalGrid
-from fed.group_grid import GroupGrid
-from fed.keeper import Keeper, Kept, Stateful
-from fed.leader import Evaluate, LeaderGrid, follow
-from fed.ranks import ONE_PROCESS, Mesh
-from fed.remote_grid import RemoteGrid
-from fed.sharding import Parts
-from fed.stop import Stop
+from fed.model.arrays import to_record, to_tensors
+from fed.checkpoints.client_contexts import Contexts
+from fed.grids.base import CountingGrid
+from fed.grids.local import LocalGrid
+from fed.grids.groups import GroupGrid
+from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
+from fed.grids.leader import Evaluate, LeaderGrid, follow
+from fed.distributed.ranks import ONE_PROCESS, Mesh
+from fed.grids.remote import RemoteGrid
+from fed.distributed.fsdp import Parts
+from fed.distributed.stop import Stop
 
 # Told round, bytes sent, bytes received.
 OnTraffic = Callable[[int, int, int], None]

@@ -1,1 +1,1 @@
-"""Loss functions: plain formulas on log-probabilities. Knows tensors only."""
+"""Log-probabilities in, one number per pair out; knows tensors only."""

@@ -82,7 +82,10 @@ def _read(name: str, text: str, kind: type) -> Any:
 def run(options: Options) -> None:
     """Both parts."""
     # Only now: torch reads OMP_NUM_THREADS when it is imported.
-    from scripts import federation_bench, report, step_bench, variants
+    from scripts.benchmark import federation_bench
+    from scripts.benchmark import report
+    from scripts.benchmark import step_bench
+    from scripts.benchmark import variants
 
     chosen = variants.choose(options.variants)
     target = Path(options.json) if options.json else None

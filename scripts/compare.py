@@ -24,10 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from comparison import figures, page, statistics, tables
-from comparison.runs import Method, Run
-from fed import complaints, config
-from fed.checks import CHOICES
+from fed.reports import compare_png
+from fed.reports import page
+from fed.reports import statistics
+from fed.reports import tables
+from fed.reports.runs import Method, Run
+from fed.config import explain
+from fed.config import schema
+from fed.config.checks import CHOICES
 from scripts.compare_runs import Runner, Wanted, method_arguments, reads
 
 USED_BY_ALL = ("mode", "strategy", "seed", "resume")  # what the comparison itself decides
@@ -71,7 +75,7 @@ class Asked:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; exit code 0, 1 if a run failed, 2 for a mistake told in one line, 128 + signal."""
-    config.register()
+    schema.register()
     try:
         asked = parse(arguments)
         wanted = asked.wanted()
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         known = isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException)
-        message = str(error) if known else complaints.explain(f"{error}\n{error.__cause__ or ''}")
+        message = str(error) if known else explain.explain(f"{error}\n{error.__cause__ or ''}")
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
@@ -149,8 +153,8 @@ def _listed(key: str, text: str, known: Sequence[str] | None = None) -> list[str
         )
     for name in found:
         if known is not None and name not in known:
-            nearest = complaints.nearest(name, known)
-            raise ValueError(f"{key}={text}: {name} is unknown; expected {complaints.listed(known)}{nearest}")
+            nearest = explain.nearest(name, known)
+            raise ValueError(f"{key}={text}: {name} is unknown; expected {explain.listed(known)}{nearest}")
     return found
 
 
@@ -174,7 +178,7 @@ def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
     commands = [command, *(shlex.join(["python", *one.command(None)]) for one in wanted)]
     text = tables.markdown(methods, differences, commands, title=asked.exp_name)
     folder = asked.folder
-    figures.draw(methods, folder / "compare.png")
+    compare_png.draw(methods, folder / "compare.png")
     tables.write_csv(methods, folder / "compare.csv")
     (folder / "compare.md").write_text(text, encoding="utf-8")
     page.write_page(

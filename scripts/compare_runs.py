@@ -18,11 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from comparison.runs import Run
-from fed.arguments import check_arguments
-from fed.checks import checked
-from fed.effect import READ_BY_GROUP
-from fed.run_folder import CONFIG
+from fed.reports.runs import Run
+from fed.config.arguments import check_arguments
+from fed.config.checks import checked
+from fed.config.effect import READ_BY_GROUP
+from fed.tracking.run_folder import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "config"

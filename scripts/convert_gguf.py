@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import transformers
 
-from fed.config import ModelSettings
-from fed.loading import load_policy
-from fed.policy import save_policy
+from fed.config.schema import ModelSettings
+from fed.model.loading import load_policy
+from fed.model.policy import save_policy
 
 
 def main(arguments: Sequence[str]) -> int:

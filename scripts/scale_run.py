@@ -46,14 +46,14 @@ def mark() -> Mark:
 def main(target: Path, arguments: list[str]) -> int:
     """Run, then write what was measured."""
     import main as command
-    import plan
-    from fed import rows
-    from fed.counting_grid import CountingGrid
-    from fed.cpu import peak_memory
+    from run import prepare
+    from run import data
+    from fed.grids.base import CountingGrid
+    from fed.cpu.runtime import peak_memory
 
     measured, spent = Measured(mark()), dict[str, float]()
-    phases = {"loading": (rows, "load"), "partition": (rows, "partition")}
-    phases |= {"tokenizing": (plan, "tokenize"), "reference": (plan, "with_reference")}
+    phases = {"loading": (data, "load"), "partition": (data, "partition")}
+    phases |= {"tokenizing": (prepare, "tokenize"), "reference": (prepare, "with_reference")}
     for phase, (module, name) in phases.items():
         setattr(module, name, _timed(getattr(module, name), phase, spent))
     begin = CountingGrid.begin

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparison.sweeps import draw, finished
+from fed.reports.sweeps import draw, finished
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,1 +1,1 @@
-"""What runs at the server. Meets clients in Flower messages only."""
+"""Strategies, their privacy, and the server's evaluation."""

@@ -20,8 +20,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fed.contexts import Contexts
-from fed.grid import LocalGrid
+from fed.checkpoints.client_contexts import Contexts
+from fed.grids.local import LocalGrid
 from fed.seeding import seeded_globals
 from server.strategies import StreamingFedAvg
 

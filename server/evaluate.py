@@ -7,17 +7,17 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from fed.arrays import load_arrays
-from fed.batches import Example
-from fed.evaluation import Evaluation, Metrics
-from fed.policy import Policy
-from fed.samples import Sampler
+from fed.model.arrays import load_arrays
+from fed.data.tokens import Example
+from fed.model.evaluation import Evaluation, Metrics
+from fed.model.policy import Policy
+from fed.model.samples import Sampler
 from fed.seeding import seed_globals
 from server.privacy import Ledger
 
 
 class ServerLog(Protocol):
-    """The part of `fed.tracking.Tracker` that the server reports to."""
+    """The part of `fed.tracking.tracker.Tracker` that the server reports to."""
 
     def server(self, server_round: int, split: str, metrics: Metrics) -> None:
         """Metrics of the global model after `server_round` aggregations."""

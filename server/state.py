@@ -7,8 +7,8 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fed.ranks import Ranks
-from fed.trees import is_packable
+from fed.distributed.ranks import Ranks
+from fed.checkpoints.serialize import is_packable
 from server.app import layers
 from server.privacy import ClientLedger
 

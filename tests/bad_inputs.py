@@ -339,7 +339,7 @@ def archive(make: Callable[[dict[str, Any], Path], object], kept: int | None = N
     def prepare(folder: Path) -> None:
         import torch
 
-        from fed.demo import demo_model, demo_tokenizer
+        from fed.model.demo import demo_model, demo_tokenizer
 
         torch.save(make(demo_model(demo_tokenizer()).state_dict(), folder), folder / "policy.pt")
         if kept is not None:

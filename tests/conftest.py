@@ -13,9 +13,9 @@ import torch
 from command_line import CommandLine, Result
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fed.batches import Example
-from fed.demo import demo_tokenizer
-from fed.policy import Policy
+from fed.data.tokens import Example
+from fed.model.demo import demo_tokenizer
+from fed.model.policy import Policy
 from fed.seeding import generator
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def command_line(
     """`python main.py ...` in this process, each call in a working folder of its own."""
     from hydra.core.global_hydra import GlobalHydra
 
-    import experiment  # seconds, that most tests need not wait for
+    from run import experiment  # seconds, that most tests need not wait for
     import main
 
     calls = iter(range(100))

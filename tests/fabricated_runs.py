@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from comparison.runs import Run
+from fed.reports.runs import Run
 from fed.seeding import generator
 
 BETA = 0.1
@@ -169,7 +169,7 @@ def _line(made: Made, server_round: int, who: str, split: str, metrics: dict[str
 
 
 def _evaluated(made: Made, margins_P: NDArray[np.float64], server_round: int, model: int = 0) -> dict[str, float]:
-    """As `fed.evaluation` works them out; the loss is DPO's, and the KL is made up."""
+    """As `fed.model.evaluation` works them out; the loss is DPO's, and the KL is made up."""
     accuracy = float((margins_P > 0).mean())
     distance = generator(made.seed, f"fabricated kl {made.mode}", round(1000 * made.skill), model).uniform(0.3, 0.5)
     return {
@@ -243,7 +243,7 @@ def _config(made: Made, exp_name: str) -> Row:
     return {
         "model": {"name_or_path": "demo"},
         "loss": {"_target_": "losses.preference.dpo", "beta": BETA},
-        "partition": {"_target_": "fed.partition.iid", "num_partitions": made.num_clients},
+        "partition": {"_target_": "fed.data.partition.iid", "num_partitions": made.num_clients},
         "strategy": {"_target_": "server.strategies.FeDPO", "temp": 0.1},
         "exp_name": exp_name,
         "mode": made.mode,

@@ -13,10 +13,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from fed.batches import Example
-from fed.demo import demo_tokenizer
-from fed.policy import Policy
-from fed.probe import head_can_be_split
+from fed.data.tokens import Example
+from fed.model.demo import demo_tokenizer
+from fed.model.policy import Policy
+from fed.model.probe import head_can_be_split
 from fed.seeding import generator
 
 VOCABULARY = 47

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from fabricated_runs import fabricate
 
-from comparison.runs import Method
+from fed.reports.runs import Method
 
 EVIL = "<script>alert(1)</script>"
 NAMES = ("fedpo", f"fedavg {EVIL}", "centralized", "local")

@@ -9,7 +9,7 @@ def save_gpt2(directory: Path, *, layers: int = 2, positions: int = 512, vocabul
     import torch  # seconds, that a look at the table of bad inputs need not wait for
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from fed.demo import demo_tokenizer
+    from fed.model.demo import demo_tokenizer
 
     tokenizer, end = demo_tokenizer(), demo_tokenizer().eos_token_id
     torch.manual_seed(layers)

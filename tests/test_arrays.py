@@ -4,7 +4,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import nn
 
-from fed.arrays import TensorArray, load_arrays, model_tensors, snapshot, to_record, to_tensors
+from fed.model.arrays import TensorArray, load_arrays, model_tensors, snapshot, to_record, to_tensors
 
 
 class Tied(nn.Module):

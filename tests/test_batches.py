@@ -9,8 +9,8 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed.batches import BatchOrder, Example, by_length, tokenize, truncate
-from fed.demo import END_OF_TEXT, demo_tokenizer
+from fed.data.tokens import BatchOrder, Example, by_length, tokenize, truncate
+from fed.model.demo import END_OF_TEXT, demo_tokenizer
 from load_data import Preference
 
 TOKENIZER = demo_tokenizer()  # one token per byte, so lengths can be counted in the text

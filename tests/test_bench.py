@@ -16,16 +16,20 @@ import torch
 from conftest import examples
 from torch import nn
 
-from fed.batches import Example
-from fed.demo import demo_tokenizer
-from fed.policy import Policy, pair_logps
+from fed.data.tokens import Example
+from fed.model.demo import demo_tokenizer
+from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps
 from losses.preference import dpo
-from scripts import baselines, bench, step_bench, stopwatch, variants
-from scripts.baselines import Models, Trl
-from scripts.federation_bench import Federation, table
-from scripts.step_bench import Bench, Found
-from scripts.workload import SHAPES, random_model, train_tokenizer
+from scripts.benchmark import baselines
+from scripts import bench
+from scripts.benchmark import step_bench
+from scripts.benchmark import measure
+from scripts.benchmark import variants
+from scripts.benchmark.baselines import Models, Trl
+from scripts.benchmark.federation_bench import Federation, table
+from scripts.benchmark.step_bench import Bench, Found
+from scripts.benchmark.workload import SHAPES, random_model, train_tokenizer
 
 ROOT = Path(bench.__file__).parents[1]
 needs_trl = pytest.mark.skipif(baselines.trl_version() is None, reason="TRL is not installed")
@@ -129,19 +133,19 @@ def test_trl_in_float32_finds_our_loss_and_leaves_the_model_as_it_was(tmp_path, 
 def test_operations_are_six_for_each_weight_and_token_by_hand():
     """Body 10 weights, head 7 x 3; one pair of 4 + 2 + 3 tokens: 6 x 10 x 9 + 6 x 21 x 5 = 540 + 630."""
     pair = Example((1, 2, 3, 4), (5, 6), (7, 8, 9))
-    assert stopwatch.work([pair], stopwatch.Size(10, 7, 3)) == stopwatch.Work(1, 9, 5, 1170.0)
+    assert measure.work([pair], measure.Size(10, 7, 3)) == measure.Work(1, 9, 5, 1170.0)
 
 
 def test_the_body_is_everything_but_embeddings_and_head(policy):
     """Two layers: q and o 16x16, k and v 16x8, three of 16x24, two norms; a norm. The tied 31x16 do not count."""
     layer = 256 + 128 + 128 + 256 + 3 * 384 + 2 * 16
-    assert stopwatch.size_of(policy.model) == stopwatch.Size(2 * layer + 16, 31, 16)
+    assert measure.size_of(policy.model) == measure.Size(2 * layer + 16, 31, 16)
 
 
 def measured(seconds: dict[str, dict[int, float]]) -> Bench:
     known = {variant.name: variant for variant in variants.VARIANTS}
     found = {name: Found(known[name], prepared=None, seconds=times) for name, times in seconds.items()}
-    done = [stopwatch.Work(4, 100, 60, 1e9), stopwatch.Work(4, 300, 80, 3e9)]
+    done = [measure.Work(4, 100, 60, 1e9), measure.Work(4, 300, 80, 3e9)]
     return Bench(found, done, {"float32": 10e9, "bfloat16": 5e9}, given=None, parameters=0, choice=None)
 
 
@@ -168,32 +172,32 @@ def test_a_batch_for_which_there_is_no_memory_is_left_out(monkeypatch):
     found = measured({plain: {}, ours: {}}).found
     for one in found.values():
         one.prepared = lambda: contextlib.nullcontext(lambda pairs: 0.5)
-        one.memory = stopwatch.Memory(before=0, peak=14 if one is found[plain] else 1)
+        one.memory = measure.Memory(before=0, peak=14 if one is found[plain] else 1)
     monkeypatch.setattr(step_bench, "available_memory", lambda: 18)
     monkeypatch.setattr(step_bench, "keep_freed_memory", lambda keep: True)  # or it would hold for later tests too
     step_bench.take_turns(list(found.values()), batches, time.process_time)
     assert [sorted(found[name].seconds) for name in (plain, ours)] == [[0, 2], [0, 1, 2]]
-    assert stopwatch.available_memory() > 2**20
+    assert measure.available_memory() > 2**20
 
 
 def test_memory_counts_what_a_variant_holds_and_not_what_others_do():
-    one = Found(variants.VARIANTS[0], prepared=None, memory=stopwatch.Memory(before=50, peak=80), held=20, foreign=7)
+    one = Found(variants.VARIANTS[0], prepared=None, memory=measure.Memory(before=50, peak=80), held=20, foreign=7)
     assert (one.own_memory, one.process_memory) == (20 + 30, 80 - 7)
 
 
-@pytest.mark.skipif(not stopwatch.exact_memory(), reason="this kernel does not forget the highest memory")
+@pytest.mark.skipif(not measure.exact_memory(), reason="this kernel does not forget the highest memory")
 def test_memory_of_a_step_is_what_it_needed_at_its_worst():
     def step() -> None:
         torch.ones(8 * 2**20)  # 32 MiB, freed at once
 
     for _ in range(2):
-        growth = stopwatch.memory_of(step).growth / 2**20
+        growth = measure.memory_of(step).growth / 2**20
         assert 30 < growth < 40  # the kernel counts some pages late
 
 
 def test_a_tensor_seen_twice_is_counted_once():
     tensor = torch.zeros(10)
-    assert stopwatch.bytes_of([tensor, None, tensor, torch.zeros(1)]) == 44
+    assert measure.bytes_of([tensor, None, tensor, torch.zeros(1)]) == 44
 
 
 def test_the_trained_tokenizer_stays_within_the_vocabulary_and_keeps_every_text():

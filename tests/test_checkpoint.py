@@ -8,14 +8,14 @@ import torch
 from ranks import in_ranks
 from torch import Tensor
 
-from fed import checkpoint
-from fed.collate import Layout
-from fed.config import ModelSettings
-from fed.endings import CannotWrite, writing
-from fed.loading import load_policy
-from fed.ranks import ONE_PROCESS, arrange
+from fed.model import weight_files
+from fed.data.collate import Layout
+from fed.config.schema import ModelSettings
+from fed.errors import CannotWrite, writing
+from fed.model.loading import load_policy
+from fed.distributed.ranks import ONE_PROCESS, arrange
 from fed.seeding import seed_globals
-from fed.sharding import local, whole_state
+from fed.distributed.fsdp import local, whole_state
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def weights(seed: int, groups: int) -> tuple[dict[str, Tensor], object]:
 
 def write(folder: Path, groups: int = 1) -> dict[str, Tensor]:
     tensors, mesh = weights(0, groups)
-    checkpoint.write(tensors, folder, mesh)
+    weight_files.write(tensors, folder, mesh)
     return whole_state(tensors, keep=True)
 
 
@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     tensors, mesh = weights(1, 1)
     for tensor in tensors.values():
         local(tensor).fill_(torch.nan)
-    checkpoint.load(tensors, folder, mesh)
+    weight_files.load(tensors, folder, mesh)
     return whole_state(tensors, keep=True)
 
 
@@ -49,10 +49,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_what_some_processes_write_others_read_to_the_bit(tmp_path: Path, writers: int, groups: int, readers: int):
     folder = tmp_path / "round-1"
     written = (in_ranks(writers, write, folder, groups) if writers > 1 else [write(folder)])[0]
-    assert len(checkpoint.files(folder)) == writers // groups
+    assert len(weight_files.files(folder)) == writers // groups
     found = in_ranks(readers, read, folder) if readers > 1 else [read(folder)]
     assert all(same(written, state) for state in found)
-    assert same(written, checkpoint.read(folder))
+    assert same(written, weight_files.read(folder))
 
 
 def test_dtypes_and_shapes_come_back(tmp_path: Path):
@@ -65,55 +65,55 @@ def test_dtypes_and_shapes_come_back(tmp_path: Path):
         "part": whole[2:5],
         "odd.name/of it": torch.tensor([torch.nan]),
     }
-    checkpoint.write(tensors, tmp_path, ONE_PROCESS)
+    weight_files.write(tensors, tmp_path, ONE_PROCESS)
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    assert checkpoint.held(tmp_path) == expected
+    assert weight_files.held(tmp_path) == expected
     found = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in expected.items()}
-    checkpoint.load(found, tmp_path, ONE_PROCESS)
+    weight_files.load(found, tmp_path, ONE_PROCESS)
     for name, tensor in tensors.items():
         assert torch.equal(found[name].nan_to_num(9), tensor.nan_to_num(9)), name
-    assert checkpoint.read(tmp_path)["double"].tolist() == [float(torch.tensor(1 / 3))]  # in float32
+    assert weight_files.read(tmp_path)["double"].tolist() == [float(torch.tensor(1 / 3))]  # in float32
 
 
 @pytest.mark.parametrize("kind", ["strided", "shared"])
 def test_a_strategy_may_return_arrays_that_are_views(kind: str, tmp_path: Path):
     whole = torch.arange(6.0).view(2, 3)
     tensors = {"strided": {"a": whole.T}, "shared": {"a": whole, "b": whole}}[kind]
-    checkpoint.write(tensors, tmp_path, ONE_PROCESS)
-    found = checkpoint.read(tmp_path)
+    weight_files.write(tensors, tmp_path, ONE_PROCESS)
+    found = weight_files.read(tmp_path)
     assert all(found[name].tolist() == tensor.tolist() for name, tensor in tensors.items())
 
 
 def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path):
-    assert not checkpoint.is_checkpoint(tmp_path)
+    assert not weight_files.is_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="holds no readable checkpoint"):
-        checkpoint.held(tmp_path / "none")
-    checkpoint.write({"a": torch.zeros(1)}, tmp_path, ONE_PROCESS)
-    assert checkpoint.is_checkpoint(tmp_path)
+        weight_files.held(tmp_path / "none")
+    weight_files.write({"a": torch.zeros(1)}, tmp_path, ONE_PROCESS)
+    assert weight_files.is_checkpoint(tmp_path)
 
 
 def test_what_the_disk_refuses_is_raised_as_such(tmp_path: Path):
-    """`fed.endings.writing` finds the disk's own words in what torch makes of them."""
+    """`fed.errors.writing` finds the disk's own words in what torch makes of them."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(CannotWrite, match=r"cannot write there: File too large$"), writing(Path("there")):
-            checkpoint.write({"a": torch.zeros(10_000)}, tmp_path, ONE_PROCESS)
+            weight_files.write({"a": torch.zeros(10_000)}, tmp_path, ONE_PROCESS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path):
-    checkpoint.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
+    weight_files.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
     with pytest.raises(ValueError, match=r"a has shape \(3,\), expected \(4,\)"):
-        checkpoint.load({"a": torch.zeros(4)}, tmp_path / "round-1", ONE_PROCESS)
+        weight_files.load({"a": torch.zeros(4)}, tmp_path / "round-1", ONE_PROCESS)
     with pytest.raises(ValueError, match="b has shape None"):
-        checkpoint.load({"b": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
+        weight_files.load({"b": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
-    checkpoint.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
-    (file,) = checkpoint.files(tmp_path / "round-1")
+    weight_files.write({"a": torch.zeros(3)}, tmp_path / "round-1", ONE_PROCESS)
+    (file,) = weight_files.files(tmp_path / "round-1")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match="no readable checkpoint"):
-        checkpoint.read(tmp_path / "round-1")
+        weight_files.read(tmp_path / "round-1")

@@ -15,14 +15,14 @@ from flower_grid import FlowerGrid
 from flwr.app import ArrayRecord, MetricRecord
 from safetensors.torch import load_file
 
-import client_app
-import server_app
-from fed.checks import Settings
-from fed.config import Config
-from fed.demo import demo_model, demo_tokenizer
-from fed.endings import CannotGoOn
-from fed.resume import resumed
-from fed.run_config import run_settings
+from run import client_app
+from run import server_app
+from fed.config.checks import Settings
+from fed.config.schema import Config
+from fed.model.demo import demo_model, demo_tokenizer
+from fed.errors import CannotGoOn
+from run.resume import resumed
+from fed.config.flower import run_settings
 from fed.seeding import seeded_globals
 from load_data import load
 
@@ -282,7 +282,7 @@ def test_clients_without_a_number_of_their_own_keep_the_one_they_had(federate, f
     assert margins[0] == margins[1]
 
 
-@pytest.mark.parametrize(("name", "place"), [("fed.token_cache.tokenize", 0), ("fed.references.pair_logps", 1)])
+@pytest.mark.parametrize(("name", "place"), [("fed.data.token_cache.tokenize", 0), ("fed.model.references.pair_logps", 1)])
 def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federate, files, monkeypatch, name, place):
     module, function = name.rsplit(".", 1)
     plain, made = getattr(sys.modules[module], function), []

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
-from comparison.runs import Run
+from fed.reports.runs import Run
 from scripts import compare
 from scripts.compare_runs import Wanted, method_arguments, reads
 

@@ -9,8 +9,8 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from comparison.figures import draw, figure, series
-from comparison.runs import Method
+from fed.reports.compare_png import draw, figure, series
+from fed.reports.runs import Method
 
 ROWS, COLUMNS = ("accuracy", "margin", "loss", "kl"), ("pairs", "rounds", "seconds")
 

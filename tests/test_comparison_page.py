@@ -8,11 +8,11 @@ import pytest
 from fabricated_runs import fabricate
 from foreign_runs import EVIL, NAMES, make_methods
 
-from comparison import tables
-from comparison.page import Findings, write_page
-from comparison.plots import literal
-from comparison.runs import Method
-from comparison.statistics import differences
+from fed.reports import tables
+from fed.reports.page import Findings, write_page
+from fed.reports.style import literal
+from fed.reports.runs import Method
+from fed.reports.statistics import differences
 
 
 class Parsed(HTMLParser):

@@ -4,12 +4,12 @@ import pytest
 from fabricated_runs import fabricate
 from foreign_runs import EVIL, NAMES, change, make_methods, set_groups
 
-from comparison.client_plots import COLOURS, constants, heat_maps, partitions
-from comparison.curve_plots import curves
-from comparison.differences import differing, surroundings
-from comparison.plots import literal, styles
-from comparison.responses import final_samples
-from comparison.runs import Method
+from fed.reports.page_clients import COLOURS, constants, heat_maps, partitions
+from fed.reports.page_curves import curves
+from fed.reports.differences import differing, surroundings
+from fed.reports.style import literal, styles
+from fed.reports.responses import final_samples
+from fed.reports.runs import Method
 
 
 @pytest.fixture(scope="module")

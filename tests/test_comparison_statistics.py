@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fabricated_runs import fabricate, with_margins
 
-from comparison import statistics
-from comparison.runs import Method, Run
-from comparison.statistics import Difference, difference, differences, mean_and_se, paired_difference, verdicts
+from fed.reports import statistics
+from fed.reports.runs import Method, Run
+from fed.reports.statistics import Difference, difference, differences, mean_and_se, paired_difference, verdicts
 
 
 def names(count: int, *, seed: int | str = "") -> list[str]:

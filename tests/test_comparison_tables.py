@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fabricated_runs import fabricate, with_metrics
 
-from comparison.runs import Method, Run
-from comparison.statistics import Difference
-from comparison.tables import EQUAL, budgets, cells, markdown, notes, rows, write_csv
+from fed.reports.runs import Method, Run
+from fed.reports.statistics import Difference
+from fed.reports.tables import EQUAL, budgets, cells, markdown, notes, rows, write_csv
 
 
 def run(folder: Path, accuracy: Sequence[float], *, mode: str = "federated", seed: int = 0, pairs: int = 100) -> Run:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
-from fed.components import bind, check_call, create, imported
+from fed.config.components import bind, check_call, create, imported
 from losses.logps import Logps
 
 HERE = __name__

@@ -12,11 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fed import checks, components, config, effect
-from fed.arguments import check_arguments
-from fed.checks import Settings, checked
-from fed.complaints import REFUSED, explain
-from fed.config import GROUPS, PRESETS, keys
+from fed.config import checks
+from fed.config import components
+from fed.config import schema
+from fed.config import effect
+from fed.config.arguments import check_arguments
+from fed.config.checks import Settings, checked
+from fed.config.explain import REFUSED, explain
+from fed.config.schema import GROUPS, PRESETS, keys
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(path.relative_to(CONFIG) for group in GROUPS for path in CONFIG.glob(f"{group}/*.yaml"))
@@ -24,7 +27,7 @@ DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fed
 
 
 def composed(*overrides: str) -> DictConfig:
-    config.register()
+    schema.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG), version_base=None):
         return compose("config", list(overrides))

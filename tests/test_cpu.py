@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fed import cpu
-from fed.cpu import allowed_cpus, cpu_name, has_bfloat16, keep_freed_memory, peak_memory, set_up
+from fed.cpu import runtime
+from fed.cpu.runtime import allowed_cpus, cpu_name, has_bfloat16, keep_freed_memory, peak_memory, set_up
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 VERSION_2, VERSION_1 = "0::/a/b\n", "5:memory:/other\n4:cpu,cpuacct:/a/b\n0::/\n"
@@ -74,7 +74,7 @@ def test_a_system_without_affinity_or_groups_counts_its_cpus(tmp_path, monkeypat
 @pytest.mark.parametrize(("asked", "chosen", "allowed", "used"), [(None, 4, 2, 2), (None, 2, 8, 2), (3, 4, 2, 3)])
 def test_unasked_threads_are_torchs_choice_within_what_is_allowed(monkeypatch, asked, chosen, allowed, used):
     torch.set_num_threads(chosen)
-    monkeypatch.setattr(cpu, "allowed_cpus", lambda: allowed)
+    monkeypatch.setattr(runtime, "allowed_cpus", lambda: allowed)
     assert set_up(asked, keep_freed=False) == f"{used} threads, freed memory returned"
     assert torch.get_num_threads() == used
 
@@ -82,7 +82,7 @@ def test_unasked_threads_are_torchs_choice_within_what_is_allowed(monkeypatch, a
 def page_faults(mebibytes: int) -> int:
     """Pages that the kernel hands out while a buffer is taken, written and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(mebibytes * cpu.MIB, dtype=torch.uint8).fill_(1)
+    torch.empty(mebibytes * runtime.MIB, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -102,27 +102,27 @@ def test_kept_memory_leaves_the_process_when_it_shall_be_returned():
     keep_freed_memory(True)
     before = resident()
     page_faults(256)
-    assert resident() - before > 200 * cpu.MIB
+    assert resident() - before > 200 * runtime.MIB
     assert keep_freed_memory(False)
-    assert resident() - before < 56 * cpu.MIB
+    assert resident() - before < 56 * runtime.MIB
 
 
 @pytest.mark.parametrize(("platform", "libc"), [("darwin", None), ("linux", SimpleNamespace())])
 def test_without_glibc_nothing_is_done_and_said_so(monkeypatch, platform, libc):
-    monkeypatch.setattr(cpu.sys, "platform", platform)
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(runtime.sys, "platform", platform)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: libc)
     assert not keep_freed_memory(True)
     assert set_up(1, keep_freed=True) == "1 thread, freed memory returned (no glibc)"
 
 
-@pytest.mark.parametrize("refused", [None, cpu.M_MMAP_MAX, cpu.M_TRIM_THRESHOLD])
+@pytest.mark.parametrize("refused", [None, runtime.M_MMAP_MAX, runtime.M_TRIM_THRESHOLD])
 def test_memory_is_kept_when_glibc_takes_both_settings(monkeypatch, refused):
     """The numbers are those of malloc.h: nothing by mmap (-4), the heap's end never given back (-1)."""
     settings = {}
     libc = SimpleNamespace(gnu_get_libc_version=None)
     libc.mallopt = lambda name, value: settings.update({name: value}) or int(name != refused)
-    monkeypatch.setattr(cpu.sys, "platform", "linux")
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: libc)
     assert keep_freed_memory(True) == (refused is None)
     assert settings == {-4: 0, -1: -1}
 
@@ -140,25 +140,25 @@ def test_memory_is_kept_when_glibc_takes_both_settings(monkeypatch, refused):
     ],
 )
 def test_bfloat16_is_in_hardware_where_kernel_or_torch_lists_it(monkeypatch, cpuinfo, capabilities, found):
-    monkeypatch.setattr(cpu, "_text", lambda path: f"processor\t: 0\n{cpuinfo}\n")
+    monkeypatch.setattr(runtime, "_text", lambda path: f"processor\t: 0\n{cpuinfo}\n")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert has_bfloat16() == found
 
 
 def test_an_older_torch_without_the_list_leaves_it_to_the_kernel(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(cpu, "_text", lambda path: "flags : avx512_bf16\n")
+    monkeypatch.setattr(runtime, "_text", lambda path: "flags : avx512_bf16\n")
     assert has_bfloat16()
 
 
 def test_the_first_cpu_of_the_list_gives_the_name(monkeypatch):
-    monkeypatch.setattr(cpu, "_text", lambda path: "model name\t: One: a\n\nmodel name\t: Two\n")
+    monkeypatch.setattr(runtime, "_text", lambda path: "model name\t: One: a\n\nmodel name\t: Two\n")
     assert cpu_name() == "One: a"
 
 
 def test_the_peak_memory_of_a_process_does_not_count_what_its_parent_had():
     """Linux's ru_maxrss does: a child begins with its parent's."""
     held = bytearray(os.urandom(1 << 20)) * 700
-    script = "from fed.cpu import peak_memory; print(peak_memory())"
+    script = "from fed.cpu.runtime import peak_memory; print(peak_memory())"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert 50e6 < int(child.stdout) < len(held) < peak_memory()

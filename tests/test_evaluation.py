@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import examples
 
-from fed.batches import PairLogps
-from fed.evaluation import evaluate, pair_metrics
-from fed.policy import pair_logps
-from fed.references import with_reference
+from fed.data.tokens import PairLogps
+from fed.model.evaluation import evaluate, pair_metrics
+from fed.model.policy import pair_logps
+from fed.model.references import with_reference
 from losses.logps import Logps
 from losses.preference import dpo, ipo
 from losses.sft import sft

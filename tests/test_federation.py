@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 from clients.app import ClientPairs, client_app
 from clients.state import ClientState
 from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
-from fed import components, config
-from fed.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.evaluation import Evaluation, evaluate_pairs
-from fed.policy import Policy
-from fed.references import with_reference
+from fed.config import components
+from fed.config import schema
+from fed.model.arrays import load_arrays, model_tensors, snapshot, to_tensors
+from fed.model.evaluation import Evaluation, evaluate_pairs
+from fed.model.policy import Policy
+from fed.model.references import with_reference
 from fed.seeding import seed_globals
 from fed.simulation import simulate
 from losses.preference import dpo
@@ -154,7 +155,7 @@ def test_unfused_flower_fedavg_and_the_streaming_one_train_the_same_model(policy
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_shipped_strategy_trains(policy, name):
     """Loaded from its YAML file as a run would; after two rounds weights are finite float32 and have moved."""
-    config.register()
+    schema.register()
     top = OmegaConf.create(
         {"clients_per_round": None, "client_num_in_total": 7, "lr": 3e-3, "temp": 0.1, "decay_rate": 0.995}
         | {"weighting": "accuracy"}

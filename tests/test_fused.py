@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses.fused
-from fed.linear import onednn_product
+from fed.cpu.onednn import onednn_product
 from losses.fused import Head, blockwise_logps, blockwise_loss
 
 VOCABULARY, WIDTH = 23, 5

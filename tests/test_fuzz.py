@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from load_data import DATASETS, Split, load
-from sources.html_text import text_of_html
+from fed.data.html import text_of_html
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -226,7 +226,7 @@ def test_no_html_takes_more_than_its_length_in_time(around: tuple[str, str]) -> 
 
 
 def test_a_line_without_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sources.records.LONGEST_LINE", 100)
+    monkeypatch.setattr("fed.data.records.LONGEST_LINE", 100)
     path = folder / "endless.jsonl"
     path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n' + "x" * 101)
     with pytest.raises(ValueError, match=r"endless\.jsonl:2: the line is longer than 100 bytes, expected one object"):

@@ -13,12 +13,12 @@ from flwr.clientapp import ClientApp
 from ranks import in_ranks
 from rich.console import Console
 
-import federation
-from fed.arrays import Elsewhere, to_record, to_tensors
-from fed.group_grid import GroupGrid, share_out
-from fed.ranks import Ranks, arrange
-from fed.relay import Relay
-from fed.tracking import Tracker
+from run import federation
+from fed.model.arrays import Elsewhere, to_record, to_tensors
+from fed.grids.groups import GroupGrid, share_out
+from fed.distributed.ranks import Ranks, arrange
+from fed.tracking.log import Relay
+from fed.tracking.tracker import Tracker
 from server.strategies import RunningMean
 
 

@@ -12,13 +12,13 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from ranks import in_ranks
 
-from fed import stop
-from fed.arrays import to_record, to_tensors
-from fed.client_files import ClientFiles
-from fed.endings import CannotWrite, Failed, Stopped
-from fed.grid import LocalGrid
-from fed.journal import Journal, Recorder
-from fed.ranks import ALONE, Ranks, arrange
+from fed.distributed import stop
+from fed.model.arrays import to_record, to_tensors
+from fed.checkpoints.contexts import ClientFiles
+from fed.errors import CannotWrite, Failed, Stopped
+from fed.grids.local import LocalGrid
+from fed.checkpoints.journal import Journal, Recorder
+from fed.distributed.ranks import ALONE, Ranks, arrange
 
 RUN = {"model": "abc"}
 Event = tuple[Any, ...]
@@ -392,7 +392,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fed.journal.time.monotonic", clock)
+    monkeypatch.setattr("fed.checkpoints.journal.time.monotonic", clock)
     return clock
 
 

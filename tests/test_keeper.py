@@ -15,18 +15,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from ranks import in_ranks
 from torch import nn
 
-from fed import checkpoint, keeper, trees
-from fed.arrays import TensorArray, to_record, to_tensors
-from fed.client_files import ClientFiles
-from fed.collate import Layout
-from fed.config import ModelSettings
-from fed.contexts import Contexts
-from fed.endings import CannotGoOn, CannotWrite
-from fed.keeper import Keeper, Kept
-from fed.loading import load_policy
-from fed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.model import weight_files
+from fed.checkpoints import checkpointer
+from fed.checkpoints import serialize
+from fed.model.arrays import TensorArray, to_record, to_tensors
+from fed.checkpoints.contexts import ClientFiles
+from fed.data.collate import Layout
+from fed.config.schema import ModelSettings
+from fed.checkpoints.client_contexts import Contexts
+from fed.errors import CannotGoOn, CannotWrite
+from fed.checkpoints.checkpointer import Keeper, Kept
+from fed.model.loading import load_policy
+from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.seeding import seed_globals
-from fed.sharding import Parts
+from fed.distributed.fsdp import Parts
 
 RUN = {"model": "abc", "number of processes": 1}
 PARTS = Parts(nn.Linear(1, 1))  # nothing of it is split
@@ -414,8 +416,8 @@ def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> N
 def test_only_arrays_that_are_new_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     writer, clients = new(tmp_path), trained(1)
-    sync = trees.sync
-    monkeypatch.setattr(trees, "sync", lambda path: (synced.append(path.name), sync(path)))
+    sync = serialize.sync
+    monkeypatch.setattr(serialize, "sync", lambda path: (synced.append(path.name), sync(path)))
     save_all(writer, clients, 1)
     assert {name for name in synced if name.startswith("client")} == {f"client-{k}-0.safetensors" for k in (0, 1)}
     synced.clear()
@@ -509,7 +511,7 @@ def test_client_files_read_what_they_wrote(tmp_path: Path) -> None:
     found = ClientFiles().read(tmp_path / "file", 0)
     assert to_tensors(found["own"])["v"].tolist() == [1, -1]
     assert not ClientFiles().write(tmp_path / "none", 2, trained(1).contexts[2])
-    with pytest.raises(trees.Damaged, match="none"):
+    with pytest.raises(serialize.Damaged, match="none"):
         ClientFiles().read(tmp_path / "none", 2)
 
 
@@ -534,14 +536,14 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(
     clients.contexts[0].state["own"] = to_record({"v": torch.ones(2)})
     with monkeypatch.context() as patch:
         if place == "weights":
-            patch.setattr(checkpoint, "dcp_save", full)
+            patch.setattr(weight_files, "dcp_save", full)
         elif place == "sync":
             patch.setattr(os, "fsync", full)
         elif place == "rename":
             patch.setattr(Path, "rename", full)
         else:
-            write = trees.save_file
-            patch.setattr(trees, "save_file", lambda t, path, m: full() if place in path.name else write(t, path, m))
+            write = serialize.save_file
+            patch.setattr(serialize, "save_file", lambda t, path, m: full() if place in path.name else write(t, path, m))
         with pytest.raises(CannotWrite, match=r"^cannot write .*round-3.*: No space left on device$"):
             writer.save(3, weights(3), clients, {"counter": Counter([3])}, {"validation_accuracy": 1.0})
     assert tree(tmp_path) == before and names(tmp_path) == ["best", "round-1", "round-2"]

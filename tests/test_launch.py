@@ -17,9 +17,9 @@ import torch.multiprocessing as mp
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-import experiment
+from run import experiment
 import main
-from fed import launch
+from fed.distributed import launch
 
 ROOT = Path(main.__file__).parent
 SMALL = [
@@ -193,7 +193,7 @@ import sys
 import time
 from pathlib import Path
 
-from fed import launch
+from fed.distributed import launch
 
 
 def work(rank: int, how: str) -> None:

@@ -59,7 +59,7 @@ FLOWER_PUBLIC = {
     "flwr.serverapp.strategy",
     "flwr.simulation",
 }
-# Private names in use outside fed/grid.py, with the reason.
+# Private names in use outside fed/grids/local.py, with the reason.
 FLOWER_ACCEPTED = {
     ("server/strategies.py", "flwr.supercore.log"),  # the logger that Flower's own strategies write to
     ("server/strategies.py", "_check_and_log_replies"),  # of FedAvg: a subclass checks replies as its parent does
@@ -142,7 +142,7 @@ def test_the_grid_does_use_them():
         ("clients", "import server.app", {"server"}),
         ("server", "def f():\n    from clients import app", {"clients"}),
         ("losses", "import numpy", {"numpy"}),
-        ("losses", "from fed.batches import Batch", {"fed"}),
+        ("losses", "from fed.data.tokens import Batch", {"fed"}),
         ("load_data", "import torch", {"torch"}),
         ("load_data", "from losses.logps import Logps", {"losses"}),
         ("sources", "import load_data", {"load_data"}),

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from fed import linear
-from fed.linear import linear_layers, onednn_linear, use_onednn, uses_onednn
+from fed.cpu import onednn
+from fed.cpu.onednn import linear_layers, onednn_linear, use_onednn, uses_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -23,7 +23,7 @@ def calls(monkeypatch):
         seen.append(input.shape[:-1].numel())
         return onednn_linear(input, weight, bias)
 
-    monkeypatch.setattr(linear, "onednn_linear", counted)
+    monkeypatch.setattr(onednn, "onednn_linear", counted)
     return seen
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from load_data import Preference, first_human_turn, load, split_by_conversation
-from sources.html_text import text_of_html
+from fed.data.html import text_of_html
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
 

@@ -11,9 +11,9 @@ import torch
 from families import FAMILIES, GATED, LENGTHS, SPLIT, make_policy, plain_logps, ragged
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from fed.collate import collate
-from fed.policy import Policy, response_logps
-from fed.probe import head_can_be_split
+from fed.data.collate import collate
+from fed.model.policy import Policy, response_logps
+from fed.model.probe import head_can_be_split
 from losses.logps import summed_logps
 
 

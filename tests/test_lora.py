@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
-import experiment
+from run import experiment
 import main
-import plan as planning
-from fed.arrays import model_tensors, snapshot
-from fed.config import LoraSettings, ModelSettings
-from fed.demo import demo_model, demo_tokenizer
-from fed.loading import load_policy
-from fed.lora import adapter_off, add_adapter, base_state, save_model
-from fed.policy import Policy, pair_logps, save_policy
-from fed.references import weights_hash, with_reference
+from run import prepare as planning
+from fed.model.arrays import model_tensors, snapshot
+from fed.config.schema import LoraSettings, ModelSettings
+from fed.model.demo import demo_model, demo_tokenizer
+from fed.model.loading import load_policy
+from fed.model.lora import adapter_off, add_adapter, base_state, save_model
+from fed.model.policy import Policy, pair_logps, save_policy
+from fed.model.references import weights_hash, with_reference
 
 PAIRS = examples(9, vocabulary=257)
 IDS = torch.arange(24).reshape(2, 12)

@@ -15,10 +15,10 @@ from command_line import SMALL, CommandLine, Result, refused
 from good_inputs import hh_line, save_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-import experiment
+from run import experiment
 import main
-from fed.curves import curves
-from fed.loss_trial import stands_alone
+from fed.reports.curves import curves
+from losses.trial import stands_alone
 from losses.logps import Logps
 from losses.preference import dpo
 
@@ -175,7 +175,7 @@ def test_a_typed_value_that_a_users_component_does_not_take_is_refused(
 def test_a_module_in_the_working_folder_is_found_by_the_real_command(tmp_path: Path) -> None:
     assert os.getcwd() in sys.path or str(ROOT) in sys.path
     (tmp_path / "my_ideas.py").write_text(IDEAS)
-    code = "import main; from fed.components import imported; imported('loss._target_', 'my_ideas.hinge')"
+    code = "import main; from fed.config.components import imported; imported('loss._target_', 'my_ideas.hinge')"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, check=True, timeout=60)
 

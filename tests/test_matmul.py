@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fed import matmul
-from fed.matmul import Choice, choose_library, measure
+from fed.cpu import matmul
+from fed.cpu.matmul import Choice, choose_library, measure
 
 LARGE = 384  # inputs and outputs of a layer that is measured
 

@@ -18,10 +18,10 @@ from transformers import (
     PhimoeConfig,
 )
 
-from fed.batches import Example, PairLogps, truncate
-from fed.collate import PADDED, Layout
-from fed.policy import Policy, pair_logps, response_logps, total_loss
-from fed.probe import start_packing
+from fed.data.tokens import Example, PairLogps, truncate
+from fed.data.collate import PADDED, Layout
+from fed.model.policy import Policy, pair_logps, response_logps, total_loss
+from fed.model.probe import start_packing
 from losses.logps import Logps
 from losses.preference import dpo
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fed.components import create
-from fed.partition import ContiguousPartitioner, GroupPartitioner, describe, partition, write_partition
+from fed.config.components import create
+from fed.data.partition import ContiguousPartitioner, GroupPartitioner, describe, partition, write_partition
 from load_data import Preference
 
 CONFIG = Path(__file__).parents[1] / "config" / "partition"

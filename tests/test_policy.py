@@ -13,15 +13,15 @@ from conftest import examples
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from fed import policy as policy_module
-from fed.collate import collate
-from fed.config import ModelSettings
-from fed.demo import demo_model, demo_tokenizer
-from fed.endings import CannotWrite
-from fed.evaluation import evaluate
-from fed.loading import load_policy
-from fed.policy import Policy, response_logps, save_policy
-from fed.references import weights_hash, with_reference
+from fed.model import policy as policy_module
+from fed.data.collate import collate
+from fed.config.schema import ModelSettings
+from fed.model.demo import demo_model, demo_tokenizer
+from fed.errors import CannotWrite
+from fed.model.evaluation import evaluate
+from fed.model.loading import load_policy
+from fed.model.policy import Policy, response_logps, save_policy
+from fed.model.references import weights_hash, with_reference
 from losses.preference import dpo
 from scripts import convert_gguf
 

@@ -17,11 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import main
-from fed import components, config
-from fed.checks import Settings, checked
-from fed.demo import demo_model, demo_tokenizer
-from fed.partition import partition
-from fed.rows import shared_out
+from fed.config import components
+from fed.config import schema
+from fed.config.checks import Settings, checked
+from fed.model.demo import demo_model, demo_tokenizer
+from fed.data.partition import partition
+from run.data import shared_out
 from load_data import load
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -47,7 +48,7 @@ PROMISED: dict[str, dict[str, Any]] = {
         "datasets": ["hh"],
         "loss": {"_target_": "losses.preference.dpo", "beta": 0.1},
         "strategy": {"_target_": "server.strategies.FeDPO", "temp": 0.1, "decay_rate": 0.995, "decay": "constant"},
-        "partition": {"_target_": "fed.partition.ContiguousPartitioner", "even": True},
+        "partition": {"_target_": "fed.data.partition.ContiguousPartitioner", "even": True},
         **{"client_num_in_total": 10, "comm_round": 100, "frequency_of_test": 1, "eval_every": 6000},
         **{"batch_size": 64, "gradient_accumulation_steps": 2, "eval_batch_size": 32, "trainer": "FSDPTrainer"},
         **{"accuracy_on": "test", "decay_target": "loss", "anchor_norm": "sum", "server_fraction": 0.2},
@@ -57,7 +58,7 @@ PROMISED: dict[str, dict[str, Any]] = {
     "harmless_vs_helpful": {
         **SMOLLM2,
         "datasets": ["hh_base"],
-        "partition": {"_target_": "fed.partition.GroupPartitioner", "partition_by": "group"},
+        "partition": {"_target_": "fed.data.partition.GroupPartitioner", "partition_by": "group"},
     },
     "noniid_dirichlet": DIRICHLET,
     "temp_sweep": DIRICHLET,
@@ -66,7 +67,7 @@ PROMISED: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def composed(*typed: str) -> DictConfig:
-    config.register()
+    schema.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG), version_base=None):
         found = compose("config", list(typed), return_hydra_config=True)

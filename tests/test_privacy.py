@@ -19,13 +19,13 @@ from clients.app import ClientPairs, client_app
 from clients.privacy import check_promise, privacy_mods
 from clients.trainer import LocalSettings, LocalTrainer
 from fed import privacy
-from fed.arrays import model_tensors, snapshot, to_record, to_tensors
-from fed.config import PrivacySettings
-from fed.endings import Failed
-from fed.grid import LocalGrid
+from fed.model.arrays import model_tensors, snapshot, to_record, to_tensors
+from fed.config.schema import PrivacySettings
+from fed.errors import Failed
+from fed.grids.local import LocalGrid
 from fed.privacy import moved
-from fed.references import with_reference
-from fed.trees import is_packable
+from fed.model.references import with_reference
+from fed.checkpoints.serialize import is_packable
 from server.app import train_size
 from server.privacy import ledger_of, protected
 from server.state import StrategyState

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ranks import in_ranks
 
-from fed.ranks import ALONE, ONE_PROCESS, Ranks, arrange
+from fed.distributed.ranks import ALONE, ONE_PROCESS, Ranks, arrange
 
 CPU = torch.device("cpu")
 

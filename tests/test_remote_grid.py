@@ -9,11 +9,11 @@ from flower_grid import FlowerGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-import fed.remote_grid
-from fed.arrays import to_record, to_tensors
-from fed.endings import CannotGoOn, TooFewClients
-from fed.remote_grid import RemoteGrid
-from fed.wire import AS_IT_IS, Wire
+import fed.grids.remote
+from fed.model.arrays import to_record, to_tensors
+from fed.errors import CannotGoOn, TooFewClients
+from fed.grids.remote import RemoteGrid
+from fed.grids.wire import AS_IT_IS, Wire
 
 
 def client(seen, *, answers=True):
@@ -64,7 +64,7 @@ def sums(replies):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(fed.remote_grid, "POLL", 0.01)
+    monkeypatch.setattr(fed.grids.remote, "POLL", 0.01)
 
 
 def test_nodes_are_numbered_by_their_partition_and_answer_in_order():

@@ -11,14 +11,14 @@ from good_inputs import save_gpt2
 from safetensors.torch import load_file, save_file
 
 import clients.trainer
-import experiment
-import fed.checkpoint
-import fed.keeper
-import fed.stop
-import fed.trees
+from run import experiment
+import fed.model.weight_files
+import fed.checkpoints.checkpointer
+import fed.distributed.stop
+import fed.checkpoints.serialize
 import server.strategies
-from fed.run_folder import locked
-from fed.tracking import Tracker
+from fed.tracking.run_folder import locked
+from fed.tracking.tracker import Tracker
 from scripts.faults import SMALL, call, only_run, outcome
 
 PERSIST = ("client_optimizer=persist", "optimizer=AdamW", "lr=1e-4")
@@ -27,14 +27,14 @@ INSTANTS: dict[str, tuple[Any, str, int, str]] = {
     "before anything is trained": (Tracker, "server", 1, "before"),
     "in a client's training": (clients.trainer.LocalTrainer, "step", 8, "after"),
     "when a client is scored": (clients.trainer.LocalTrainer, "evaluate", 5, "before"),
-    "when a client's state is written but not its reply": (fed.trees, "save_file", 3, "after"),
-    "when a reply is written but not in its place": (fed.trees, "save_file", 4, "after"),
+    "when a client's state is written but not its reply": (fed.checkpoints.serialize, "save_file", 3, "after"),
+    "when a reply is written but not in its place": (fed.checkpoints.serialize, "save_file", 4, "after"),
     "in the aggregate": (server.strategies.RunningMean, "add", 5, "after"),
     "when a round is logged but not kept": (Tracker, "server", 4, "after"),
-    "when a checkpoint's weights are written": (fed.checkpoint, "write", 2, "after"),
+    "when a checkpoint's weights are written": (fed.model.weight_files, "write", 2, "after"),
     "before a checkpoint is in its place": (Path, "rename", 2, "before"),
     "when a checkpoint is in its place": (Path, "rename", 2, "after"),
-    "when a checkpoint removes what it replaces": (fed.keeper.Keeper, "clean", 3, "before"),
+    "when a checkpoint removes what it replaces": (fed.checkpoints.checkpointer.Keeper, "clean", 3, "before"),
     "before the final model is written": (experiment, "save_policy", 1, "before"),
     "when the final model is written": (experiment, "save_policy", 1, "after"),
 }
@@ -127,7 +127,7 @@ def test_a_run_that_is_asked_to_stop_keeps_the_steps_it_has_done(
 
 def test_a_run_that_is_asked_twice_ends_at_once(tmp_path: Path) -> None:
     def twice() -> None:
-        fed.stop.SAME = 0.0
+        fed.distributed.stop.SAME = 0.0
         at(clients.trainer.LocalTrainer, "step", 3, "before", signal.SIGTERM)()
         at(clients.trainer.LocalTrainer, "_collect_gradients", 3, "before", signal.SIGTERM)()
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fed import run_folder
-from fed.checks import Settings
-from fed.config import Config, FaultSettings, ModelSettings, keys
-from fed.resume import MAY_CHANGE, differences, resumed
+from fed.tracking import run_folder
+from fed.config.checks import Settings
+from fed.config.schema import Config, FaultSettings, ModelSettings, keys
+from run.resume import MAY_CHANGE, differences, resumed
 
 BEGAN = Config(
     lr=1e-3,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
-from fed.checks import Settings
-from fed.config import Config, ModelSettings
-from fed.run_config import OF_THE_MACHINE, from_text, keys, node_settings, run_settings, to_text
+from fed.config.checks import Settings
+from fed.config.schema import Config, ModelSettings
+from fed.config.flower import OF_THE_MACHINE, from_text, keys, node_settings, run_settings, to_text
 
 ROOT = Path(__file__).parents[1]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
@@ -21,7 +21,7 @@ def typed(*settings: str) -> Settings:
 
 
 def test_every_key_of_the_command_line_is_there():
-    """Print `fed.run_config.keys()` to see what pyproject.toml must list."""
+    """Print `fed.config.flower.keys()` to see what pyproject.toml must list."""
     assert list(APP["config"]) == keys()
     assert set(APP["config"].values()) == {""}
     assert {"comm_round", "strategy", "strategy.temp", "model.name_or_path", "privacy.delta", "lora.r"} <= set(keys())

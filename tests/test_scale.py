@@ -23,17 +23,17 @@ from torch import nn
 
 from clients.app import ClientPairs
 from clients.first_visit import Columns, FirstVisits
-from fed.arrays import model_tensors, snapshot, to_record
-from fed.contexts import Contexts, asked
-from fed.journal import Journal, Recorder
-from fed.keeper import Keeper
-from fed.policy import Policy
-from fed.ranks import ALONE, ONE_PROCESS
-from fed.references import weights_hash, with_reference
+from fed.model.arrays import model_tensors, snapshot, to_record
+from fed.checkpoints.client_contexts import Contexts, asked
+from fed.checkpoints.journal import Journal, Recorder
+from fed.checkpoints.checkpointer import Keeper
+from fed.model.policy import Policy
+from fed.distributed.ranks import ALONE, ONE_PROCESS
+from fed.model.references import weights_hash, with_reference
 from fed.seeding import seed_globals
-from fed.sharding import Parts
+from fed.distributed.fsdp import Parts
 from fed.simulation import Memory, simulate
-from fed.tracking import Tracker
+from fed.tracking.tracker import Tracker
 from server.app import server_app
 from server.state import StrategyState
 from server.strategies import FeDPO
@@ -189,7 +189,7 @@ def test_a_supervised_loss_needs_no_column_of_training_pairs(policy: Policy) -> 
 def test_references_are_computed_for_sampled_clients_only(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import plan
+    from run import prepare
 
     filled: list[int] = []
 
@@ -197,7 +197,7 @@ def test_references_are_computed_for_sampled_clients_only(
         filled.append(len(pairs))
         return with_reference(policy, pairs, **how)
 
-    monkeypatch.setattr(plan, "with_reference", counting)
+    monkeypatch.setattr(prepare, "with_reference", counting)
     ran = command_line(
         "client_num_in_total=200", "clients_per_round=2", "comm_round=2", "local_steps=1", "n_eval_examples=8",
         "n_test_examples=8",

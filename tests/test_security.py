@@ -12,7 +12,7 @@ from bad_inputs import Touch
 from command_line import SMALL, CommandLine, refused
 from good_inputs import save_gpt2
 
-from fed.arguments import check_arguments
+from fed.config.arguments import check_arguments
 
 ROOT = Path(__file__).parents[1]
 # What a test may do with a file that it wrote itself.

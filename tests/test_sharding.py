@@ -35,17 +35,17 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import experiment
-import fed.loading
-import plan as planning
+from run import experiment
+import fed.model.loading
+from run import prepare as planning
 from clients.app import ClientPairs
-from fed.arrays import load_arrays, model_tensors, to_record
-from fed.config import Config, LoraSettings, ModelSettings, TensorBoardSettings
-from fed.demo import demo_tokenizer
-from fed.policy import Policy, pair_logps, response_logps, save_policy
-from fed.ranks import ONE_PROCESS, Mesh, arrange
-from fed.references import weights_hash
-from fed.sharding import local, whole_state
+from fed.model.arrays import load_arrays, model_tensors, to_record
+from fed.config.schema import Config, LoraSettings, ModelSettings, TensorBoardSettings
+from fed.model.demo import demo_tokenizer
+from fed.model.policy import Policy, pair_logps, response_logps, save_policy
+from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.model.references import weights_hash
+from fed.distributed.fsdp import local, whole_state
 from losses.preference import dpo, ipo
 from losses.sft import sft
 from server.app import takes_parts
@@ -510,7 +510,7 @@ def settings_of(folder: Path, **changes: Any) -> ModelSettings:
 def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tuple[dict[str, Tensor], str, int]:
     """The weights put together, their hash, and how many numbers this process holds."""
     if slice_by_slice:
-        fed.loading._whole_model = None  # nobody calls it
+        fed.model.loading._whole_model = None  # nobody calls it
     policy = load(model, arrange(1, CPU), **how)
     held = sum(local(parameter).numel() for parameter in policy.model.parameters())
     return whole_state(policy.model.state_dict(), keep=True), weights_hash(policy), held

@@ -20,10 +20,10 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fed import trees
-from fed.arrays import to_record, to_tensors
-from fed.grid import LocalGrid
-from fed.ranks import Ranks
+from fed.checkpoints import serialize
+from fed.model.arrays import to_record, to_tensors
+from fed.grids.local import LocalGrid
+from fed.distributed.ranks import Ranks
 from server.app import server_app
 from server.state import StrategyState
 from server.strategies import FeDPO, StreamingFedAvg
@@ -84,8 +84,8 @@ def bits(record: ArrayRecord) -> dict[str, tuple[str, bytes]]:
 
 
 def through_a_file(tree: Any, folder: Path) -> Any:
-    trees.save(tree, folder / "tree")
-    return trees.load(folder / "tree")
+    serialize.save(tree, folder / "tree")
+    return serialize.load(folder / "tree")
 
 
 # The third round

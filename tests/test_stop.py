@@ -12,10 +12,10 @@ import pytest
 import torch
 from ranks import in_ranks
 
-from fed import stop
-from fed.endings import Stopped
-from fed.ranks import arrange
-from fed.stop import ORDER, SIGNALS, Stop
+from fed.distributed import stop
+from fed.errors import Stopped
+from fed.distributed.ranks import arrange
+from fed.distributed.stop import ORDER, SIGNALS, Stop
 
 
 @pytest.fixture(autouse=True)

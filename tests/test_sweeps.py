@@ -11,11 +11,11 @@ import pytest
 from command_line import CommandLine
 from omegaconf import OmegaConf
 
-from comparison import multirun
-from comparison.multirun import SweepPicture
-from comparison.runs import Run
-from comparison.sweeps import draw, finished
-from comparison.swept import settings, shown, swept_keys
+from fed.reports import multirun
+from fed.reports.multirun import SweepPicture
+from fed.reports.runs import Run
+from fed.reports.sweeps import draw, finished
+from fed.reports.sweep_settings import settings, shown, swept_keys
 from scripts import sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -311,7 +311,7 @@ def test_a_mistake_with_the_script_is_one_line(
 
 
 def test_the_standard_error_of_one_run_is_unknown(make: Make) -> None:
-    from comparison.sweep_picture import _mean_of
+    from fed.reports.sweep_png import _mean_of
 
     mean, se = _mean_of(settings([make({}, accuracy=0.3)], []))
     assert mean == 0.3 and math.isnan(se)

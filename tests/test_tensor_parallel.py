@@ -8,9 +8,9 @@ from families import FAMILIES, GATED
 from test_sharding import Saved, alone, assert_same, saved, together  # noqa: F401  fixtures
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-import fed.tensor_parallel
-from fed.config import LoraSettings
-from fed.tensor_parallel import problem
+import fed.distributed.tensor_parallel
+from fed.config.schema import LoraSettings
+from fed.distributed.tensor_parallel import problem
 
 SHARED = {"trainer": "TensorParallelTrainer"}
 EVEN = {**GATED, "num_key_value_heads": 2}
@@ -52,7 +52,7 @@ def test_two_groups_that_share_layers_train_what_one_process_trains(saved: Saved
 def test_norms_over_parts_of_the_heads_are_found_out_if_their_gradients_are_not_summed(
     saved: Saved, together, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(fed.tensor_parallel, "sum_shared_gradients", lambda model, mesh: None)
+    monkeypatch.setattr(fed.distributed.tensor_parallel, "sum_shared_gradients", lambda model, mesh: None)
     with pytest.raises(Exception, match="differ from whole ones"):
         together(2, saved("qwen3, whose norms see parts of the heads"), **SHARED)
 

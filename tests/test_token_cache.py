@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fed import token_cache
-from fed.array_cache import read_array, write_array
-from fed.batches import tokenize
-from fed.demo import demo_tokenizer
-from fed.token_cache import tokenize_once
+from fed.data import token_cache
+from fed.files import read_array, write_array
+from fed.data.tokens import tokenize
+from fed.model.demo import demo_tokenizer
+from fed.data.token_cache import tokenize_once
 from load_data import Preference, load
 
 TOKENIZER = demo_tokenizer()

@@ -10,10 +10,11 @@ from matplotlib.image import imread
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fed import curves as curves_module
-from fed import event_files, progress
-from fed.curves import curves
-from fed.tracking import Tracker, read_metrics
+from fed.reports import curves as curves_module
+from fed.tracking import event_files
+from fed.tracking import progress
+from fed.reports.curves import curves
+from fed.tracking.tracker import Tracker, read_metrics
 
 
 def quiet() -> Console:

@@ -11,11 +11,11 @@ from torch import nn
 
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
-from fed.batches import BatchOrder, Example
-from fed.collate import Layout, collate
-from fed.policy import Policy, response_logps
-from fed.probe import start_packing
-from fed.references import with_reference
+from fed.data.tokens import BatchOrder, Example
+from fed.data.collate import Layout, collate
+from fed.model.policy import Policy, response_logps
+from fed.model.probe import start_packing
+from fed.model.references import with_reference
 from losses.preference import dpo
 from losses.sft import sft
 

@@ -18,15 +18,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed import trees
-from fed.arrays import TensorArray, to_record, to_tensors
-from fed.endings import CannotWrite
-from fed.trees import Damaged
+from fed.checkpoints import serialize
+from fed.model.arrays import TensorArray, to_record, to_tensors
+from fed.errors import CannotWrite
+from fed.checkpoints.serialize import Damaged
 
 
 def there_and_back(tree: Any, folder: Path) -> Any:
-    trees.save(tree, folder / "tree")
-    return trees.load(folder / "tree")
+    serialize.save(tree, folder / "tree")
+    return serialize.load(folder / "tree")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -251,9 +251,9 @@ class Words(list):  # type: ignore[type-arg]
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_and_nothing_is_written(value: Any, tmp_path: Path):
     for tree in (value, [1, {"a": (value,)}], {"k": torch.zeros(2), "v": value}):
-        assert not trees.is_packable(tree)
+        assert not serialize.is_packable(tree)
         with pytest.raises(TypeError, match=r"cannot be kept in a file|can't convert np.ndarray"):
-            trees.save(tree, tmp_path / "tree")
+            serialize.save(tree, tmp_path / "tree")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,9 +279,9 @@ def test_a_conjugate_comes_back_as_its_values(tmp_path: Path):
     ids=["complex128", "tensor complex128", "byte order", "sparse", "meta", "cycle", "5000 digits"],
 )  # fmt: skip
 def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_trained(value: Any, tmp_path: Path):
-    assert not trees.is_packable({"a": value})
+    assert not serialize.is_packable({"a": value})
     with pytest.raises(TypeError):
-        trees.save({"a": value}, tmp_path / "tree")
+        serialize.save({"a": value}, tmp_path / "tree")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_train
 )
 def test_a_container_of_another_class_comes_back_as_such_or_is_refused(value: Any, tmp_path: Path):
     """As a plain one it would fail the code that wrote it: `pair.first`, `counts["new"] += 1`, `colour is RED`."""
-    if trees.is_packable(value):
+    if serialize.is_packable(value):
         found = there_and_back(value, tmp_path)
         assert type(found) is type(value) and found == value
 
@@ -306,7 +306,7 @@ def test_an_array_that_nobody_may_write_to_is_kept_without_a_warning(tmp_path: P
 
 
 def small_file(folder: Path) -> tuple[Path, bytes]:
-    trees.save({"n": 1.5, "w": torch.arange(2.0)}, folder / "tree")
+    serialize.save({"n": 1.5, "w": torch.arange(2.0)}, folder / "tree")
     return folder / "tree", (folder / "tree").read_bytes()
 
 
@@ -318,9 +318,9 @@ def test_every_flipped_bit_of_a_file_is_found(tmp_path: Path):
             changed = content[place // 8] ^ 1 << place % 8
             os.pwrite(written.fileno(), bytes([changed]), place // 8)
             with pytest.raises(Damaged, match=r"^tree "):
-                trees.load(file)
+                serialize.load(file)
             os.pwrite(written.fileno(), content[place // 8 : place // 8 + 1], place // 8)
-    assert trees.load(file)["n"] == 1.5
+    assert serialize.load(file)["n"] == 1.5
 
 
 def test_every_cut_and_every_addition_is_found(tmp_path: Path):
@@ -328,16 +328,16 @@ def test_every_cut_and_every_addition_is_found(tmp_path: Path):
     for added in (b"\0", b" ", content):
         file.write_bytes(content + added)
         with pytest.raises(Damaged):
-            trees.load(file)
+            serialize.load(file)
     for length in reversed(range(len(content))):
         os.truncate(file, length)
         with pytest.raises(Damaged):
-            trees.load(file)
+            serialize.load(file)
 
 
 def test_damage_anywhere_in_a_large_file_is_found(tmp_path: Path):
     file = tmp_path / "tree"
-    trees.save({f"w{k}": torch.full((50_000,), float(k)) for k in range(4)}, file)
+    serialize.save({f"w{k}": torch.full((50_000,), float(k)) for k in range(4)}, file)
     content = file.read_bytes()
     rng = random.Random(0)
     for place in (*rng.sample(range(len(content)), 40), len(content) - 1):
@@ -345,10 +345,10 @@ def test_damage_anywhere_in_a_large_file_is_found(tmp_path: Path):
         changed[place] ^= 1 << rng.randrange(8)
         file.write_bytes(changed)
         with pytest.raises(Damaged):
-            trees.load(file)
+            serialize.load(file)
         file.write_bytes(content[:place])
         with pytest.raises(Damaged):
-            trees.load(file)
+            serialize.load(file)
 
 
 def test_a_missing_or_foreign_file_is_damaged_too(tmp_path: Path):
@@ -358,7 +358,7 @@ def test_a_missing_or_foreign_file_is_damaged_too(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     for name in ("missing", "foreign", "folder"):
         with pytest.raises(Damaged, match=name):
-            trees.load(tmp_path / name)
+            serialize.load(tmp_path / name)
 
 
 # Writing
@@ -383,45 +383,45 @@ def test_a_new_file_takes_the_place_of_the_old_one(tmp_path: Path):
 def test_what_stops_the_writing_leaves_the_old_file_and_nothing_else(
     error: BaseException, expected: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    trees.save({"w": torch.ones(2)}, tmp_path / "tree")
+    serialize.save({"w": torch.ones(2)}, tmp_path / "tree")
 
     def half(tensors: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(trees, "save_file", half)
+    monkeypatch.setattr(serialize, "save_file", half)
     for name in ("tree", "other"):
         with pytest.raises(expected) as raised:
-            trees.save({"w": torch.zeros(2)}, tmp_path / name)
+            serialize.save({"w": torch.zeros(2)}, tmp_path / name)
         if expected is CannotWrite:
             assert str(raised.value) == f"cannot write {tmp_path / name}: {error.args[1]}"  # type: ignore[index]
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
-    assert trees.load(tmp_path / "tree")["w"].tolist() == [1, 1]
+    assert serialize.load(tmp_path / "tree")["w"].tolist() == [1, 1]
 
 
 def test_the_file_is_under_another_name_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[list[str]] = []
-    write = trees.save_file
+    write = serialize.save_file
 
     def watched(tensors: Any, path: Path, metadata: Any) -> None:
         write(tensors, path, metadata)
         seen.append([found.name for found in tmp_path.iterdir()])
 
-    monkeypatch.setattr(trees, "save_file", watched)
-    trees.save(1, tmp_path / "tree")
+    monkeypatch.setattr(serialize, "save_file", watched)
+    serialize.save(1, tmp_path / "tree")
     assert seen == [["tree.partial"]]
 
 
 def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path: Path):
     with pytest.raises(CannotWrite, match=r"cannot write .*tree: No such file or directory$"):
-        trees.save(1, tmp_path / "none" / "tree")
+        serialize.save(1, tmp_path / "none" / "tree")
 
 
 def test_a_disk_that_refuses_to_remove_too_is_told_as_one_that_refuses(tmp_path: Path):
     """As one does that the system has made read-only; here the folder is a file."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(CannotWrite, match=r"cannot write .*tree: "):
-        trees.save(1, tmp_path / "file" / "tree")
+        serialize.save(1, tmp_path / "file" / "tree")
 
 
 def test_what_the_library_itself_says_of_a_disk_that_takes_no_more_is_understood(tmp_path: Path):
@@ -429,18 +429,18 @@ def test_what_the_library_itself_says_of_a_disk_that_takes_no_more_is_understood
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(CannotWrite, match=r"tree: File too large$"):
-            trees.save(torch.zeros(10_000), tmp_path / "tree")
+            serialize.save(torch.zeros(10_000), tmp_path / "tree")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_sync_takes_files_and_folders(tmp_path: Path):
-    trees.save(1, tmp_path / "tree")
-    trees.sync(tmp_path / "tree")
-    trees.sync(tmp_path)
+    serialize.save(1, tmp_path / "tree")
+    serialize.sync(tmp_path / "tree")
+    serialize.sync(tmp_path)
     with pytest.raises(FileNotFoundError):
-        trees.sync(tmp_path / "none")
+        serialize.sync(tmp_path / "none")
 
 
 # Any tree
@@ -491,14 +491,14 @@ def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_packed_part_is_as_the_part_itself(tmp_path):
     part = {"client": MetricRecord({"n": 3, "x": 0.5}), 7: (1, None)}
-    trees.save({"parts": [trees.packed(part)]}, tmp_path / "tree")
-    assert trees.load(tmp_path / "tree") == {"parts": [part]}
+    serialize.save({"parts": [serialize.packed(part)]}, tmp_path / "tree")
+    assert serialize.load(tmp_path / "tree") == {"parts": [part]}
 
 
 def test_a_mapped_tree_is_the_saved_one_and_outlives_its_file(tmp_path):
     tree = {"record": to_record({"v": torch.arange(4.0)}), "tensor": torch.ones(2), "n": 1}
-    trees.save(tree, tmp_path / "tree")
-    found = trees.mapped(tmp_path / "tree")
+    serialize.save(tree, tmp_path / "tree")
+    found = serialize.mapped(tmp_path / "tree")
     (tmp_path / "tree").unlink()
     assert found["n"] == 1 and found["tensor"].tolist() == [1, 1]
     assert to_tensors(found["record"])["v"].tolist() == [0, 1, 2, 3]

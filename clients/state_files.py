@@ -1,0 +1,70 @@
+"""A client's state on its own disk: for a SuperNode that is started again, or a run that goes on after a checkpoint."""
+
+import shutil
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from fed.checkpoints import serialize
+
+CHECKPOINTS = 3  # a run may go on from one before the newest
+RUNS = 10  # whose files are kept
+
+
+def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, every: int) -> None:
+    """Keep what the client stores after a round, and what it stored at the server's last checkpoints.
+
+    Args:
+        folder: Of the run.
+        client_id: Its number.
+        server_round: The round it has trained in.
+        state: What it stores.
+        every: Rounds between the server's checkpoints; 0: there are none.
+
+    Raises:
+        OSError: If the disk refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _rounds(folder, client_id)
+    rounds = [r for r in found if r < server_round]
+    for later in set(found).difference(rounds):  # of rounds that are run once more
+        _path(folder, client_id, later).unlink()
+    serialize.save(dict(state), _path(folder, client_id, server_round))
+    rounds.append(server_round)
+    newest = server_round // every * every if every else 0
+    checkpoints = [newest - back * every for back in range(CHECKPOINTS)]
+    needed = {max((r for r in rounds if r <= at), default=0) for at in (server_round, *checkpoints)}
+    for unneeded in set(rounds) - needed:
+        _path(folder, client_id, unneeded).unlink()
+
+
+def number(folder: Path) -> int | None:
+    """The number that the only client with files of this run has; None: there are none, or those of several."""
+    found = {path.name.split("-")[1] for path in folder.glob("client-*-round-*.safetensors")}
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def forget(folder: Path) -> None:
+    """Remove the files of old runs, beside this run's folder."""
+    others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]
+    for old in sorted(others, key=lambda path: path.stat().st_mtime)[: -(RUNS - 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recall(folder: Path, client_id: int, server_round: int) -> RecordDict:
+    """What it stored before this round; nothing if it took part in none."""
+    for earlier in sorted(_rounds(folder, client_id), reverse=True):
+        if earlier < server_round:
+            try:
+                return RecordDict(serialize.load(_path(folder, client_id, earlier)))
+            except serialize.Damaged:
+                continue
+    return RecordDict()
+
+
+def _rounds(folder: Path, client_id: int) -> list[int]:
+    return [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"client-{client_id}-round-*.safetensors")]
+
+
+def _path(folder: Path, client_id: int, server_round: int) -> Path:
+    return folder / f"client-{client_id}-round-{server_round}.safetensors"

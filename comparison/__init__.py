@@ -1,1 +1,0 @@
-"""What several runs say together, from their folders; nothing here trains."""

@@ -1,0 +1,245 @@
+"""Trees of numbers, text, arrays and Flower records as one file that knows whether it is whole.
+
+A safetensors file: no pickle. Arrays stand in it as such, the rest as JSON in its header, with a checksum of all.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fed.model.arrays import TensorArray
+from fed.errors import writing
+
+RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
+# What the format of the file knows.
+DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    torch.complex64,
+}
+SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
+
+
+class Damaged(ValueError):
+    """A file is not what was written."""
+
+
+def save(tree: Any, path: Path) -> None:
+    """Write the tree; the file appears under its name when it is complete. Not yet forced to the disk: see `sync`.
+
+    Raises:
+        TypeError: If the tree holds something else than numbers, text, arrays, records and containers of them.
+        CannotWrite: If the disk refuses it.
+    """
+    text, tensors = _packed(tree)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with writing(path):
+            save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
+            partial.replace(path)
+    finally:
+        with suppress(OSError):  # it is not there, or the disk is in no state to remove it
+            partial.unlink()
+
+
+def load(path: Path) -> Any:
+    """The tree that was saved.
+
+    Raises:
+        Damaged: If the file is missing, cut off, or differs in any bit from what was written.
+    """
+    try:
+        metadata, tensors = _opened(path)
+        if metadata["sha256"] != _digest(metadata["tree"], tensors):
+            raise Damaged(f"{path.name} is not as it was written: its checksum differs")
+        return _unpack(json.loads(metadata["tree"]), tensors)
+    except Damaged:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
+        raise Damaged(f"{path.name} cannot be read: {error}") from error
+
+
+def mapped(path: Path) -> Any:
+    """The tree that was just saved; its arrays are read from the file when they are used, and take no memory before.
+
+    The file may be removed, but not be cut off, as long as they are in use; what is written into them stays here.
+    """
+    metadata, tensors = _opened(path)
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return metadata, dict(sorted(tensors.items(), key=lambda item: int(item[0])))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A part of a tree, without arrays, that is packed once and stands in several files."""
+
+    content: Any
+
+
+def packed(tree: Any) -> Packed:
+    """The tree as a part of others; it is not looked at again."""
+    packer = _Packer()
+    content = packer.pack(tree)
+    assert not packer.tensors
+    return Packed(content)
+
+
+def is_packable(value: Any) -> bool:
+    """Whether a tree may hold this."""
+    try:
+        _packed(value)
+    except TypeError:
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _packed(tree: Any) -> tuple[str, dict[str, Tensor]]:
+    packer = _Packer()
+    try:
+        text = json.dumps(packer.pack(tree))
+    except (RecursionError, ValueError) as error:  # it holds itself, or a number of thousands of digits
+        raise TypeError(f"{type(tree).__name__} cannot be kept in a file: {error}") from error
+    return text, {str(number): tensor for number, tensor in enumerate(packer.tensors)}
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.numel():  # without numbers a stride may be anything, which no view as bytes takes
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _Packer:
+    """JSON of a tree, with its arrays set aside; an array that stands in several places once."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._places: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no id is used twice
+        self._memory: set[int] = set()
+
+    def pack(self, value: Any) -> Any:
+        """Lists, text, numbers and None as they are; everything else an object of one key, which names its kind."""
+        if value is None or type(value) in (str, bool, int, float):
+            return value
+        for kind, pack in PACKERS:
+            # A subclass of a container would come back as the plain one, which its owner may not take.
+            if type(value) in kind if isinstance(kind, tuple) else isinstance(value, kind):
+                return pack(self, value)
+        raise TypeError(f"{type(value).__name__} cannot be kept in a file")
+
+    def items(self, value: Mapping[Any, Any]) -> list[Any]:
+        """Pairs of key and value, in order."""
+        return [[self.pack(key), self.pack(item)] for key, item in value.items()]
+
+    def place(self, owner: Any, tensor: Tensor) -> int:
+        """The number under which a tensor is kept; `owner` is what holds it."""
+        if id(owner) not in self._places:
+            self._kept.append(owner)
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+                raise TypeError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be kept in a file")
+            tensor = tensor.detach().cpu().resolve_conj().contiguous()
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            if not whole or tensor.data_ptr() in self._memory:  # the file's format knows no views
+                tensor = tensor.clone()
+            self._memory.add(tensor.data_ptr())
+            self._places[id(owner)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._places[id(owner)]
+
+
+def _pack_numpy(packer: _Packer, value: np.ndarray) -> Any:
+    if value.dtype == object or value.dtype.kind in "USVMm" or not value.dtype.isnative:
+        raise TypeError(f"an array of {value.dtype} cannot be kept in a file")
+    tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))  # torch warns of memory not to be written
+    return {"numpy": [packer.place(value, tensor), str(value.dtype)]}
+
+
+def _pack_array(packer: _Packer, value: Array) -> Any:
+    tensor = value.tensor if isinstance(value, TensorArray) else torch.from_numpy(value.numpy())
+    return {"array": packer.place(value, tensor)}
+
+
+PACKERS: list[tuple[Any, Callable[[_Packer, Any], Any]]] = [
+    ((Packed,), lambda _, value: value.content),
+    ((list,), lambda packer, value: [packer.pack(item) for item in value]),
+    ((tuple,), lambda packer, value: {"tuple": [packer.pack(item) for item in value]}),
+    ((set,), lambda packer, value: {"set": [packer.pack(item) for item in value]}),
+    ((bytes,), lambda _, value: {"bytes": base64.b64encode(value).decode()}),
+    (Tensor, lambda packer, value: {"tensor": packer.place(value, value)}),
+    (np.generic, lambda packer, value: {"scalar": _pack_numpy(packer, np.asarray(value))["numpy"]}),
+    ((np.ndarray,), _pack_numpy),
+    (Array, _pack_array),
+    (np.random.Generator, lambda packer, value: {"Generator": packer.pack(value.bit_generator.state)}),
+    (random.Random, lambda packer, value: {"Random": packer.pack(value.getstate())}),
+    *((kind, lambda packer, value, name=name: {name: packer.items(value)}) for name, kind in RECORDS.items()),
+    ((dict, OrderedDict), lambda packer, value: {"dict": packer.items(value)}),
+]
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](_unpack(item, tensors) for item in content)
+    if kind == "bytes":
+        return base64.b64decode(content)
+    if kind == "tensor":
+        return tensors[str(content)]
+    if kind == "array":
+        return TensorArray(tensors[str(content)])
+    if kind in ("numpy", "scalar"):
+        place, dtype = content
+        array = tensors[str(place)].numpy().astype(dtype, copy=False)
+        return array if kind == "numpy" else array[()]
+    if kind == "Generator":
+        state = _unpack(content, tensors)
+        bits = getattr(np.random, state["bit_generator"])()
+        bits.state = state
+        return np.random.Generator(bits)
+    if kind == "Random":
+        generator = random.Random()
+        generator.setstate(_unpack(content, tensors))
+        return generator
+    items = {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
+    if kind == "dict":
+        return items
+    record = RECORDS[kind]()
+    for key, item in items.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
+        record[key] = item
+    return record

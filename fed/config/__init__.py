@@ -1,0 +1,1 @@
+"""What can be typed, and how a mistake is refused."""

@@ -1,0 +1,1 @@
+"""How a CPU computes: threads, memory, MKL or oneDNN."""

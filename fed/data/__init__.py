@@ -1,0 +1,1 @@
+"""Rows, who owns them, token ids, batches."""

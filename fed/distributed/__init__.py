@@ -1,0 +1,1 @@
+"""Processes, and a model split over them."""

@@ -1,0 +1,238 @@
+"""`RemoteGrid`: clients behind one of Flower's own grids, numbered and asked as those of `LocalGrid` are."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fed.model.arrays import copied
+from fed.grids.base import CountingGrid
+from fed.errors import CannotGoOn, Failed
+from fed.grids.faults import arrays, check_reply
+from fed.grids.nodes import Nodes
+from fed.distributed.stop import Stop
+
+POLL = 0.2  # seconds between two looks for replies
+# In the config of every message to a client.
+CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
+NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}  # metrics of a reply
+# Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
+OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
+
+
+class RemoteGrid(CountingGrid):
+    """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
+
+    Messages tell a client its number and what `told` holds.
+
+    Args:
+        grid: Flower's.
+        told: MODEL: the SHA-256 of the weights before any training; RUN: a name of the run, by which clients find what
+            they kept of it; SETTINGS: those of the run.
+        wait: Seconds that clients may be missing before the run ends.
+        simulated: Whether a node is whichever client it is told to be; else it is asked who it is, and to get ready.
+        timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
+            finds offline is left out at once.
+        on_reply: Told of each reply that can be used.
+        **how: As for `CountingGrid`.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        told: Mapping[str, str],
+        wait: float,
+        simulated: bool,
+        timeout: float | None,
+        on_reply: OnReply,
+        **how: Any,
+    ) -> None:
+        super().__init__(**how)
+        self._told = dict(told)
+        self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
+        self._nodes = Nodes(grid, None if simulated else told)
+        self._shared: list[_Shared] = []
+        self._pending: dict[str, Message] = {}
+        self._since = time.monotonic()  # something was sent or asked for, or a round began
+        self._stop = Stop()
+
+    def begin(self, server_round: int) -> None:
+        """What clients are sent from now on belongs to this round."""
+        super().begin(server_round)
+        self._since = time.monotonic()
+
+    def gather(self, expected: int) -> None:
+        """Wait until so many clients are there; when the time is up, fewer will do, but no fewer than a round needs.
+
+        Raises:
+            CannotGoOn: If they do not come.
+        """
+        deadline = time.monotonic() + self._wait
+        self._nodes.expected = expected
+        while (online := len(self._nodes.online())) < expected:
+            if time.monotonic() > deadline:
+                if online < max(self.min_fit_clients, 1):
+                    raise CannotGoOn(self._too_few(online))
+                print(f"{online} of {expected} clients came; going on without the others", flush=True)
+                break
+            self._stop.check()
+            time.sleep(POLL)
+
+    def set_run(self, run: Any) -> None:
+        """Set the run this grid works for."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run this grid works for."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The clients whose nodes are online, in order.
+
+        Raises:
+            CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
+        """
+        found = self._nodes.online()
+        if time.monotonic() > self._since + self._wait:
+            raise CannotGoOn(self._too_few(len(found)))
+        return found
+
+    def _too_few(self, online: int) -> str:
+        return (
+            f"too few clients for process_timeout={self._wait:g} seconds: {self._nodes.described(online)}; start more "
+            "of them or lower client_num_in_total or clients_per_round"
+        )
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; the replies come by `pull_messages`."""
+        accepted = [self.accept(message) for message in messages]
+        ids = [found for found in self._push(accepted) if found is not None]
+        if len(ids) < len(accepted):
+            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(accepted)} messages")
+        self._pending.update(zip(ids, accepted, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there."""
+        found = self._pull(message_ids)
+        return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
+
+    def accept(self, message: Message) -> Message:
+        """The message as the client finds it: what arrives of its arrays, and records of its own."""
+        received: dict[str, Any] = {}
+        for key, record in message.content.items():
+            received[key] = self._shared_by(record).received if isinstance(record, ArrayRecord) else copied(record)
+        message.content = RecordDict(received)
+        return message
+
+    def replies(self, messages: list[Message]) -> Iterator[Message]:
+        """The answers, in the order of the messages; those that come before their turn wait."""
+        sent = list(zip(self._push(messages), messages, strict=True))
+        waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Message]()
+        deadline = time.monotonic() + (self._timeout or math.inf)
+        for message_id, message in sent:
+            if message_id is None:
+                yield self._failed(message, "its node has left")
+                continue
+            while message_id not in found:
+                is_last = time.monotonic() > deadline  # a reply may have come while the server did something else
+                found |= self._pull(waiting)
+                waiting -= found.keys()
+                if message_id in found or is_last:
+                    break
+                self._stop.check()
+                time.sleep(POLL)
+            if message_id in found:
+                yield self._taken(message, found.pop(message_id))
+            else:
+                waiting.discard(message_id)
+                yield self._failed(message, f"no answer within client_timeout={self._timeout:g} seconds")
+
+    def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
+        """The replies that are there, by the message that they answer."""
+        found = {reply.metadata.reply_to_message_id: reply for reply in self._grid.pull_messages(list(message_ids))}
+        self._since = time.monotonic()
+        return found
+
+    def _push(self, messages: list[Message]) -> list[str | None]:
+        """Send what was accepted; None in place of the number of a message whose node has left."""
+        nodes = self._nodes.by_client()
+        sent = []
+        for message in messages:
+            meta, content = message.metadata, RecordDict()
+            for key, record in message.content.items():
+                content[key] = self._packed(record) if isinstance(record, ArrayRecord) else copied(record)
+            if not content.config_records:
+                content["config"] = ConfigRecord()
+            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self._told})
+            sent.append(
+                Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+            )
+        ids: list[str | None] = list(self._grid.push_messages(sent))
+        if len(ids) < len(sent):
+            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(sent)} messages")
+        self._shared.clear()
+        self._since = time.monotonic()
+        return ids
+
+    def _shared_by(self, record: ArrayRecord) -> "_Shared":
+        """How these arrays travel, which a strategy sends to all clients of a round."""
+        for shared in self._shared:
+            if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
+                return shared
+        packed = self.wire.pack(record)
+        received = record if self.wire.dtype == "float32" else self.wire.unpack(packed)
+        self._shared.append(_Shared(record, packed, received))
+        return self._shared[-1]
+
+    def _packed(self, received: ArrayRecord) -> ArrayRecord:
+        return next(shared.packed for shared in self._shared if shared.received is received)
+
+    def _taken(self, message: Message, reply: Message) -> Message:
+        """The client's reply as the strategy gets it."""
+        if reply.has_error():
+            return self._failed(message, reply.error.reason)
+        received, kind = message.content.array_records, message.metadata.message_type
+        try:
+            for key in reply.content.array_records.keys() & received.keys():
+                reply.content[key] = self.wire.unpack(reply.content.array_records[key], received[key])
+            if kind == MessageType.TRAIN:
+                check_reply(arrays(message), reply)
+        except Failed as error:
+            return self._failed(message, str(error))
+        except Exception as error:  # whatever a client may send: the others go on
+            return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
+        metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
+        if problem := _unusable(metrics):
+            return self._failed(message, problem)
+        self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
+        return Message(reply.content, reply_to=message)
+
+    def _failed(self, message: Message, reason: str | None) -> Message:
+        reason, _, details = (reason or "").partition("\n")
+        reason = " ".join(reason.split()) or "no reason given"
+        self.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
+        return Message(Error(0, reason), reply_to=message)
+
+
+def _unusable(metrics: Mapping[str, Any]) -> str | None:
+    """Why no strategy could use a client's metrics."""
+    for name in NUMBERS & metrics.keys():
+        if isinstance(metrics[name], list):
+            return f"its {name} is a list"
+    return None if metrics.get("num-examples", 1) > 0 else f"its num-examples is {metrics['num-examples']}"
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Arrays that go to several clients: as the strategy has them, as they travel, and as they arrive."""
+
+    of: ArrayRecord
+    packed: ArrayRecord
+    received: ArrayRecord

@@ -1,0 +1,107 @@
+"""How arrays travel between server and clients: as float32, or as bfloat16 differences from what both sides know.
+
+Weights themselves in bfloat16 would lose what training changes: it keeps 8 bits, and one round moves a weight by less
+than its last one. So the server sends the difference from the initial weights, which every client has, and a client the
+difference from the weights it received: the error is 2^-8 of each difference at most.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
+
+from fed.model.arrays import to_record, to_tensors
+
+DIFFERENCE = "bfloat16-difference"  # Flower's `stype` of what numpy cannot read
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What is done to arrays that travel.
+
+    Args:
+        dtype: "float32": nothing; "bfloat16": half the bytes.
+        initial: The model's weights before any training, by name; read with bfloat16 only.
+    """
+
+    dtype: str
+    initial: Mapping[str, Tensor]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    def pack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
+        """What travels, as Flower's own arrays; `base` is what the other side knows, None: the initial weights."""
+        packed = ArrayRecord()
+        for name, tensor in to_tensors(record).items():
+            if self.dtype == "float32":
+                packed[name] = Array.from_numpy_ndarray(tensor.float().cpu().numpy())
+            else:
+                words = self._difference(name, tensor, base).view(torch.int16).numpy()
+                data = words.astype("<i2", copy=False).tobytes()
+                packed[name] = Array("bfloat16", tuple(tensor.shape), DIFFERENCE, data)
+        return packed
+
+    def unpack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
+        """The weights in float32 that the other side had packed, within the error of the difference.
+
+        Raises:
+            ValueError: If they were packed in another dtype, or do not fit the model.
+        """
+        tensors = {}
+        for name, array in record.items():
+            if (array.stype == DIFFERENCE) != (self.dtype == "bfloat16"):
+                raise ValueError(f"{name} travels as {array.dtype}, expected {self.dtype}: wire_dtype differs")
+            if self.dtype == "float32":
+                tensors[name] = torch.from_numpy(array.numpy())
+            else:
+                words = np.frombuffer(array.data, dtype="<i2").reshape(array.shape).astype(np.int16)
+                tensors[name] = self._sum(name, torch.from_numpy(words).view(torch.bfloat16), base)
+        return to_record(tensors)
+
+    def travelled(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
+        """What arrives of these weights, where they do not travel in fact."""
+        if self.dtype == "float32":
+            return record
+        tensors = to_tensors(record).items()
+        return to_record({n: self._sum(n, self._difference(n, t, base), base) for n, t in tensors})
+
+    def _difference(self, name: str, tensor: Tensor, base: ArrayRecord | None) -> Tensor:
+        return (tensor.cpu().float() - self._known(name, base)).bfloat16()
+
+    def _sum(self, name: str, difference: Tensor, base: ArrayRecord | None) -> Tensor:
+        known = self._known(name, base)
+        if known.shape != difference.shape:
+            raise ValueError(f"{name} has shape {tuple(difference.shape)}, expected {tuple(known.shape)}")
+        return known + difference.float()
+
+    def _known(self, name: str, base: ArrayRecord | None) -> Tensor:
+        known = self.initial if base is None else to_tensors(base)
+        if name not in known:
+            raise ValueError(f"{name} is not in the model; server and clients must have the same")
+        return known[name].cpu().float()
+
+
+AS_IT_IS = Wire("float32", {})
+
+
+def unpacking(wire: Wire) -> Mod:
+    """A client mod, the outermost: those inside, and the training, see whole weights in float32."""
+
+    def unpacked(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        received = {key: wire.unpack(record) for key, record in message.content.array_records.items()}
+        for key, record in received.items():
+            message.content[key] = record
+        reply = call_next(message, context)
+        if not reply.has_error():
+            for key in reply.content.array_records.keys() & received.keys():
+                reply.content[key] = wire.pack(reply.content.array_records[key], received[key])
+        return reply
+
+    return unpacked

@@ -1,0 +1,1 @@
+"""The one model: loaded, run, scored, sampled."""

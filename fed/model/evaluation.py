@@ -1,0 +1,95 @@
+"""How well a policy ranks held-out pairs: accuracy with standard error, margin, loss, rewards. Shapes: B pairs."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fed.data.tokens import Example
+from fed.model.policy import Policy, pair_logps
+from losses.logps import Logps
+
+Loss = Callable[[Logps, Logps | None], Tensor]
+Metrics = dict[str, float]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation finds."""
+
+    metrics: Metrics
+    margins: list[float]  # reward(chosen) - reward(rejected) of each pair, in order
+
+
+def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int) -> Metrics:
+    """The metrics of `evaluate_pairs`."""
+    return evaluate_pairs(policy, examples, loss=loss, beta=beta, batch_size=batch_size).metrics
+
+
+def evaluate_pairs(
+    policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int
+) -> Evaluation:
+    """The policy as it is now over all examples, each pair counting alike; see `pair_metrics`.
+
+    Every example needs its reference column. `beta` scales rewards only.
+    """
+    logps = pair_logps(policy, examples, batch_size=batch_size)
+    policy_logps = _as_tensors(examples, [pair.chosen for pair in logps], [pair.rejected for pair in logps])
+    reference = _as_tensors(
+        examples,
+        [example.reference.chosen for example in examples if example.reference is not None],
+        [example.reference.rejected for example in examples if example.reference is not None],
+    )
+    losses = loss(policy_logps, reference)
+    metrics = {**pair_metrics(policy_logps, reference, beta=beta), "loss": float(losses.mean())}
+    chosen, rejected = _gains(policy_logps, reference)
+    return Evaluation(metrics, (beta * (chosen - rejected)).tolist())
+
+
+def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
+    """Means over pairs. reward(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
+
+    `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties` count as wrong. `accuracy_se`: its
+    standard error, sqrt(a (1 - a) / B). `margin`: reward(chosen) - reward(rejected). `kl`: reference minus policy
+    log-prob of a response, in nats: an estimate of KL(reference || policy) that takes the held-out responses for draws
+    from the reference.
+    """
+    assert policy.rejected is not None
+    chosen, rejected = _gains(policy, reference)
+    accuracy = float((chosen > rejected).double().mean())
+    return {
+        "accuracy": accuracy,
+        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(chosen)),
+        "ties": float((chosen == rejected).double().mean()),
+        "margin": beta * float((chosen - rejected).mean()),
+        "kl": (0.0 - float((chosen + rejected).mean())) / 2,  # 0.0 - x: an untrained policy's is 0, not -0
+        "reward_chosen": beta * float(chosen.mean()),
+        "reward_rejected": beta * float(rejected.mean()),
+        "logps_chosen": float(policy.chosen.mean()),
+        "logps_rejected": float(policy.rejected.mean()),
+        "examples": len(chosen),
+    }
+
+
+def _gains(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor]:
+    """What chosen and rejected responses gained in log-prob against the reference, each (B,)."""
+    assert policy.rejected is not None and reference.rejected is not None
+    return policy.chosen - reference.chosen, policy.rejected - reference.rejected
+
+
+def _as_tensors(examples: Sequence[Example], chosen: list[float], rejected: list[float]) -> Logps:
+    """Float64, so that means over thousands of pairs lose nothing.
+
+    Raises:
+        ValueError: If a column does not cover all examples.
+    """
+    if not len(chosen) == len(rejected) == len(examples) > 0:
+        raise ValueError(f"evaluation needs pairs with log-probs; {len(chosen)} of {len(examples)} pairs have them")
+    double = torch.float64
+    return Logps(
+        torch.tensor(chosen, dtype=double),
+        torch.tensor(rejected, dtype=double),
+        torch.tensor([len(example.chosen) for example in examples], dtype=double),
+        torch.tensor([len(example.rejected) for example in examples], dtype=double),
+    )

@@ -1,0 +1,43 @@
+"""What must be the same at server and clients for a run to make sense, as digests that can be sent and compared."""
+
+import hashlib
+from typing import Any
+
+from fed.model.arrays import model_tensors
+from fed.model.lora import has_adapter
+from fed.model.policy import Policy
+from fed.model.references import tensors_hash, weights_hash
+
+# Of a model's configuration: where it lies, and what a file's format or a library's version says.
+NOT_COMPARED = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+PROBE = "\n\nHuman: Ünïcode, 12,345 and <b>tags</b>?\n\nAssistant: I don't know...\t\u2014 really  not!"
+
+
+def identity(policy: Policy, weights: str | None = None) -> dict[str, str]:
+    """SHA-256 of the parts of a model before any training, by what they are called in a message.
+
+    Args:
+        policy: With its initial weights.
+        weights: `weights_hash` of it, if that is known.
+    """
+    config = {key: value for key, value in policy.model.config.to_dict().items() if key not in NOT_COMPARED}
+    tokenizer: Any = policy.tokenizer
+    told = sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer(PROBE)["input_ids"]
+    weights = weights or weights_hash(policy)
+    parts = {"weights": weights, "configuration": _sha(sorted(config.items())), "tokenizer": _sha(told)}
+    if has_adapter(policy.model):
+        parts["adapter before training"] = tensors_hash(model_tensors(policy.model))
+    return parts
+
+
+def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
+    """Which part a client has otherwise than the server, with both digests; None: all are the same."""
+    for name in {**ours, **theirs}:
+        one, other = ours.get(name, "none"), theirs.get(name, "none")
+        if one != other:
+            return f"the SHA-256 of its {name} is {one[:12]}..., the server's {other[:12]}..."
+    return None
+
+
+def _sha(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()

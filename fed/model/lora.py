@@ -1,0 +1,147 @@
+"""A LoRA adapter inside the one model: the reference is the model with its adapter off, and only the adapter travels.
+
+arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fed.config.schema import LoraSettings
+from fed.distributed.fsdp import is_sharded, whole_state
+
+NAME = "default"  # the name that peft and transformers give to an adapter
+
+
+def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
+    """Freeze the model and put a trainable adapter into it, in place and float32, drawn from torch's generator.
+
+    Args:
+        model: A transformers model; its class, body, head and configuration stay what they are.
+        settings: With r > 0.
+        base: Where these very weights can be loaded from, an absolute directory or a hub name; None: nowhere.
+
+    Raises:
+        ValueError: If a target module is no linear layer of the model.
+    """
+    from peft import LoraConfig  # seconds, which a client without an adapter need not wait for
+
+    linear = _linear_layers(model)
+    alpha = 2 * settings.r if settings.alpha is None else settings.alpha
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=alpha,
+        target_modules=_targets(model, linear, settings.target_modules),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),  # GPT-2 stores W transposed
+    )
+    model.add_adapter(adapter, NAME)
+    adapter.base_model_name_or_path = base
+    adapter.target_modules = sorted(adapter.target_modules)  # a set would be written in another order each time
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # peft gave it the dtype of the frozen weights
+            parameter.data = parameter.data.float()
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether there is an adapter in the model."""
+    return hasattr(model, "peft_config")
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Context in which the model computes without its adapter; changes nothing where there is none."""
+    if not has_adapter(model):
+        yield
+        return
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state without the adapter, under the names it has where there is none."""
+    state = model.state_dict()
+    if not has_adapter(model):
+        return state
+    own = {name: tensor for name, tensor in state.items() if ".lora_A." not in name and ".lora_B." not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
+
+
+def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
+    """Write the model, or its adapter if it has one, for `AutoModelForCausalLM.from_pretrained(directory)` to load.
+
+    An adapter's base that has no home is written to `directory/base` by the first call; later calls name it as theirs.
+    A model that is split over processes is put together in main memory where `write` is set.
+    """
+    if not has_adapter(model):
+        if is_sharded(model):
+            _save_plain(model, whole_state(model.state_dict(), keep=write), directory, write=write)
+        elif write:
+            model.save_pretrained(directory)
+        return
+    from peft import get_peft_model_state_dict
+
+    adapter = model.peft_config[NAME]
+    if adapter.base_model_name_or_path is None:
+        base = (directory / "base").resolve()
+        _save_plain(model, whole_state(base_state(model), keep=write), base, write=write)
+        adapter.base_model_name_or_path = str(base)
+    # Unless told not to, peft asks the hub whether the vocabulary has grown.
+    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    state = whole_state(state, keep=write)
+    if write:
+        adapter.save_pretrained(directory)
+        prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(prefixed, directory / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
+    """All linear layers but the head, by their dotted names."""
+    head = model.get_output_embeddings()
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return {name: module for name, module in layers if module is not head}
+
+
+def _targets(model: Any, linear: dict[str, nn.Module], wanted: list[str] | None) -> list[str] | str:
+    """Names of target modules, or peft's word for all linear layers but the head.
+
+    Raises:
+        ValueError: If a wanted name is that of none of the layers `linear`.
+    """
+    lacking = [name for name in wanted or () if not _names_any(name, linear)]
+    if lacking:
+        expected = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ValueError(
+            f"lora.target_modules={lacking[0]} names no linear layer of the model below its head; expected some of "
+            f"{expected}, or leave it out"
+        )
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES_OF_PEFT
+
+    choice = wanted or CHOICES_OF_PEFT.get(model.config.model_type)
+    return choice if isinstance(choice, list) and all(_names_any(name, linear) for name in choice) else "all-linear"
+
+
+def _names_any(name: str, linear: Iterable[str]) -> bool:
+    """Whether peft would find it: a whole dotted name, or its last parts."""
+    return any(f".{layer}".endswith(f".{name}") for layer in linear)
+
+
+def _save_plain(model: Any, state: dict[str, Tensor], directory: Path, *, write: bool) -> None:
+    """Write a model of this kind with these weights, without adapter, as an HF directory."""
+    if not write:
+        return
+    with torch.device("meta"):  # an empty shell around the very weights: no copy in memory
+        plain = type(model)(model.config)
+    plain.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(directory)

@@ -1,0 +1,167 @@
+"""The one model of a run, and the log-probabilities it gives to pairs.
+
+Shapes: B pairs, N sequences, T tokens, R response tokens, D hidden size, V vocabulary.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fed.data.tokens import Example, PairLogps, Tokenizer, by_length
+from fed.data.collate import PADDED, Batch, Layout, collate
+from fed.cpu.onednn import onednn_product, uses_onednn
+from fed.model.lora import save_model
+from fed.distributed.ranks import ALONE, Ranks
+from fed.distributed.fsdp import Root, run
+from losses.fused import Head, blockwise_logps, blockwise_loss, product
+from losses.logps import Logps, summed_logps
+
+T = TypeVar("T")
+# Loss of each pair, (B,), from policy, reference and anchor log-probs.
+PairLoss = Callable[[Logps, Logps | None, Logps | None], Tensor]
+# Told how many pairs more are done.
+OnPairs = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model with its tokenizer and the way it computes."""
+
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Tokenizer
+    device: torch.device
+    compute_dtype: torch.dtype | None = None  # None: the dtype of the weights
+    split_head: bool = True  # the logits are head(hidden states), so the head can run on response rows only
+    layout: Layout = PADDED
+    remarks: tuple[str, ...] = ()  # what was asked for but this model cannot do, and why
+    ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
+    holders: Ranks = ALONE  # the processes that hold the weights together
+    root: Root | None = None  # what gathers the weights if FSDP has split them
+    between: Callable[[], None] = lambda: None  # called before each batch of a list that is evaluated
+
+    def compute(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns, run where it finds whole weights, in the dtype this policy computes in."""
+
+        def computed() -> T:
+            with self.autocast():
+                return compute()
+
+        return computed() if self.root is None else run(self.root, computed)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context in which forward passes compute."""
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def collate(self, examples: Sequence[Example], *, paired: bool = True) -> Batch:
+        """The examples as this policy takes them."""
+        return collate(examples, paired=paired, device=self.device, layout=self.layout)
+
+
+def response_logps(policy: Policy, batch: Batch) -> Logps:
+    """Summed response log-probs of each sequence of a batch, float32; with gradient unless that is switched off."""
+
+    def compute() -> Logps:
+        rows, head = _rows_and_head(policy, batch)
+        if isinstance(head, Head) and not torch.is_grad_enabled():
+            return batch.as_logps(blockwise_logps(rows, head, batch.targets, batch.sizes))
+        plain = policy.model.get_output_embeddings() if isinstance(head, Head) else head
+        return batch.as_logps(summed_logps(rows, plain, batch.targets, batch.sizes))
+
+    return policy.compute(compute)
+
+
+def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = True) -> tuple[Tensor, Logps]:
+    """Sum of all pairs' losses, with gradient, and the log-probs it was computed from, without.
+
+    Args:
+        policy: The model.
+        batch: What `policy.collate` gave.
+        loss: Called once with all pairs, or several times with some.
+        by_pair: Whether `loss` gives a pair the same number whichever pairs stand beside it.
+    """
+
+    def compute() -> tuple[Tensor, Logps]:
+        rows, head = _rows_and_head(policy, batch)
+        if not isinstance(head, Head):
+            logps = batch.as_logps(summed_logps(rows, head, batch.targets, batch.sizes))
+            return loss(logps, batch.reference, batch.anchor).sum(), logps.detach()
+        group = 2 if batch.paired else 1
+
+        def of_sequences(first: int, last: int, logps_N: Tensor) -> Tensor:
+            pairs = slice(first // group, last // group)
+            columns = (None if column is None else column.part(pairs) for column in (batch.reference, batch.anchor))
+            return loss(batch.as_logps(logps_N, pairs.start), *columns)
+
+        total, logps_N = blockwise_loss(
+            rows, head, batch.targets, batch.sizes, of_sequences, group=group if by_pair else len(batch.sizes)
+        )
+        return total, batch.as_logps(logps_N)
+
+    return policy.compute(compute)
+
+
+def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callable[[Tensor], Tensor]]:
+    """What predicts each response token, (R, D), and what makes logits of it."""
+    model = policy.model
+    inputs = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.segments is not None:
+        inputs.update(position_ids=batch.position_ids, segments=batch.segments)
+    if not policy.split_head:  # the model scales or caps its logits: they are made by itself
+        if batch.segments is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
+            return model(**inputs, logits_to_keep=batch.rows).logits[0], nn.Identity()
+        return model(**inputs).logits.flatten(0, 1).index_select(0, batch.rows), nn.Identity()
+    hidden = model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+    # Layers may be on several GPUs; the batch is where the head is.
+    hidden_RD = hidden.to(batch.rows.device).index_select(0, batch.rows)
+    head = model.get_output_embeddings()
+    if not policy.layout.fused_head:
+        return hidden_RD, head
+    dtype = policy.compute_dtype or head.weight.dtype
+    by_onednn = dtype == torch.float32 and uses_onednn(head)
+    return hidden_RD, Head(head.weight, head.bias, dtype, onednn_product if by_onednn else product)
+
+
+@torch.no_grad()
+def pair_logps(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    paired: bool = True,
+    on_pairs: OnPairs = lambda pairs: None,
+) -> list[PairLogps]:
+    """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
+
+    The same examples in the same batch size give the same bits: of several processes, each takes whole batches.
+    `on_pairs` is told how many pairs more are done.
+    """
+    ranks, batches = policy.ranks, by_length([example.length for example in examples], batch_size)
+    found = torch.zeros(len(examples), 2, dtype=torch.float64)
+    for turn, own, counts in ranks.turns(len(batches)):
+        policy.between()
+        indices = batches[own]
+        logps = response_logps(policy, policy.collate([examples[i] for i in indices], paired=paired))
+        if counts:
+            found[indices, 0] = logps.chosen.double().cpu()
+            found[indices, 1] = math.nan if logps.rejected is None else logps.rejected.double().cpu()
+        on_pairs(sum(len(batches[place]) for place in turn))
+    return [PairLogps(chosen, rejected) for chosen, rejected in ranks.sum(found).tolist()]
+
+
+def save_policy(policy: Policy, directory: Path, *, write: bool = True) -> None:
+    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it. Of LoRA, the adapter only.
+
+    Of several processes that hold the model together all must call it, and one has `write` set.
+    """
+    save_model(policy.model, directory, write=write)
+    if write:
+        policy.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]

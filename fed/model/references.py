@@ -1,0 +1,104 @@
+"""The reference log-probabilities: a constant column of the data, computed once and cached on disk."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from fed.files import read_array, write_array
+from fed.data.tokens import Example, PairLogps
+from fed.cpu.runtime import cpu_name
+from fed.cpu.onednn import uses_onednn
+from fed.model.lora import adapter_off, base_state
+from fed.model.policy import OnPairs, Policy, pair_logps
+from fed.distributed.fsdp import full
+
+FORMAT = 3  # raised when our own arithmetic changes its last bits
+
+
+def with_reference(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    cache: Path | None,
+    weights_hash: str,
+    on_pairs: OnPairs = lambda pairs: None,
+) -> list[Example]:
+    """The examples with their reference column: log-probs under the policy as it is now, before any training.
+
+    A policy with an adapter gives it with the adapter off, at any time.
+
+    Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
+    computed anew. None: no cache. `on_pairs` is told how many pairs more are done.
+
+    Raises:
+        CannotWrite: If the disk refuses the cache's file.
+    """
+    if not examples:
+        return []
+    name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
+    column = None if cache is None else _read_column(cache / name, len(examples))
+    found = all(policy.ranks.gather(column is not None))
+    if not all(policy.holders.gather(found)):  # of several processes all compute, or none
+        with adapter_off(policy.model):
+            column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
+        if cache is not None and policy.ranks.is_first:
+            write_array(cache / name, np.asarray(column, dtype=np.float64))
+    else:
+        on_pairs(len(examples))
+    assert column is not None
+    return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
+
+
+def weights_hash(policy: Policy) -> str:
+    """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers, an adapter's left out."""
+    return tensors_hash(base_state(policy.model))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = full(tensor.detach())
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, weights: str) -> str:
+    config = policy.model.config  # the same weights with, say, another rotary base are another model
+    settings = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+    is_cuda = policy.device.type == "cuda"
+    machine = torch.cuda.get_device_name(policy.device) if is_cuda else cpu_name()
+    decides_the_bits = (
+        weights,
+        sorted(settings.items()),
+        config._attn_implementation,
+        policy.compute_dtype,
+        policy.split_head,
+        policy.layout,
+        uses_onednn(policy.model),
+        policy.holders.count if policy.root is None else 1,  # processes that share a layer add up its parts
+        batch_size,
+        FORMAT,
+        (policy.device.type, machine, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
+        (torch.__version__, transformers.__version__),
+    )
+    digest = hashlib.sha256(repr(decides_the_bits).encode())
+    for example in examples:
+        for ids in (example.prompt, example.chosen, example.rejected):
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
+    values = read_array(entry)
+    if values is None or values.shape != (length, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
+        return None
+    return [PairLogps(float(chosen), float(rejected)) for chosen, rejected in values]

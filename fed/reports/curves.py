@@ -1,0 +1,185 @@
+"""`metrics.jsonl` to `curves.png`: accuracy, margin, loss, KL and the two rewards by round."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fed.tracking.tracker import EVERYONE, Line, read_metrics
+
+PANELS = {
+    "accuracy": "accuracy (share of pairs)",
+    "margin": "reward margin (β · nats)",
+    "loss": "loss (nats)",
+    "kl": "KL(reference ‖ policy)\n(nats per response)",
+}
+# What the margin is made of; drawn for one run only.
+REWARDS = {
+    "reward_chosen": "reward of chosen (β · nats)",
+    "reward_rejected": "reward of rejected (β · nats)",
+}
+# Okabe and Ito's colours; line style and marker tell the splits apart without them.
+STYLES: dict[str, dict[str, str]] = {
+    "train": {"color": "#009E73", "linestyle": ":", "marker": "^"},
+    "validation": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "test": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+}
+FAINT = "#9A9A9A"
+MANY_ROUNDS = 25  # from here on markers would hide the line
+MANY_CLIENTS = 30  # from here on lines would hide each other, and points are drawn
+
+
+def curves(run_dir: Path) -> Path | None:
+    """Draw a run's `curves.png`; None if `metrics.jsonl` holds nothing to draw.
+
+    A split is drawn from the server's lines. Where there are none, as in mode=local, it is the mean over clients with
+    one standard deviation to either side.
+    """
+    lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # their spread is drawn from each of them
+    labels = {**PANELS, **REWARDS}
+    panels = {metric: drawn for metric in labels if (drawn := _drawn(lines, metric))}
+    if not panels:
+        return None
+    # pyplot would keep the figure alive and choose a backend for the whole process; a bare figure draws with Agg.
+    from matplotlib.figure import Figure
+
+    rounds = {float(at) for drawn in panels.values() for series in drawn for at in series.rounds}
+    columns = min(2 if len(panels) < 5 else 3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.8 * columns + 0.4, 3.2 * rows + 1.0), dpi=120, layout="constrained")
+    for index, (metric, drawn) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, index + 1, sharex=figure.axes[0] if figure.axes else None)
+        if metric == "accuracy":
+            _draw_clients(axes, lines)
+        for series in drawn:
+            _draw(axes, series, side_by_side=len(rounds) == 1)
+        _dress(axes, labels[metric])
+    if len(rounds) == 1:
+        figure.axes[0].set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
+    _entitle(figure, run_dir.resolve())
+    path = run_dir / "curves.png"
+    figure.savefig(path)
+    return path
+
+
+class _Series(NamedTuple):
+    """One curve; `spread` is its half band, NaN where unknown."""
+
+    label: str
+    split: str
+    rounds: NDArray[np.float64]
+    values: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+def _drawn(lines: Sequence[Line], metric: str) -> list[_Series]:
+    found = []
+    for split in STYLES:
+        of_split = [line for line in lines if line.split == split and _measured(line, metric)]
+        from_server = [line for line in of_split if line.who == "server"]
+        if from_server:
+            found.append(_of_server(from_server, split, metric))
+        elif of_split:
+            found.append(_of_clients(of_split, split, metric))
+    return found
+
+
+def _measured(line: Line, metric: str) -> bool:
+    # Before training policy equals reference, every pair is a tie and ties count as wrong: that 0 measures nothing and
+    # would flatten the rest.
+    tied = metric == "accuracy" and line.server_round == 0 and line.metrics.get(metric) == 0
+    return line.metrics.get(metric) is not None and not tied
+
+
+def _of_server(lines: Sequence[Line], split: str, metric: str) -> _Series:
+    lines = sorted(lines, key=lambda line: line.server_round)
+    values = _column(lines, metric)
+    # One label for all panels, though only some of them have an error, so that the legend names each split once.
+    has_error = any(f"{name}_se" in line.metrics for line in lines for name in PANELS)
+    label = f"{split} (band: standard error)" if has_error else split
+    return _Series(label, split, _rounds(lines), values, _column(lines, f"{metric}_se"))
+
+
+def _of_clients(lines: Sequence[Line], split: str, metric: str) -> _Series:
+    by_round: dict[int, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_round[line.server_round].append(line)
+    columns = [_column(by_round[server_round], metric) for server_round in sorted(by_round)]
+    spread = np.array([column.std(ddof=1) if len(column) > 1 else np.nan for column in columns])
+    label = f"{split}, mean of clients (band: standard deviation)"
+    rounds = np.array(sorted(by_round), dtype=float)
+    return _Series(label, split, rounds, np.array([column.mean() for column in columns]), spread)
+
+
+def _rounds(lines: Iterable[Line]) -> NDArray[np.float64]:
+    return np.array([line.server_round for line in lines], dtype=float)
+
+
+def _column(lines: Iterable[Line], metric: str) -> NDArray[np.float64]:
+    values = (line.metrics.get(metric) for line in lines)
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _draw(axes: Any, series: _Series, *, side_by_side: bool) -> None:
+    style = dict(STYLES[series.split])
+    if len(series.rounds) >= MANY_ROUNDS:
+        del style["marker"]
+    if len(series.rounds) == 1:  # a band needs two rounds
+        shift = 0.1 * (1 + list(STYLES).index(series.split)) if side_by_side else 0.0
+        bar = {"label": series.label, "capsize": 4, "zorder": 3, **style}
+        axes.errorbar(series.rounds + shift, series.values, series.spread, **bar)
+        return
+    axes.plot(series.rounds, series.values, label=series.label, linewidth=1.8, markersize=4, zorder=3, **style)
+    low, high = series.values - series.spread, series.values + series.spread
+    axes.fill_between(series.rounds, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+
+
+def _draw_clients(axes: Any, lines: Sequence[Line]) -> None:
+    """Every client's accuracy on its own pairs, in the background."""
+    reports = [line for line in lines if line.who != "server" and _measured(line, "accuracy")]
+    split = next((split for split in ("validation", "test") if any(line.split == split for line in reports)), None)
+    of_client: dict[str, list[Line]] = defaultdict(list)
+    for line in reports:
+        if line.split == split:
+            of_client[line.who].append(line)
+    label = f"single clients, {split}"
+    many = len(of_client) >= MANY_CLIENTS
+    style = {"linestyle": "none" if many else "-", "linewidth": 0.8, "marker": ".", "markersize": 3 if many else 4}
+    alpha = 0.3 if many else 0.5
+    for own in of_client.values():
+        own.sort(key=lambda line: line.server_round)
+        rounds, values = _rounds(own), _column(own, "accuracy")
+        axes.plot(rounds, values, color=FAINT, alpha=alpha, zorder=1, label=label, **style)
+
+
+def _dress(axes: Any, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.grid(color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _entitle(figure: Any, run_dir: Path) -> None:
+    # parse_math=False: a folder's name may contain dollar signs.
+    figure.suptitle(f"{run_dir.parent.name}  ({run_dir.name})", fontsize=12, parse_math=False)
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries.update(zip(labels, handles, strict=True))
+    legend = figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=min(len(entries), 2),
+        frameon=False,
+        fontsize=9,
+    )
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)

@@ -1,0 +1,49 @@
+"""What the policies answered when training was over, next to the reference's answers to the same prompts."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from fed.reports.runs import Method, Run
+
+REFERENCE = "reference, before training"
+
+
+class Response(NamedTuple):
+    """Whose, of which method if any, and the text."""
+
+    label: str
+    method: str | None
+    text: str
+
+
+class Sample(NamedTuple):
+    """A prompt and the responses to it."""
+
+    prompt: str
+    responses: list[Response]
+
+
+def final_samples(methods: Sequence[Method]) -> list[Sample]:
+    """For each prompt the reference's response and, of each method's first seed, the last round's."""
+    found: dict[tuple[str, int], list[Response]] = {}
+    for method in methods:
+        for key, row in _last_round(method.runs[0]):
+            responses = found.setdefault(key, [])
+            if row["reference"] not in (response.text for response in responses if response.method is None):
+                responses.append(Response(REFERENCE, None, row["reference"]))
+            # Where clients train alone, each has its own policy; the first one stands for all.
+            whose = "" if row["who"] == "server" else f", {row['who']}"
+            responses.append(Response(f"{method.name}{whose}, round {row['round']}", method.name, row["policy"]))
+    return [Sample(prompt, responses) for (prompt, _), responses in found.items()]
+
+
+def _last_round(run: Run) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    """Rows of the first model that drew any, each with its prompt and how often that had come before."""
+    last = max((row["round"] for row in run.samples), default=0)
+    rows = [row for row in run.samples if row["round"] == last]
+    times: Counter[str] = Counter()
+    for row in rows:
+        if row["who"] == rows[0]["who"]:
+            yield (row["prompt"], times[row["prompt"]]), row
+            times[row["prompt"]] += 1

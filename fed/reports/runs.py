@@ -1,0 +1,176 @@
+"""Finished runs as a comparison reads them: settings, curves, clients, test pairs and samples, from their folders.
+
+Shapes: C evaluated models (1; the clients in mode=local), P test pairs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from fed.tracking.line_files import read_lines
+from fed.tracking.run_folder import CONFIG, ENVIRONMENT
+from fed.tracking.tracker import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
+
+PARTITION = "partition.json"
+# Keys that say which repetition a run is or where it is kept, not what it tries.
+OF_THE_RUN = {"seed", "exp_name", "output_dir", "cache_dir", "resume"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation on the test pairs: of the global model, or in mode=local the mean over the clients' models."""
+
+    server_round: int
+    pairs: int  # trained until then by all clients together
+    seconds: float | None  # since the run began; in mode=local until all clients, one by one, were as far
+    metrics: Mapping[str, float]  # accuracy, margin, loss, kl, ...; what was not finite is left out
+    spread: Mapping[str, float]  # mode=local: standard deviation over clients, by metric
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved settings."""
+        found: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(self.folder / CONFIG))  # type: ignore[assignment]
+        return found
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What was typed, versions, processor."""
+        return _json(self.folder / ENVIRONMENT)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the run wrote when it had finished."""
+        return _json(self.folder / SUMMARY)
+
+    @property
+    def seed(self) -> int:
+        """Of everything drawn in the run."""
+        return int(self.config["seed"])
+
+    @property
+    def mode(self) -> str:
+        """federated, centralized or local."""
+        return str(self.config["mode"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ran to its end."""
+        return (self.folder / SUMMARY).is_file()
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Of `metrics.jsonl`."""
+        return read_metrics(self.folder)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Evaluations on the test pairs, round 0 included, in order."""
+        who = EVERYONE if self.mode == "local" else "server"
+        seconds = self._seconds()
+        return [
+            Point(
+                line.server_round,
+                line.pairs,
+                seconds.get(line.server_round),
+                {name: value for name, value in line.metrics.items() if value is not None and not _is_spread(name)},
+                {name.removesuffix("_sd"): value for name, value in line.metrics.items() if _is_spread(name)},
+            )
+            for line in self.lines
+            if line.who == who and line.split == "test"
+        ]
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """To and from the server in the whole run; None where nothing travels."""
+        found = self.summary.get("bytes")
+        return None if found is None else int(found["sent"] + found["received"])
+
+    @cached_property
+    def partition(self) -> dict[str, Any]:
+        """Which rows each client got."""
+        return _json(self.folder / PARTITION)
+
+    @property
+    def conversations(self) -> list[str]:
+        """Of each test pair, a name for the conversation it is from, (P,); other runs name it alike."""
+        return list(self.partition["test"]["conversations"])
+
+    @property
+    def test_pairs(self) -> list[str]:
+        """A name for each test pair, (P,); other runs name it alike."""
+        return list(self.partition["test"]["pairs"])
+
+    @cached_property
+    def margins(self) -> dict[int, NDArray[np.float64]]:
+        """Reward margin of each test pair by round, (C, P); a pair is ranked rightly where it is above 0."""
+        by_round: dict[int, list[list[float]]] = {}
+        for row in read_lines(self.folder / MARGINS):
+            by_round.setdefault(row["round"], []).append(row["margins"])
+        return {number: np.array(rows, dtype=np.float64) for number, rows in sorted(by_round.items())}
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        """Responses drawn during evaluation: objects with `round`, `who`, `prompt`, `reference` and `policy`."""
+        return list(read_lines(self.folder / SAMPLES))
+
+    def of_clients(self, split: str, metric: str) -> dict[int, dict[int, float]]:
+        """A metric of each client by round: `aggregate`/`weight`, `train`/`decay`, `validation`/`accuracy`, ..."""
+        found: dict[int, dict[int, float]] = {}
+        for line in self.lines:
+            value = line.metrics.get(metric)
+            if line.split == split and line.who.startswith("client-") and value is not None:
+                found.setdefault(int(line.who.removeprefix("client-")), {})[line.server_round] = value
+        return dict(sorted(found.items()))
+
+    def _seconds(self) -> dict[int, float]:
+        """Wall time by round. In mode=local each client runs all its rounds before the next one begins."""
+        by_who: dict[str, dict[int, float]] = {}
+        for row in read_lines(self.folder / TIMING):
+            by_who.setdefault(row["who"], {})[row["round"]] = row["wall_seconds"]
+        if not by_who:
+            return {}
+        began = min(min(found.values()) for found in by_who.values())
+        rounds = set.intersection(*(set(found) for found in by_who.values()))
+        return {r: began + sum(found[r] - min(found.values()) for found in by_who.values()) for r in sorted(rounds)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: its runs, one for each seed."""
+
+    name: str  # as the user calls it: fedpo, fedavg, centralized, local
+    runs: Sequence[Run]
+
+    @property
+    def mode(self) -> str:
+        """federated, centralized or local."""
+        return self.runs[0].mode
+
+    def by_round(self) -> Iterator[tuple[int, list[Point]]]:
+        """Evaluated rounds, each with a point of every run; a round that a run lacks is left out."""
+        points = [{point.server_round: point for point in run.points} for run in self.runs]
+        for server_round in sorted(set.intersection(*(set(found) for found in points))):
+            yield server_round, [found[server_round] for found in points]
+
+
+def _is_spread(name: str) -> bool:
+    return name.endswith("_sd")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,115 @@
+"""What was swept: the keys whose values differ among runs, and the runs of each setting of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fed.reports.runs import OF_THE_RUN, Run
+from fed.config.schema import flat
+
+Value = str | int | float | bool | None
+Column = tuple[Value, ...]  # of one key, a value for each run
+
+NAMES_ITS_FILE = ("_target_", "name_or_path")  # of all that a group's file sets, what it is known by
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only."""
+
+    values: Column  # of the swept keys, in their order
+    runs: Sequence[Run]
+
+    def final(self, metric: str) -> list[float]:
+        """Of each run that has it, after its last round."""
+        found = (run.points[-1].metrics.get(metric) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+def swept_keys(runs: Sequence[Run]) -> list[str]:
+    """Dotted keys that differ among the runs, what was typed first, then the shorter.
+
+    A key that follows from others is left out: of `temp` and `strategy.temp`, which always change together, the longer
+    one; with `strategy=fedavg,fedpo` all that the strategies' files bring along, but for `strategy._target_`.
+    """
+    columns, typed = _columns(runs), _typed(runs)
+    kept: dict[str, Column] = {}
+    for key in sorted(_differing(columns), key=lambda key: _rank(key, typed)):
+        column = columns[key]
+        if key in typed:
+            follows = column in kept.values()
+        else:
+            follows = column == columns.get("seed") or (bool(kept) and _follows(column, kept.values()))
+        if not follows:
+            kept[key] = column
+    return list(kept)
+
+
+def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
+    """One for each combination of values, in the order of the values; of runs with the same seed the newest counts."""
+    by_values: dict[Column, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.folder.name, str(run.folder))):
+        values = _settings(run)
+        by_values.setdefault(tuple(values.get(key) for key in keys), {})[run.seed] = run
+    found = [Setting(values, [of_seed[seed] for seed in sorted(of_seed)]) for values, of_seed in by_values.items()]
+    return sorted(found, key=lambda setting: [order(value) for value in setting.values])
+
+
+def order(value: Value) -> tuple[bool, float, str]:
+    """Sorts numbers by size, then all others by their text."""
+    return (False, float(value), "") if is_number(value) else (True, 0.0, str(value))  # type: ignore[arg-type]
+
+
+def is_number(value: Value) -> bool:
+    """Whether it is one, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def label(key: str) -> str:
+    """The key as it is typed: `strategy` for `strategy._target_`."""
+    return key.removesuffix("._target_")
+
+
+def shown(key: str, value: Value) -> str:
+    """The value as it is typed; of a dotted path its last part."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.rpartition(".")[2] if key.endswith("_target_") else text
+
+
+def _settings(run: Run) -> dict[str, Value]:
+    """By dotted key; lists as they are typed."""
+    return {
+        key: value if value is None or isinstance(value, str | int | float | bool) else _typed_list(value)
+        for key, value in flat(run.config)
+    }
+
+
+def _typed_list(value: object) -> str:
+    return str(value).replace("'", "").replace(" ", "")
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, Column]:
+    rows = [_settings(run) for run in runs]
+    return {key: tuple(row.get(key) for row in rows) for key in dict.fromkeys(key for row in rows for key in row)}
+
+
+def _differing(columns: Mapping[str, Column]) -> list[str]:
+    return [key for key, column in columns.items() if key not in OF_THE_RUN and len(set(column)) > 1]
+
+
+def _typed(runs: Sequence[Run]) -> set[str]:
+    """What stood on the command lines; of a sweep's preset the undotted keys that it sweeps."""
+    given = {key for run in runs for key in run.environment.get("given", ()) if "." not in key}
+    return given | {word.lstrip("+~").partition("=")[0] for run in runs for word in run.environment.get("argv", ())}
+
+
+def _rank(key: str, typed: set[str]) -> tuple[bool, bool, bool, int, str]:
+    group, _, parameter = key.partition(".")
+    return key not in typed, group not in typed, parameter not in NAMES_ITS_FILE, len(key), key
+
+
+def _follows(column: Column, others: Iterable[Column]) -> bool:
+    """Whether runs that are alike in the others are alike in it too."""
+    alike = list(zip(*others, strict=True))
+    return len(set(alike)) == len(set(zip(alike, column, strict=True)))

@@ -1,0 +1,90 @@
+"""The runs of a sweep to `sweep.png`, `sweep.csv` and `sweep.md`."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from fed.reports.runs import Run
+from fed.reports.statistics import mean_and_se
+from fed.reports.sweep_png import picture
+from fed.reports.sweep_settings import Setting, label, settings, shown, swept_keys
+from fed.tracking.run_folder import CONFIG
+from fed.tracking.tracker import SUMMARY
+
+METRICS = ("accuracy", "margin", "loss", "kl")
+BEST = "best_accuracy"  # of all rounds after training began
+
+
+def draw(runs: Path | Sequence[Run], out_dir: Path) -> Path:
+    """Write `sweep.png`, `sweep.csv` and `sweep.md` into `out_dir`; where the picture is.
+
+    Args:
+        runs: Finished runs, or a folder that holds some, however deep. Of runs alike in all but their folders the
+            newest counts.
+        out_dir: Is made.
+
+    Raises:
+        ValueError: If fewer than two of them count.
+    """
+    found = finished([runs]) if isinstance(runs, Path) else list(runs)
+    keys = swept_keys(found)
+    swept = settings(found, keys)
+    if sum(len(setting.runs) for setting in swept) < 2:
+        raise ValueError(
+            f"a sweep has two finished runs or more that differ in a setting or the seed; found {len(found)}"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _write_csv(swept, keys, out_dir / "sweep.csv")
+    (out_dir / "sweep.md").write_text(_markdown(swept, keys), encoding="utf-8")
+    path = out_dir / "sweep.png"
+    picture(swept, keys, path)
+    return path
+
+
+def finished(folders: Sequence[Path]) -> list[Run]:
+    """Finished runs in and below the folders, each once."""
+    found = {path.parent.resolve(): Run(path.parent) for folder in folders for path in sorted(folder.rglob(SUMMARY))}
+    return [run for run in found.values() if (run.folder / CONFIG).is_file() and run.points]
+
+
+def _write_csv(swept: Sequence[Setting], keys: Sequence[str], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*keys, "seed", *(f"final_{metric}" for metric in METRICS), BEST, "run"])
+        for setting in swept:
+            for run in setting.runs:
+                metrics = [run.points[-1].metrics.get(metric) for metric in METRICS]
+                writer.writerow([*setting.values, run.seed, *metrics, _best(run), run.folder])
+
+
+def _markdown(swept: Sequence[Setting], keys: Sequence[str]) -> str:
+    names = [label(key) for key in keys]
+    head = [*names, "runs", "accuracy", "margin", "loss", "KL", "best accuracy"]
+    count = sum(len(setting.runs) for setting in swept)
+    rows = [head, ["---"] * len(head), *(_row(setting, keys) for setting in swept)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        f"# {', '.join(names) or 'seed'}: {count} runs\n\n"
+        "On the test pairs after the last round; mean ± standard error over a setting's runs, one for each seed.\n\n"
+        f"{table}\n\n![final accuracy by setting](sweep.png)\n"
+    )
+
+
+def _row(setting: Setting, keys: Sequence[str]) -> list[str]:
+    values = [shown(*item).replace("|", "\\|") for item in zip(keys, setting.values, strict=True)]
+    finals = [_mean(setting.final(metric), len(setting.runs)) for metric in METRICS]
+    best = [best for run in setting.runs if (best := _best(run)) is not None]
+    return [*values, str(len(setting.runs)), *finals, _mean(best, len(setting.runs))]
+
+
+def _mean(values: Sequence[float], count: int) -> str:
+    """Mean ± standard error; of a run that diverged there is no value, and then none of its setting."""
+    if len(values) < count:
+        return "-"
+    mean, se = mean_and_se(values)
+    return f"{mean:.3f} ± {se:.3f}" if count > 1 else f"{mean:.3f}"
+
+
+def _best(run: Run) -> float | None:
+    found = [point.metrics["accuracy"] for point in run.points if point.metrics.get("accuracy") is not None]
+    return max(found, default=None)

@@ -1,0 +1,166 @@
+"""The folder a run writes to, and the files that say what was run."""
+
+import fcntl
+import glob
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from fed.cpu.runtime import cpu_name
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "flwr",
+    "flwr-datasets",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "tensorboardX",
+)
+
+
+def check_cache_folder(cache_dir: str) -> None:
+    """Make the folder, so that a run does not fail on it later.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    folder = Path(cache_dir) / "reference"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write {folder}")
+    except OSError as error:
+        raise ValueError(f"cache_dir={cache_dir} cannot be written: {error}; give another cache_dir") from error
+
+
+def create_run_folder(
+    output_dir: str, exp_name: str, config_yaml: str, device: torch.device, cpu: str, **more: object
+) -> Path:
+    """Make `output_dir/exp_name/date_time/` with `environment.json` and, when all is there, `config.yaml`.
+
+    `cpu` and `more` go into `environment.json` as they are.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
+    started = datetime.now()
+    try:
+        folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
+        environment = {**surroundings(device), "argv": _arguments(), "started": started.isoformat(timespec="seconds")}
+        environment |= {"commit": _commit(), "cpu": cpu, **more}
+        write_whole(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
+        write_whole(folder / CONFIG, config_yaml.encode())
+    except OSError as error:
+        raise ValueError(f"output_dir={output_dir} cannot be written: {error}; give another output_dir") from error
+    return folder
+
+
+def _arguments() -> list[str]:
+    """The command line, without the secret by which Flower's programs know each other."""
+    return ["..." if before == "--token" else word for before, word in itertools.pairwise(["", *sys.argv])]
+
+
+def newest_run(output_dir: str, exp_name: str | None) -> Path:
+    """The run that was started last, of all experiments if none is named.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    pattern = f"{glob.escape(exp_name) if exp_name else '*'}/*/{CONFIG}"
+    found = [path.parent for path in Path(output_dir).glob(pattern)]
+    if not found:
+        raise ValueError(f"resume=latest finds no run in {Path(output_dir) / (exp_name or '')}; give its folder")
+    return max(found, key=lambda folder: (folder.name, folder.stat().st_mtime))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process can have the folder; the system frees it however this one ends.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    with (folder / ENVIRONMENT).open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is in use by another process; wait until it has ended") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def free_space(path: Path) -> int:
+    """Bytes free where the path is or will be."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def _new_folder(wanted: Path) -> Path:
+    """The folder, or the next free one when two runs start within a second."""
+    for number in range(1000):
+        folder = wanted if number == 0 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(wanted)
+
+
+def surroundings(device: torch.device) -> dict[str, object]:
+    """What may decide the last bits of a run, besides its settings."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, with "+changes" if files differ from it; None outside git."""
+    here = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file of a cache by way of a partial one, so that a reader never sees half of it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(file)

@@ -1,0 +1,63 @@
+"""The rows of a run, loaded as the configuration says and given to their owners."""
+
+from collections import Counter
+from typing import Literal
+
+from fed.config import components
+from fed.config.schema import Config
+from fed.data.partition import OwnData, partition
+from fed.data.splits import Split, SplitSettings, split_own, split_rows
+from load_data import Loaded, load, load_file
+
+
+def shared_out(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
+    """Who has which rows of a run, and how many records were left out while loading, by reason.
+
+    Raises:
+        ValueError: If they cannot be read or shared out.
+    """
+    partitioner = components.create("partition", config.partition, given)
+    settings = _settings(config)
+    train, test = _loaded(config, "train"), _loaded(config, "test")
+    if isinstance(partitioner, OwnData):
+        own = [load_file(path) for path in partitioner.client_data]
+        split = split_own(train.rows, test.rows, [client.rows for client in own], settings)
+        return split, _skipped(train, test, *own)
+    if not hasattr(partitioner, "load_partition"):
+        raise ValueError(
+            f"partition._target_={config.partition['_target_']} makes no partitioner but "
+            f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
+        )
+    split = split_rows(
+        train.rows,
+        test.rows,
+        lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
+        settings,
+    )
+    return split, _skipped(train, test)
+
+
+def one_clients(own: Loaded, config: Config) -> tuple[Split, dict[str, int]]:
+    """The same where one client has these rows, which are nobody else's."""
+    return split_own([], [], [own.rows], _settings(config)), own.skipped
+
+
+def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
+    if not config.datasets:  # a server without data, which fed.config.checks allows where clients have their own
+        return Loaded([], {})
+    return load(
+        config.datasets,
+        split,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+        test_fraction=config.test_fraction,
+    )
+
+
+def _skipped(*loaded: Loaded) -> dict[str, int]:
+    return dict(sorted(sum((Counter(part.skipped) for part in loaded), Counter()).items()))
+
+
+def _settings(config: Config) -> SplitSettings:
+    return SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})

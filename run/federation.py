@@ -1,0 +1,301 @@
+"""One federation of a run: its strategy, evaluation and memory, with clients in this program or elsewhere."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, MessageType, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from rich.console import Console
+
+from clients.app import client_app
+from clients.first_visit import Columns, FirstVisits
+from clients.trainer import LocalTrainer
+from fed.model.arrays import to_tensors
+from fed.config.checks import Settings
+from fed.model.evaluation import Metrics, evaluate_pairs
+from fed.grids.faults import Faults
+from fed.model.identity import identity
+from fed.checkpoints.journal import Journal, Recorder
+from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
+from fed.grids.leader import Evaluate, in_parts
+from fed.distributed.ranks import Ranks
+from fed.tracking.log import Relay, replay
+from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
+from fed.config.flower import to_text
+from fed.model.samples import Sampler
+from fed.distributed.fsdp import Parts, is_sharded
+from fed.simulation import Memory, Processes, serve, simulate, unheard
+from fed.distributed.stop import Stop
+from fed.tracking.tracker import Tracker
+from fed.grids.wire import Wire
+from run.prepare import Plan, local_settings, references
+from server.app import asks, joins_groups, layers, sampled, server_app, streams, takes_parts
+from server.evaluate import ServerEvaluation, ServerLog
+from server.privacy import ledger_of
+from server.state import StrategyState
+from server.strategies import StreamingFedAvg
+
+MODEL_HASH = "model before training (SHA-256)"  # a key of what tells runs apart
+# Metrics of a client's training, ours and those of its reply; with `privacy=` it sends none.
+OF_A_TRAINING = {"train": {"loss": "train_loss", "decay": "decay"}, "validation": {"accuracy": "accuracy"}}
+OF_AN_EVALUATION = ("accuracy", "margin", "loss")  # metrics that a client's evaluation of its own pairs gives
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one federation of a run keeps its results."""
+
+    client_ids: Sequence[int]
+    checkpoints: Path
+    policy: Path
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Clients behind a grid of Flower's own, and the settings that they are sent."""
+
+    grid: Grid
+    settings: Settings
+
+
+def federate(
+    plan: Plan,
+    tracker: Tracker | Relay,
+    initial: ArrayRecord,
+    place: Place,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
+) -> ArrayRecord:
+    """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
+    config, strategy, mesh = plan.config, plan.make_strategy(), plan.mesh
+    evaluation = _evaluation(plan, tracker, strategy, place)
+    trainer = LocalTrainer(plan.policy, local_settings(plan))
+    parts = None
+    if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
+        parts = Parts(plan.policy.model)
+    joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
+    known = to_tensors(initial)
+    if parts is not None and config.wire_dtype != "float32":
+        known = parts.whole(known, keep=True)
+    if isinstance(strategy, StreamingFedAvg) and joins:
+        strategy.groups = mesh.groups
+    mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
+    clients = Recorder(tracker)
+    within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
+    journal = Journal(
+        within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
+    )
+    pairs = plan.clients if plan.meets_all else _first_visits(plan, tracker, initial, str(keeper.run[MODEL_HASH]))
+    return simulate(
+        _server(plan, strategy, evaluation),
+        initial,
+        evaluation,
+        client_app(trainer, pairs, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
+        place.client_ids,
+        streams=streams(strategy) and (joins or mesh.groups.count == 1),
+        processes=Processes(
+            mesh,
+            [trainer.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids] if mesh.groups.count > 1 else [],
+            lambda: _exchange(mesh.groups, tracker),
+            parts,
+        ),
+        memory=_memory_of(plan, strategy, evaluation, tracker, keeper, kept, console),
+        journal=journal,
+        own=mesh.own,
+        seed=config.seed,
+        faults=Faults(config.faults, config.client_timeout, config.seed),
+        wire=Wire(config.wire_dtype, known),
+        min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
+        on_failure=tracker.failed,
+        on_traffic=tracker.communication if config.mode == "federated" else unheard,
+        numel=Parts(plan.policy.model).numel,
+    )
+
+
+def federate_elsewhere(
+    plan: Plan,
+    clients: Elsewhere,
+    tracker: Tracker,
+    initial: ArrayRecord,
+    place: Place,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
+) -> ArrayRecord:
+    """As `federate`, with clients behind a grid of Flower's."""
+    config, strategy = plan.config, plan.make_strategy()
+    evaluation = _evaluation(plan, tracker, strategy, place)
+
+    def on_reply(client_id: int, server_round: int, kind: str, told: Mapping[str, Any]) -> None:
+        if kind != MessageType.TRAIN:
+            tracker.client(client_id, server_round, "held-out", {k: told[k] for k in told if k in OF_AN_EVALUATION})
+            return
+        tracker.start_client(server_round, client_id, told.get("pairs", 0))
+        tracker.advance(told.get("pairs", 0))
+        for split, names in OF_A_TRAINING.items():
+            if found := {ours: told[theirs] for ours, theirs in names.items() if theirs in told}:
+                tracker.client(client_id, server_round, split, found)
+
+    grid = RemoteGrid(
+        clients.grid,
+        told={
+            MODEL: json.dumps(identity(plan.policy, str(keeper.run[MODEL_HASH]))),
+            RUN: "_".join(place.checkpoints.parent.absolute().parts[-2:]),
+            SETTINGS: to_text(clients.settings),
+        },
+        wait=config.process_timeout,
+        simulated=config.engine == "ray",
+        timeout=config.client_timeout if config.engine == "flower" else None,
+        on_reply=on_reply,
+        wire=Wire(config.wire_dtype, to_tensors(initial)),
+        streams=streams(strategy),
+        min_fit_clients=config.min_fit_clients,
+        on_failure=tracker.failed,
+    )
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        found = evaluation(server_round, arrays)
+        tracker.end_round()  # what is next heard of a client may be its reply
+        return found
+
+    memory = _memory_of(plan, strategy, evaluation, tracker, keeper, kept, console)
+    server, traffic = _server(plan, strategy, evaluation), tracker.communication
+    return serve(server, initial, evaluate, grid, plan.num_clients, memory=memory, on_traffic=traffic)
+
+
+def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place: Place) -> ServerEvaluation:
+    config, ledger = plan.config, ledger_of(strategy)
+    score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
+    log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
+    if config.mode == "local":
+        log = _ClientLog(tracker, place.client_ids[0])
+    return ServerEvaluation(
+        policy=plan.everyone,
+        splits={"test": plan.test} if config.mode == "local" else {"validation": plan.validation, "test": plan.test},
+        score=score,
+        log=log,
+        num_rounds=config.comm_round,
+        frequency_of_test=config.frequency_of_test,
+        sampler=_sampler(plan) if config.sample_during_eval else None,
+        always_accuracy=asks(strategy, "needs_server_accuracy"),
+        seed=config.seed,
+        ledger=ledger,
+        # All evaluate or none: of several processes that share a model only the first one may run the strategy.
+        is_over=lambda: ledger is not None and plan.mesh.world.from_first(ledger.is_exhausted()),
+        client_weights=lambda: next(
+            (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _ClientLog:
+    """Where the evaluation of a client that trains alone is logged: under that client's name, not the server's."""
+
+    tracker: Tracker | Relay
+    client_id: int
+
+    def server(self, server_round: int, split: str, metrics: Metrics) -> None:
+        self.tracker.client(self.client_id, server_round, split, metrics)
+
+    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
+        """Its weight in an aggregate of one says nothing."""
+
+    def evaluated(
+        self, server_round: int, margins: Sequence[float] = (), samples: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        self.tracker.evaluated(server_round, margins, samples, who=f"client-{self.client_id}")
+
+    def clients_done(self, server_round: int) -> None:
+        """There is no mean over clients while one of them runs alone."""
+
+    def privacy(self, server_round: int, spent: Metrics, remarks: Sequence[str] = ()) -> None:
+        """There is no federation to account for."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return self.tracker.phase(name)
+
+
+def _sampler(plan: Plan) -> Sampler:
+    config = plan.config
+    return Sampler(
+        plan.test[: config.n_eval_model_samples],
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+        batch_size=config.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def _server(
+    plan: Plan, strategy: Strategy, evaluation: ServerEvaluation
+) -> Callable[[ArrayRecord, Evaluate, int], ServerApp]:
+    ledger = evaluation.ledger
+    return functools.partial(
+        server_app,
+        strategy=strategy,
+        train_config=evaluation.train_config,
+        num_rounds=plan.config.comm_round,
+        is_over=lambda: ledger is not None and ledger.is_exhausted(),
+    )
+
+
+def _memory_of(
+    plan: Plan,
+    strategy: Strategy,
+    evaluation: ServerEvaluation,
+    tracker: Tracker | Relay,
+    keeper: Keeper,
+    kept: Kept | None,
+    console: Console,
+) -> Memory:
+    """What of a federation is kept on the disk; the user is told of what cannot be."""
+    state = StrategyState(strategy)
+    if keeper.every and (left_out := state.left_out()):
+        console.print(
+            f"not in checkpoints, for no file can hold it: {', '.join(left_out)}; a strategy with "
+            "state_dict() and load_state_dict(state) says itself what to keep",
+            soft_wrap=True,
+            highlight=False,
+        )
+    books: dict[str, Stateful] = {} if evaluation.ledger is None else {"privacy": evaluation.ledger}
+    stateful: dict[str, Stateful] = {**books, "strategy": state, "server": evaluation, "log": tracker}
+    return Memory(keeper, stateful, kept, lambda: tracker.phase("checkpoint"))
+
+
+def _first_visits(plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, model: str) -> FirstVisits:
+    """The clients' pairs; the processes that train a client fill in its reference column together."""
+    policy = replace(plan.policy, between=Stop(plan.mesh.own).check)
+    scoring = {"server": plan.validation, "client": None, "test": plan.test}[plan.config.accuracy_on]
+    fill = references(plan, model, policy)
+    how = Columns(policy.model, initial, fill, plan.supervised, scoring, lambda: tracker.phase("reference"))
+    return FirstVisits(plan.clients, how)
+
+
+def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
+    """In mode=centralized the pairs of each round: as many as a federation over the same pairs trains in it."""
+    config, count = plan.config, len(plan.holders)
+    if config.mode != "centralized":
+        return []
+    rounds: list[Iterable[int]] = [range(count)] * config.comm_round
+    if config.clients_per_round is not None and config.clients_per_round < count:
+        rounds = [sampled(count, config.clients_per_round, r + 1, config.seed) for r in range(config.comm_round)]
+    often = Counter(client for clients in rounds for client in clients)
+    visits = {k: iter(trainer.num_pairs(plan.holders[k].train, k, times)) for k, times in often.items()}
+    return [sum(next(visits[client]) for client in clients) for clients in rounds]
+
+
+def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
+    """Tell the tracker what the other groups' clients reported."""
+    told = groups.gather(tracker.fetch() if isinstance(tracker, Relay) else [])
+    if isinstance(tracker, Tracker):
+        for events in told:
+            replay(events, tracker)

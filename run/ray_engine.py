@@ -1,0 +1,83 @@
+"""engine=ray: the federation of this program on Flower's simulation engine, whose clients are workers of Ray."""
+
+import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from run import experiment
+from run.client_app import flower_app
+from fed.config.checks import Settings
+from fed.config.schema import Config
+from run.federation import Elsewhere
+from run.prepare import Plan
+
+
+def check_installed() -> None:
+    """Find out whether there is Ray.
+
+    Raises:
+        ValueError: If not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]', or use engine=local")
+
+
+def run(plan: Plan, folder: Path) -> None:
+    """As `experiment.run`, with clients in other processes, `clients_in_parallel` of them at once.
+
+    Raises:
+        CannotGoOn, Stopped: As `experiment.run`.
+    """
+    from flwr.simulation import run_simulation
+
+    server, ending = ServerApp(), list[BaseException]()
+    clients = Settings(_of_workers(plan), plan.given)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            experiment.run(plan, folder, Elsewhere(grid, clients))
+        except BaseException as error:  # Flower's thread would swallow some
+            ending.append(error)
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray says that this will be the default
+    app = flower_app(folder.absolute() / "checkpoints" / "clients")
+    run_simulation(server, app, plan.num_clients, backend_config=resources(clients.config))
+    if ending:
+        raise ending[0]
+
+
+def _of_workers(plan: Plan) -> Config:
+    """The settings as workers need them, which may run in another folder."""
+    config = plan.config
+    changed: dict[str, Any] = {"cache_dir": os.path.abspath(config.cache_dir)}
+    if config.data_dir is not None:
+        changed["data_dir"] = os.path.abspath(config.data_dir)
+    if plan.library is not None:
+        changed["cpu_matmul"] = plan.library
+    return replace(config, num_threads=config.num_threads or _cpus() // config.clients_in_parallel or 1, **changed)
+
+
+def resources(config: Config) -> dict[str, dict[str, Any]]:
+    """What Ray is to have and each client to get, so that `clients_in_parallel` of them run at once.
+
+    A cluster that RAY_ADDRESS names runs as many as fit, each with `num_threads` of its cores.
+    """
+    parallel, gpus = config.clients_in_parallel, 0.0
+    if (config.device or "cuda").startswith("cuda") and torch.cuda.is_available():
+        gpus = torch.cuda.device_count() / parallel
+    client = {"num_cpus": float(config.num_threads or 1), "num_gpus": gpus if gpus < 1 else float(int(gpus))}
+    here: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if "RAY_ADDRESS" not in os.environ:
+        here |= {"num_cpus": client["num_cpus"] * parallel, "num_gpus": client["num_gpus"] * parallel}
+    return {"client_resources": client, "init_args": here}
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,62 @@
+"""Flower's server app: what `flwr run` starts at a SuperLink, or beside Ray. `python main.py` needs none of it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from run import experiment
+from run import prepare
+from fed.distributed import launch
+from fed.config.checks import Settings
+from fed.errors import CannotGoOn
+from run.resume import as_begun, resumed
+from fed.config.flower import run_settings
+from run.federation import Elsewhere
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation; the results are in `output_dir/exp_name/date_time` of the machine this runs on.
+
+    Raises:
+        RuntimeError: With one line that says why the run cannot begin or go on.
+    """
+    try:
+        run(settings_of(context.run_config), grid)
+    except (ValueError, CannotGoOn) as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise RuntimeError(line) from None
+
+
+def settings_of(run_config: Mapping[str, Any]) -> Settings:
+    """What `flwr run -c` said, or the settings of the run that is to go on.
+
+    Raises:
+        ValueError: If they do not work.
+    """
+    settings = run_settings(run_config)
+    return settings if settings.config.resume is None else resumed(settings)
+
+
+def run(settings: Settings, grid: Grid) -> None:
+    """Prepare the run, then serve clients behind this grid.
+
+    Raises:
+        ValueError: If it cannot begin.
+        CannotGoOn: If it cannot go on.
+    """
+    with launch.joined(settings.config.device, settings.config.process_timeout) as device:
+        prepared = prepare.prepare(settings, device)
+        folder = experiment.create_folder(prepared)
+        with experiment.locked(prepared, folder):
+            print(f"results: {folder.absolute()}", flush=True)
+            experiment.run(prepared, folder, Elsewhere(grid, as_begun(settings)))

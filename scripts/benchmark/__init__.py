@@ -1,0 +1,1 @@
+"""Times the training step and the federation beside other implementations."""

@@ -1,0 +1,144 @@
+"""Seconds, operations and memory of single steps on this machine.
+
+Shapes in comments: M, K, N of a matrix product (M, K) x (K, N), which takes 2 M K N operations.
+"""
+
+import gc
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fed.data.tokens import Example
+from fed.cpu.runtime import return_freed_memory
+from fed.cpu.onednn import onednn_linear
+
+PRODUCTS = ((1024, 1536, 1536), (2048, 2048, 2048))  # M, K, N
+PEAK_SECONDS = 0.25  # that long each product is repeated
+GIGA = 1e9
+STATUS, CLEAR, SYSTEM = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """Processor time of this process for one thread, which other work on the machine does not distort; else wall."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def matrix_peak(dtype: torch.dtype, now: Callable[[], float]) -> float:
+    """Operations per second of the fastest of some large matrix products, by the fastest library there is."""
+    libraries: list[Callable[..., Tensor]] = [F.linear]
+    if dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        libraries.append(onednn_linear)
+    return max(_rate(linear, product, dtype, now) for linear in libraries for product in PRODUCTS)
+
+
+@torch.no_grad()
+def _rate(
+    linear: Callable[..., Tensor], product: tuple[int, int, int], dtype: torch.dtype, now: Callable[[], float]
+) -> float:
+    m, k, n = product
+    left_MK, right_NK = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)  # as linear layers keep them
+    fastest, spent = float("inf"), 0.0
+    while spent < PEAK_SECONDS:
+        start = now()
+        linear(left_MK, right_NK, None)
+        seconds = now() - start
+        fastest, spent = min(fastest, seconds), spent + seconds
+    return 2 * m * k * n / fastest
+
+
+class Work(NamedTuple):
+    """What a batch holds, whatever a variant makes of it."""
+
+    pairs: int
+    tokens: int  # each prompt once, chosen, rejected
+    responses: int  # tokens of chosen and rejected
+    operations: float  # that a step needs at least, but for attention scores
+
+
+class Size(NamedTuple):
+    """Weights of a model as matrix products see them."""
+
+    body: int  # all but embeddings and head
+    vocabulary: int
+    hidden: int
+
+
+def size_of(model: Any) -> Size:
+    """The size of a transformers model."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    outside = embeddings | {id(p) for p in model.get_output_embeddings().parameters()}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in outside)
+    vocabulary, hidden = model.get_output_embeddings().weight.shape
+    return Size(body, vocabulary, hidden)
+
+
+def work(pairs: Sequence[Example], size: Size) -> Work:
+    """Forward and backward: 6 operations for each weight and useful token; the head's for response tokens only."""
+    responses = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    tokens = responses + sum(len(pair.prompt) for pair in pairs)
+    operations = 6.0 * size.body * tokens + 6.0 * size.vocabulary * size.hidden * responses
+    return Work(len(pairs), tokens, responses, operations)
+
+
+class Memory(NamedTuple):
+    """Resident memory of the process, in bytes."""
+
+    before: int
+    peak: int
+
+    @property
+    def growth(self) -> int:
+        """What the step added at its worst: gradients, activations and temporary copies."""
+        return self.peak - self.before
+
+
+def memory_of(step: Callable[[], object]) -> Memory:
+    """Memory around one call, after freed memory has gone back to the system."""
+    gc.collect()
+    return_freed_memory()
+    exact = exact_memory()
+    before = _status("VmRSS") if exact else _highest()
+    step()
+    return Memory(before, _status("VmHWM") if exact else _highest())
+
+
+def exact_memory() -> bool:
+    """Whether the kernel forgets the process's highest memory when told to; it now has."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _highest() -> int:
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_memory() -> float:
+    """Bytes that processes may still take before the system runs out; infinite where it does not tell."""
+    return _field(SYSTEM, "MemAvailable") if SYSTEM.exists() else math.inf
+
+
+def _status(field: str) -> int:
+    return _field(STATUS, field)
+
+
+def _field(file: Path, name: str) -> int:
+    (line,) = (line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def bytes_of(tensors: Iterable[Tensor | None]) -> int:
+    """Memory of the tensors, each counted once."""
+    sizes = {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None}
+    return sum(sizes.values())

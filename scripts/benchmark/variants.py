@@ -1,0 +1,137 @@
+"""Every way of doing one DPO step that `make bench` times: others', and this project's, part by part."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
+from fed.model.attention import NAME as PACKED_ATTENTION
+from fed.data.tokens import Example
+from fed.data.collate import PADDED, Layout
+from fed.cpu.onednn import use_onednn, use_torch
+from fed.model.policy import Policy
+from losses.preference import dpo
+from scripts.benchmark.baselines import Models, Step, Trl, checkpointing, fedpo_step, plain_step, restored, trl_version
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+OURS = {FLOAT32: "ours_float32", BFLOAT16: "ours_bfloat16"}
+# TRL checkpoints activations by default. Without it is faster, so its other rows go without, to be fair. `padding_free`
+# would not be faster: TRL 1.16 warns that it is unavailable and pads.
+TRL_FASTER = {"gradient_checkpointing": False}
+TRL_BEST = {**TRL_FASTER, "precompute_ref_log_probs": True}
+HEAD = Layout(packing=False, prefix_sharing=False, fused_head=True)
+PACKED = Layout(packing=True, prefix_sharing=False, fused_head=False)
+SHARED = Layout(packing=True, prefix_sharing=True, fused_head=False)
+ALL = Layout(packing=True, prefix_sharing=True, fused_head=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the steps are built from."""
+
+    models: Models
+    tokenizer: Any
+    batch: int  # pairs
+    folder: str  # where trainers may write
+    library: str | None  # for float32 matrices, as the project chooses on this machine: mkl or onednn
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of doing the step: a row of the table."""
+
+    name: str
+    meaning: str
+    build: Callable[[Setting], Callable[[], AbstractContextManager[Step]]]  # what sets the shared model up for it
+    precision: str = FLOAT32
+    reference: bool = False  # runs a reference model
+    server: bool = False  # runs a copy of the server's model
+    keeps_freed_memory: bool = False
+
+
+def _plain(step: Callable[[Models, Sequence[Example]], float]) -> Any:
+    return lambda setting: lambda: nullcontext(functools.partial(step, setting.models))
+
+
+def _trl(**configuration: Any) -> Any:
+    return lambda s: Trl(s.models, s.tokenizer, s.folder, s.batch, **configuration).prepared
+
+
+def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None = None, recompute: bool = False) -> Any:
+    return lambda s: functools.partial(project_step, s, layout, dtype, library or s.library, recompute)
+
+
+@contextmanager
+def project_step(
+    setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None, recompute: bool = False
+) -> Iterator[Step]:
+    """The step of a client's local update, while the shared model is as this project loads it."""
+    models = setting.models
+    policy = Policy(models.policy, setting.tokenizer, torch.device("cpu"), dtype, layout=layout)
+    settings = LocalSettings(
+        loss=functools.partial(dpo, beta=models.beta),
+        beta=models.beta,
+        max_grad_norm=models.max_grad_norm,
+        batch_size=setting.batch,
+    )
+    trainer = LocalTrainer(policy, settings)
+    with restored(models.policy):
+        if layout.packing:
+            models.policy.config._attn_implementation = PACKED_ATTENTION
+        if library == "onednn":
+            use_onednn(models.policy)
+        if recompute:
+            checkpointing(models.policy, "enable")
+            models.policy.train()
+        try:
+            yield lambda pairs: trainer.step(models.optimizer, pairs, RoundSettings(), {})["loss"]
+        finally:
+            use_torch(models.policy)
+
+
+VARIANTS = (
+    Variant("plain", "the original DPO code", _plain(plain_step), reference=True),
+    Variant("fedpo_original", "FeDPO as published", _plain(fedpo_step), reference=True, server=True),
+    Variant("trl_default", "TRL as it comes: bfloat16, checkpointing", _trl(), BFLOAT16, reference=True),
+    Variant("trl_best", "TRL, bfloat16, reference precomputed", _trl(**TRL_BEST), BFLOAT16),
+    Variant("trl_float32", "TRL, float32", _trl(bf16=False, **TRL_FASTER), reference=True),
+    Variant("trl_best_float32", "TRL, float32, reference precomputed", _trl(bf16=False, **TRL_BEST)),
+    Variant("ours_reference", "reference log-probs as a column", _ours(PADDED), keeps_freed_memory=True),
+    Variant("ours_fused_head", "+ fused head", _ours(HEAD), keeps_freed_memory=True),
+    Variant("ours_packing", "+ packing", _ours(PACKED), keeps_freed_memory=True),
+    Variant("ours_prefix_sharing", "+ packing, prompts shared", _ours(SHARED), keeps_freed_memory=True),
+    Variant("ours_recompute", "all, activations recomputed", _ours(ALL, recompute=True), keeps_freed_memory=True),
+    Variant(
+        "ours_recompute_bfloat16",
+        "all, activations recomputed, bfloat16",
+        _ours(ALL, torch.bfloat16, recompute=True),
+        BFLOAT16,
+        keeps_freed_memory=True,
+    ),
+    Variant("ours_mkl", "all, but matrices by MKL", _ours(ALL, library="mkl"), keeps_freed_memory=True),
+    Variant(OURS[FLOAT32], "all together", _ours(ALL), keeps_freed_memory=True),
+    Variant(OURS[BFLOAT16], "all together, bfloat16", _ours(ALL, torch.bfloat16), BFLOAT16, keeps_freed_memory=True),
+)
+
+
+def choose(names: str) -> list[Variant]:
+    """The variants that `names` lists with commas, and those that all are compared with; "all": all that can run.
+
+    Raises:
+        ValueError: If there is no such variant, or it needs TRL and there is none.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    wanted = list(known) if names == "all" else names.split(",")
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        expected = f"expected all or some of {', '.join(known)}"
+        raise ValueError(f"variants={names}: there is no {', '.join(unknown)}; {expected}")
+    able = [name for name in known if trl_version() is not None or not name.startswith("trl_")]
+    unable = [name for name in wanted if name not in able]
+    if unable and names != "all":
+        raise ValueError(f"{', '.join(unable)} needs TRL; install it: pip install -c constraints.txt -e '.[bench]'")
+    return [known[name] for name in able if name in {*wanted, *OURS.values()}]

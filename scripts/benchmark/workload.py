@@ -1,0 +1,123 @@
+"""What every variant of the step is given: a model shape with random weights, and real pairs as token ids.
+
+Nothing is downloaded: configurations are written down here and the tokenizer is trained on the texts at hand.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from fed.data.tokens import Example, tokenize
+from fed.model.demo import END_OF_TEXT, demo_config
+from fed.seeding import seed_globals
+from load_data import Preference, load
+
+MAX_LENGTH, MAX_PROMPT_LENGTH = 512, 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's architecture; `config` is given the trained tokenizer."""
+
+    vocabulary: int
+    config: Callable[[PreTrainedTokenizerFast], Any]
+
+
+def _gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
+    # Dropout off, as everywhere in DPO: it would make each variant's loss another.
+    return GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **_ends(tokenizer))
+
+
+def _smollm2(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **_ends(tokenizer),
+    )
+
+
+def _ends(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    return {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+
+
+SHAPES = {
+    "tiny": Shape(512, demo_config),  # the demo's
+    "gpt2": Shape(50257, _gpt2),  # 124M
+    "smollm2": Shape(49152, _smollm2),  # 135M
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batches of pairs, the tokenizer they were made with, and where they come from."""
+
+    batches: list[list[Example]]
+    tokenizer: PreTrainedTokenizerFast
+    source: str
+
+
+def workload(shape: Shape, data_dir: Path, *, batch: int, repeats: int) -> Workload:
+    """`repeats` batches from `data_dir` or, where there is nothing, of the demo's dialogues.
+
+    Raises:
+        ValueError: If there are too few pairs, or the file holds something else.
+    """
+    source, rows = _rows(data_dir)
+    tokenizer = train_tokenizer(rows, shape.vocabulary)
+    needed = batch * repeats
+    if needed > len(rows):
+        raise ValueError(f"batch={batch} repeats={repeats} needs {needed} pairs; {source} has {len(rows)}")
+    pairs = tokenize(rows[:needed], tokenizer, max_length=MAX_LENGTH, max_prompt_length=MAX_PROMPT_LENGTH)
+    return Workload([pairs[i : i + batch] for i in range(0, needed, batch)], tokenizer, source)
+
+
+def _rows(data_dir: Path) -> tuple[str, list[Preference]]:
+    if data_dir.exists():
+        rows = load(["hh"], "test", data_dir=str(data_dir), seed=0, test_fraction=0.2).rows
+        return f"hh pairs of {data_dir.name}", rows
+    return f"the demo's dialogues ({data_dir} is absent)", load(["demo"], "train", data_dir=None, seed=0).rows
+
+
+def train_tokenizer(rows: Sequence[Preference], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocabulary` tokens, end-of-text among them, trained on the rows' texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(rows), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def _texts(rows: Sequence[Preference]) -> Iterator[str]:
+    for row in rows:
+        yield from (row.prompt, row.chosen, row.rejected)
+
+
+def random_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, name: str) -> Any:
+    """The shape in float32 with random weights: the same for the same name, others for another."""
+    seed_globals(0, name)
+    config = shape.config(tokenizer)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def token_means(batches: Sequence[Sequence[Example]]) -> dict[str, float]:
+    """Mean tokens of a pair's prompt, chosen and rejected response."""
+    pairs = [pair for batch in batches for pair in batch]
+    parts = {name: sum(len(getattr(pair, name)) for pair in pairs) for name in ("prompt", "chosen", "rejected")}
+    return {name: tokens / len(pairs) for name, tokens in parts.items()}
