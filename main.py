@@ -20,10 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.config import arguments
-from fed.config import checks
-from fed.config import explain
-from fed.config import schema
+from fed.config import arguments, checks, explain, schema
 from fed.distributed import launch
 from fed.errors import CannotGoOn, Stopped
 
@@ -49,9 +46,11 @@ def main() -> int:
 @hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="config")
 def _compose_and_run(composed: DictConfig) -> None:
     # torch and transformers take seconds to import: not before the command line is known to be right.
-    from run import experiment
-    from run import prepare
     from fed.distributed import stop
+    from run import experiment
+    from run.folder import create_folder, locked
+    from run.prepare import prepare
+    from run.processes import processes as processes_of
     from run.resume import resumed
 
     hydra_config = HydraConfig.get()
@@ -67,7 +66,7 @@ def _compose_and_run(composed: DictConfig) -> None:
                 from run import ray_engine
 
                 ray_engine.check_installed()
-            processes = 1 if launch.is_rank() else prepare.processes(settings.config)
+            processes = 1 if launch.is_rank() else processes_of(settings.config)
             if processes > 1:
                 overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
                 command = [sys.argv[0], *overrides, "hydra.mode=RUN"] if sweeps else sys.argv
@@ -76,9 +75,9 @@ def _compose_and_run(composed: DictConfig) -> None:
                     sys.exit(code)
                 return
             device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
-            prepared = prepare.prepare(settings, device)
-            folder = experiment.create_folder(prepared)
-            stack.enter_context(experiment.locked(prepared, folder))
+            prepared = prepare(settings, device)
+            folder = create_folder(prepared)
+            stack.enter_context(locked(prepared, folder))
         except (ValueError, OmegaConfBaseException) as error:
             # Leaves by SystemExit: Hydra would print its own report of an exception.
             known = isinstance(error, OmegaConfBaseException)

@@ -9,10 +9,11 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, MetricRecordV
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from clients.settings import RoundSettings
 from clients.state import ClientState, read_state, write_state
-from clients.trainer import LocalTrainer, Pauses, RoundSettings
-from fed.model.arrays import load_arrays, model_tensors, snapshot
+from clients.trainer import LocalTrainer, Pauses
 from fed.data.tokens import Example
+from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.evaluation import Metrics
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from clients.app import ClientPairs
-from fed.model.arrays import load_arrays
 from fed.data.tokens import Example
+from fed.model.arrays import load_arrays
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Arrays in files of `cache_dir`: what is costly to compute, and may be computed anew at any time."""
 
+import errno
 import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from fed.errors import writing
-from fed.tracking.run_folder import write_whole
+from fed.errors import CannotWrite
 
 
 def read_array(entry: Path) -> np.ndarray | None:
@@ -28,3 +32,70 @@ def write_array(entry: Path, values: np.ndarray) -> None:
     np.lib.format.write_array(content, values, allow_pickle=False)
     with writing(entry):
         write_whole(entry, content.getvalue())
+
+
+def free_space(path: Path) -> int:
+    """Bytes free where the path is or will be."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file of a cache by way of a partial one, so that a reader never sees half of it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
+def cut_off(path: Path, size: int) -> None:
+    """Leave so many bytes of a file; a shorter one stays as it is."""
+    if path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# What a disk says that is full, gone, or not to be written.
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, what the disk refuses is `CannotWrite`, whatever the library that writes makes of it."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except BaseException as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise CannotWrite(f"cannot write {path}: {reason}") from error
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the disk said, if that is behind an error: safetensors tells it as text, torch by process."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return str(error.strerror)
+    text = str(error)
+    if "I/O error" in text and "os error" in text:
+        return text.rpartition("I/O error: ")[2].partition(" (os error")[0]
+    for failure, *_ in getattr(error, "failures", {}).values():
+        return _refusal(failure)
+    return None

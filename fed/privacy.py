@@ -11,8 +11,8 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 
-from fed.model.arrays import to_record, to_tensors
 from fed.config.schema import PrivacySettings
+from fed.model.arrays import to_record, to_tensors
 
 
 def accountant(delta: float, population: int) -> RdpAccountant:

@@ -10,17 +10,17 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fed.model.arrays import to_record, to_tensors
-from fed.checkpoints.client_contexts import Contexts
-from fed.grids.base import CountingGrid
-from fed.grids.local import LocalGrid
-from fed.grids.groups import GroupGrid
 from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
-from fed.grids.leader import Evaluate, LeaderGrid, follow
-from fed.distributed.ranks import ONE_PROCESS, Mesh
-from fed.grids.remote import RemoteGrid
+from fed.checkpoints.contexts import Contexts
 from fed.distributed.fsdp import Parts
+from fed.distributed.ranks import ONE_PROCESS, Mesh
 from fed.distributed.stop import Stop
+from fed.grids.base import CountingGrid
+from fed.grids.groups import GroupGrid
+from fed.grids.leader import Evaluate, LeaderGrid, follow
+from fed.grids.local import LocalGrid
+from fed.grids.remote import RemoteGrid
+from fed.model.arrays import to_record, to_tensors
 
 # Told round, bytes sent, bytes received.
 OnTraffic = Callable[[int, int, int], None]

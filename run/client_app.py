@@ -22,26 +22,27 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Message
 from flwr.clientapp import ClientApp
 
 from clients.app import ClientPairs, client_app
-from clients.deadline import Deadline
 from clients.first_visit import Columns
-from clients.state_files import forget, keep, number, recall
-from clients.log import ConsoleLog, NoLog
 from clients.privacy import check_promise
+from clients.state_files import forget, keep, number, recall
 from clients.trainer import LocalTrainer
-from fed.distributed import launch
-from fed.model.arrays import model_tensors, snapshot, to_tensors
 from fed.config.checks import Settings
+from fed.config.flower import DATA, FORMAT, PARTITION, from_text, node_settings
 from fed.config.schema import is_own
+from fed.data.rows import Loaded
+from fed.distributed import launch
+from fed.distributed.stop import Deadline
 from fed.errors import Failed
-from fed.model.identity import difference, identity
-from fed.grids.nodes import PARTITION
-from fed.privacy import described
 from fed.grids.remote import CLIENT, MODEL, RUN, SETTINGS
-from fed.config.flower import DATA, FORMAT, from_text, node_settings
-from fed.seeding import seeded_globals
 from fed.grids.wire import Wire, unpacking
-from load_data import Loaded, load_file
-from run.prepare import Plan, check_lengths, local_settings, prepare_client, references
+from fed.model.arrays import model_tensors, snapshot, to_tensors
+from fed.model.identity import difference, identity
+from fed.privacy import described
+from fed.seeding import seeded_globals
+from fed.tracking.log import ConsoleLog, NoLog
+from load_data import load_file
+from run.plan import Plan, check_lengths, local_settings, references
+from run.prepare import prepare_client
 
 PREPARED = 64  # clients whose tokens a process keeps
 Answer = Callable[["Site", Message, Context], Message]

@@ -6,8 +6,9 @@ from typing import Literal
 from fed.config import components
 from fed.config.schema import Config
 from fed.data.partition import OwnData, partition
+from fed.data.rows import Loaded
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
-from load_data import Loaded, load, load_file
+from load_data import load, load_file
 
 
 def shared_out(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:

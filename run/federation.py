@@ -17,30 +17,31 @@ from rich.console import Console
 from clients.app import client_app
 from clients.first_visit import Columns, FirstVisits
 from clients.trainer import LocalTrainer
-from fed.model.arrays import to_tensors
-from fed.config.checks import Settings
-from fed.model.evaluation import Metrics, evaluate_pairs
-from fed.grids.faults import Faults
-from fed.model.identity import identity
-from fed.checkpoints.journal import Journal, Recorder
 from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
-from fed.grids.leader import Evaluate, in_parts
-from fed.distributed.ranks import Ranks
-from fed.tracking.log import Relay, replay
-from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
+from fed.checkpoints.journal import Journal
+from fed.config.checks import Settings
 from fed.config.flower import to_text
-from fed.model.samples import Sampler
 from fed.distributed.fsdp import Parts, is_sharded
-from fed.simulation import Memory, Processes, serve, simulate, unheard
+from fed.distributed.ranks import Ranks
 from fed.distributed.stop import Stop
-from fed.tracking.tracker import Tracker
+from fed.grids.faults import Faults
+from fed.grids.leader import Evaluate, in_parts
+from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
 from fed.grids.wire import Wire
-from run.prepare import Plan, local_settings, references
-from server.app import asks, joins_groups, layers, sampled, server_app, streams, takes_parts
+from fed.model.arrays import to_tensors
+from fed.model.evaluation import Metrics, evaluate_pairs
+from fed.model.identity import identity
+from fed.model.samples import Sampler
+from fed.simulation import Memory, Processes, serve, simulate, unheard
+from fed.tracking.log import Recorder, Relay, replay
+from fed.tracking.tracker import Tracker
+from run.plan import Plan, local_settings, references
+from server.app import server_app
 from server.evaluate import ServerEvaluation, ServerLog
 from server.privacy import ledger_of
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
+from server.traits import asks, joins_groups, layers, sampled, streams, takes_parts
 
 MODEL_HASH = "model before training (SHA-256)"  # a key of what tells runs apart
 # Metrics of a client's training, ours and those of its reply; with `privacy=` it sends none.

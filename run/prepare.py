@@ -2,8 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,115 +13,27 @@ from flwr.serverapp.strategy import Strategy
 
 from clients.app import ClientPairs
 from clients.privacy import privacy_mods
-from clients.trainer import LocalSettings
 from fed.config import components
-from fed.data.tokens import Example, tokenize
 from fed.config.checks import Settings
-from fed.data.collate import Layout
 from fed.config.schema import Config
-from fed.cpu.runtime import set_up
-from fed.model.evaluation import Loss
-from fed.distributed.launch import is_rank, local_ranks
-from fed.model.loading import load_policy
-from losses.trial import stands_alone
 from fed.cpu.matmul import Choice, choose_library
-from fed.model.policy import Policy
-from fed.distributed.ranks import Mesh, Ranks, arrange
-from fed.model.references import with_reference
-from run.data import one_clients, shared_out
-from fed.seeding import seed_globals
+from fed.cpu.runtime import set_up
+from fed.data.collate import Layout
+from fed.data.rows import Loaded
 from fed.data.splits import Split
-from fed.distributed.stop import Stop
 from fed.data.token_cache import tokenize_once
-from load_data import Loaded, Preference
-from server.app import asks, check_strategy
+from fed.data.tokens import Example, tokenize
+from fed.distributed.launch import is_rank, local_ranks
+from fed.distributed.ranks import Mesh, Ranks, arrange
+from fed.model.loading import load_policy
+from fed.model.policy import Policy
+from fed.seeding import seed_globals
+from losses.trial import stands_alone
+from run.data import one_clients, shared_out
+from run.plan import Plan, check_decay, check_lengths, check_scoring
+from run.processes import check_mesh
 from server.privacy import protected
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a run needs, checked, before anything is written."""
-
-    config: Config
-    split: Split
-    skipped: dict[str, int]  # rows left out while loading, by reason
-    policy: Policy
-    loss: Loss
-    supervised: bool  # the loss reads chosen responses only
-    by_pair: bool  # the loss of a pair is the same whichever pairs stand beside it
-    make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
-    mods: list[Any]
-    tokens: Callable[[Sequence[Preference]], list[Example]]
-    validation: list[Example]
-    test: list[Example]
-    clients: list[ClientPairs]  # none where they have data of their own that this process does not see
-    holders: list[ClientPairs]  # who would be the clients of a federation over these pairs
-    cpu: str  # threads, memory and library, in words
-    library: str | None  # what multiplies float32 matrices on a CPU
-    given: frozenset[str]  # keys that were typed
-    mesh: Mesh  # the processes of the run
-
-    @property
-    def everyone(self) -> Policy:
-        """The policy where not only the processes of a group share the pairs: all do that hold other weights.
-
-        A run that is asked to stop does so between two of its batches.
-        """
-        ranks = self.mesh.groups if self.policy.root is None else self.mesh.world
-        return replace(self.policy, ranks=ranks, between=Stop(self.mesh.world).check)
-
-    @property
-    def meets_all(self) -> bool:
-        """Whether every client here trains in every round, as far as the settings tell."""
-        return self.clients_per_round == self.num_clients
-
-    @property
-    def beta(self) -> float:
-        """What rewards are scaled by."""
-        return float(self.config.loss.get("beta", 1.0))
-
-    @property
-    def num_clients(self) -> int:
-        """Clients of the federation, which may be elsewhere."""
-        return len(self.clients) or self.config.client_num_in_total
-
-    @property
-    def clients_per_round(self) -> int:
-        """Clients that train in a round."""
-        return min(self.config.clients_per_round or self.num_clients, self.num_clients)
-
-    def pairs(self, client_id: int) -> ClientPairs:
-        """The pairs of a client whose rows are here, tokenized now."""
-        rows = self.split.clients[client_id]
-        return ClientPairs(self.tokens(rows.train), self.tokens(rows.held_out))
-
-
-def processes(config: Config) -> int:
-    """Processes that a run on this machine takes.
-
-    Raises:
-        ValueError: If the configuration asks for numbers that do not go together.
-    """
-    on_gpus = (config.device or "cuda").startswith("cuda") and torch.cuda.is_available()
-    usual = max(torch.cuda.device_count(), 1) if on_gpus and config.trainer != "BasicTrainer" else 1
-    if config.engine == "ray":
-        return 1  # Ray starts the others
-    count = config.trainer_processes or max(usual, config.clients_in_parallel)
-    if count % config.clients_in_parallel:
-        raise ValueError(
-            f"clients_in_parallel={config.clients_in_parallel} does not divide trainer_processes={count}; every group "
-            "of processes that trains a client needs as many"
-        )
-    _check_trainer(config, count)
-    return count
-
-
-def _check_trainer(config: Config, count: int) -> None:
-    if config.trainer == "BasicTrainer" and count > config.clients_in_parallel:
-        raise ValueError(
-            f"{count} processes for clients_in_parallel={config.clients_in_parallel}, but trainer=BasicTrainer gives "
-            f"each client one; use trainer=FSDPTrainer, or clients_in_parallel={count}"
-        )
+from server.traits import check_strategy
 
 
 def prepare(settings: Settings, device: torch.device) -> Plan:
@@ -142,8 +54,8 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     if config.mode == "centralized":
         clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
     plan = replace(plan, clients=clients, holders=holders)
-    _check_scoring(plan, strategy)
-    _check_decay(plan, strategy)
+    check_scoring(plan, strategy)
+    check_decay(plan, strategy)
     own = (example for client in clients for example in (*client.train, *client.held_out))
     check_lengths(plan, (*own, *plan.validation, *plan.test))
     return plan
@@ -183,7 +95,7 @@ def _base(
     config, given = settings.config, settings.given
     cpu = _set_up_torch(config)
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
-    _check_mesh(mesh, config, given)
+    check_mesh(mesh, config, given)
     loss = components.bind("loss", config.loss, given)
     by_pair = stands_alone(loss)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
@@ -216,47 +128,6 @@ def _base(
         given=given,
         mesh=mesh,
     )
-
-
-def local_settings(plan: Plan) -> LocalSettings:
-    """The keys of the configuration that local training knows under the same name."""
-    names = LocalSettings.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys() - {"loss"}
-    same = {name: getattr(plan.config, name) for name in names}
-    return LocalSettings(loss=plan.loss, beta=plan.beta, supervised=plan.supervised, by_pair=plan.by_pair, **same)
-
-
-def references(plan: Plan, model: str, policy: Policy | None = None) -> Callable[..., list[Example]]:
-    """`fed.model.references.with_reference` as this run uses it, for a model of that hash; `policy`: not for everyone."""
-    return functools.partial(
-        with_reference,
-        policy or plan.everyone,
-        batch_size=plan.config.eval_batch_size,
-        cache=Path(plan.config.cache_dir) / "reference",
-        weights_hash=model,
-    )
-
-
-def _check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
-    """What would do nothing with these processes, or leave some of them nothing to do."""
-    _check_trainer(config, mesh.world.count)
-    for key, alone in (
-        ("process_timeout", mesh.world.count == 1 and config.engine == "local"),
-        ("cpu_offload", mesh.own.count == 1),
-    ):
-        if key in given and alone:
-            raise ValueError(f"{key} has no effect in a run of one process; leave it out")
-    pairs = config.batch_size // config.gradient_accumulation_steps
-    if config.trainer == "FSDPTrainer" and config.max_tokens_per_step is None and pairs < mesh.own.count:
-        raise ValueError(
-            f"batch_size={config.batch_size} in gradient_accumulation_steps={config.gradient_accumulation_steps} parts "
-            f"leaves {pairs} pairs for {mesh.own.count} processes that share a model; raise batch_size, or lower "
-            "gradient_accumulation_steps or the number of processes"
-        )
-    if not config.privacy.seeded_noise and mesh.world.count > 1:
-        raise ValueError(
-            f"privacy.seeded_noise=false in {mesh.world.count} processes, each of which would draw noise of its own; "
-            "use one process"
-        )
 
 
 def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
@@ -342,49 +213,3 @@ def _choose_library(policy: Policy, config: Config, world: Ranks) -> Choice | No
     if not world.is_first:  # the same in all processes: libraries differ in the last bits
         choose(choice.library or "auto")
     return choice
-
-
-def _check_scoring(plan: Plan, strategy: Strategy) -> None:
-    config = plan.config
-    if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
-        asked = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
-        without = [k for k, client in enumerate(plan.clients) if not client.held_out]
-        if without:
-            raise ValueError(
-                f"{asked} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
-                f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
-            )
-    if config.accuracy_on == "test" and not plan.test:
-        raise ValueError("accuracy_on=test but there are no test pairs; give datasets, or use accuracy_on=client")
-    if config.accuracy_on == "server" and not plan.validation:
-        raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
-
-
-def _check_decay(plan: Plan, strategy: Strategy) -> None:
-    if asks(strategy, "needs_server_accuracy") and not plan.validation:
-        raise ValueError(
-            "the strategy decays clients that do not beat the server's accuracy on its own pairs, but "
-            f"{_no_pairs(plan.config)}, or use strategy=fedpo decay_rate=1"
-        )
-
-
-def _no_pairs(config: Config) -> str:
-    """Why the server has nothing to validate on, and what gives it something."""
-    if not config.datasets:
-        return "datasets=[] leaves the server no pairs; give it a data set"
-    return f"server_fraction={config.server_fraction} leaves the server no pairs; raise it"
-
-
-def check_lengths(plan: Plan, examples: Iterable[Example]) -> None:
-    """Positions a model was not made for are an index error in some and nonsense in others.
-
-    Raises:
-        ValueError: If an example has more tokens.
-    """
-    positions = getattr(plan.policy.model.config, "max_position_embeddings", None)
-    longest = max((example.length for example in examples), default=0)
-    if positions is not None and longest > positions:
-        raise ValueError(
-            f"max_length={plan.config.max_length} allows pairs of {longest} tokens but the model has {positions} "
-            f"positions; use max_length={positions} and a smaller max_prompt_length"
-        )

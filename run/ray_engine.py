@@ -10,12 +10,12 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from run import experiment
-from run.client_app import flower_app
 from fed.config.checks import Settings
 from fed.config.schema import Config
+from run import experiment
+from run.client_app import flower_app
 from run.federation import Elsewhere
-from run.prepare import Plan
+from run.plan import Plan
 
 
 def check_installed() -> None:

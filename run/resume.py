@@ -64,7 +64,7 @@ def as_begun(settings: Settings) -> Settings:
 
 
 def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
-    """What of `fed.tracking.run_folder.surroundings` is not as it was when the run began: the last bits may then differ."""
+    """What of `surroundings` is not as it was when the run began: the last bits may then differ."""
     then, found = _environment(folder), []
     for key in DECIDES_BITS:
         before, after = then.get(key), now.get(key)

@@ -10,14 +10,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from run import experiment
-from run import prepare
-from fed.distributed import launch
 from fed.config.checks import Settings
-from fed.errors import CannotGoOn
-from run.resume import as_begun, resumed
 from fed.config.flower import run_settings
+from fed.distributed import launch
+from fed.errors import CannotGoOn
+from run import experiment
 from run.federation import Elsewhere
+from run.folder import create_folder, locked
+from run.prepare import prepare
+from run.resume import as_begun, resumed
 
 app = ServerApp()
 
@@ -55,8 +56,8 @@ def run(settings: Settings, grid: Grid) -> None:
         CannotGoOn: If it cannot go on.
     """
     with launch.joined(settings.config.device, settings.config.process_timeout) as device:
-        prepared = prepare.prepare(settings, device)
-        folder = experiment.create_folder(prepared)
-        with experiment.locked(prepared, folder):
+        prepared = prepare(settings, device)
+        folder = create_folder(prepared)
+        with locked(prepared, folder):
             print(f"results: {folder.absolute()}", flush=True)
             experiment.run(prepared, folder, Elsewhere(grid, as_begun(settings)))

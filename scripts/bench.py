@@ -82,10 +82,7 @@ def _read(name: str, text: str, kind: type) -> Any:
 def run(options: Options) -> None:
     """Both parts."""
     # Only now: torch reads OMP_NUM_THREADS when it is imported.
-    from scripts.benchmark import federation_bench
-    from scripts.benchmark import report
-    from scripts.benchmark import step_bench
-    from scripts.benchmark import variants
+    from scripts.benchmark import federation_bench, report, step_bench, variants
 
     chosen = variants.choose(options.variants)
     target = Path(options.json) if options.json else None

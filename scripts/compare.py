@@ -24,14 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.reports import compare_png
-from fed.reports import page
-from fed.reports import statistics
-from fed.reports import tables
-from fed.reports.runs import Method, Run
-from fed.config import explain
-from fed.config import schema
+from fed.config import explain, schema
 from fed.config.checks import CHOICES
+from fed.reports import compare_png, page, statistics, tables
+from fed.reports.runs import Method, Run
 from scripts.compare_runs import Runner, Wanted, method_arguments, reads
 
 USED_BY_ALL = ("mode", "strategy", "seed", "resume")  # what the comparison itself decides

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fed.reports.runs import Run
 from fed.config.arguments import check_arguments
 from fed.config.checks import checked
 from fed.config.effect import READ_BY_GROUP
+from fed.reports.runs import Run
 from fed.tracking.run_folder import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,10 +35,10 @@ from bad_inputs import BAD_INPUTS
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from run import experiment
 import main
 from fed.tracking.line_files import read_lines
-from fed.tracking.tracker import MARGINS, METRICS, SAMPLES, TIMING, read_metrics
+from fed.tracking.metrics import MARGINS, METRICS, SAMPLES, TIMING, read_metrics
+from run import experiment
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -28,8 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, Python looks for modules beside it only
 
-from load_data import ASSISTANT, HUMAN  # noqa: E402
 from fed.data.dialogues import dialogues  # noqa: E402
+from fed.data.rows import ASSISTANT, HUMAN  # noqa: E402
 
 SERVER, TEST = 64, 64  # pairs of the server's, and to test on
 MEGA = 1e6

@@ -46,10 +46,9 @@ def mark() -> Mark:
 def main(target: Path, arguments: list[str]) -> int:
     """Run, then write what was measured."""
     import main as command
-    from run import prepare
-    from run import data
-    from fed.grids.base import CountingGrid
     from fed.cpu.runtime import peak_memory
+    from fed.grids.base import CountingGrid
+    from run import data, prepare
 
     measured, spent = Measured(mark()), dict[str, float]()
     phases = {"loading": (data, "load"), "partition": (data, "partition")}

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from fed.model.arrays import load_arrays
 from fed.data.tokens import Example
+from fed.model.arrays import load_arrays
 from fed.model.evaluation import Evaluation, Metrics
 from fed.model.policy import Policy
 from fed.model.samples import Sampler

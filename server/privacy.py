@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import (
 from fed.config.schema import PrivacySettings
 from fed.privacy import accountant, epsilon, moved
 from fed.seeding import unseed_noise
-from server.app import asks, layers, train_size
 from server.strategies import FeDPO, StreamingFedAvg
+from server.traits import asks, layers, train_size
 
 
 class Ledger(Protocol):

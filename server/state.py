@@ -7,10 +7,10 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fed.distributed.ranks import Ranks
 from fed.checkpoints.serialize import is_packable
-from server.app import layers
+from fed.distributed.ranks import Ranks
 from server.privacy import ClientLedger
+from server.traits import layers
 
 
 class StrategyState:

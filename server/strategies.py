@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore import log
 from torch import Tensor
 
-from fed.model.arrays import Elsewhere, to_record, to_tensors
 from fed.distributed.ranks import ALONE, Ranks
+from fed.model.arrays import Elsewhere, to_record, to_tensors
 
 WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
 

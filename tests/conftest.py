@@ -45,8 +45,8 @@ def command_line(
     """`python main.py ...` in this process, each call in a working folder of its own."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from run import experiment  # seconds, that most tests need not wait for
     import main
+    from run import experiment  # seconds, that most tests need not wait for
 
     calls = iter(range(100))
     threads = torch.get_num_threads()

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fed.data.collate import Segment, Segments
 from fed.model import attention
 from fed.model.attention import flex, flex_is_usable, packed_attention, segmentwise, widened
-from fed.data.collate import Segment, Segments
 
 LENGTHS = ((3, 2, 4), (1, 0, 0), (5, 0, 1), (2, 3, 0), (1, 1, 1))
 

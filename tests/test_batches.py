@@ -9,9 +9,10 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed.data.tokens import BatchOrder, Example, by_length, tokenize, truncate
+from fed.data.order import BatchOrder, by_length
+from fed.data.rows import Preference
+from fed.data.tokens import Example, tokenize, truncate
 from fed.model.demo import END_OF_TEXT, demo_tokenizer
-from load_data import Preference
 
 TOKENIZER = demo_tokenizer()  # one token per byte, so lengths can be counted in the text
 END = TOKENIZER.eos_token_id

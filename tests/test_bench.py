@@ -21,11 +21,8 @@ from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps
 from losses.preference import dpo
-from scripts.benchmark import baselines
 from scripts import bench
-from scripts.benchmark import step_bench
-from scripts.benchmark import measure
-from scripts.benchmark import variants
+from scripts.benchmark import baselines, measure, step_bench, variants
 from scripts.benchmark.baselines import Models, Trl
 from scripts.benchmark.federation_bench import Federation, table
 from scripts.benchmark.step_bench import Bench, Found

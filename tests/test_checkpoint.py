@@ -8,14 +8,15 @@ import torch
 from ranks import in_ranks
 from torch import Tensor
 
-from fed.model import weight_files
-from fed.data.collate import Layout
 from fed.config.schema import ModelSettings
-from fed.errors import CannotWrite, writing
-from fed.model.loading import load_policy
-from fed.distributed.ranks import ONE_PROCESS, arrange
-from fed.seeding import seed_globals
+from fed.data.collate import Layout
 from fed.distributed.fsdp import local, whole_state
+from fed.distributed.ranks import ONE_PROCESS, arrange
+from fed.errors import CannotWrite
+from fed.files import writing
+from fed.model import weight_files
+from fed.model.loading import load_policy
+from fed.seeding import seed_globals
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path):
 
 
 def test_what_the_disk_refuses_is_raised_as_such(tmp_path: Path):
-    """`fed.errors.writing` finds the disk's own words in what torch makes of them."""
+    """`fed.files.writing` finds the disk's own words in what torch makes of them."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

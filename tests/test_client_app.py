@@ -15,16 +15,15 @@ from flower_grid import FlowerGrid
 from flwr.app import ArrayRecord, MetricRecord
 from safetensors.torch import load_file
 
-from run import client_app
-from run import server_app
 from fed.config.checks import Settings
-from fed.config.schema import Config
-from fed.model.demo import demo_model, demo_tokenizer
-from fed.errors import CannotGoOn
-from run.resume import resumed
 from fed.config.flower import run_settings
+from fed.config.schema import Config
+from fed.errors import CannotGoOn
+from fed.model.demo import demo_model, demo_tokenizer
 from fed.seeding import seeded_globals
 from load_data import load
+from run import client_app, server_app
+from run.resume import resumed
 
 # The metrics that docs/deployment.md names.
 TOLD = {
@@ -282,7 +281,9 @@ def test_clients_without_a_number_of_their_own_keep_the_one_they_had(federate, f
     assert margins[0] == margins[1]
 
 
-@pytest.mark.parametrize(("name", "place"), [("fed.data.token_cache.tokenize", 0), ("fed.model.references.pair_logps", 1)])
+@pytest.mark.parametrize(
+    ("name", "place"), [("fed.data.token_cache.tokenize", 0), ("fed.model.references.pair_logps", 1)]
+)
 def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federate, files, monkeypatch, name, place):
     module, function = name.rsplit(".", 1)
     plain, made = getattr(sys.modules[module], function), []
@@ -302,7 +303,7 @@ def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federa
 
 
 def test_a_round_is_told_before_the_clients_train_in_the_next(federate, files, monkeypatch, capfd):
-    monkeypatch.setattr("clients.log._say", print)  # in one stream with what the server says
+    monkeypatch.setattr("fed.tracking.log._say", print)  # in one stream with what the server says
     federate(nodes(files))
     out = capfd.readouterr().out
     told = ("round 0/2", "round 1: client 0 trains", "round 1/2", "round 2: client 0 trains", "round 2/2")

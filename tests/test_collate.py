@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fed.data.tokens import Example, PairLogps
 from fed.data.collate import Layout, Segment, collate, num_tokens
+from fed.data.tokens import Example, PairLogps
 
 PAIRS = [Example((1, 2), (3, 9), (4, 9)), Example((5,), (9,), (6, 7, 9))]
 PACKED, SHARED = Layout(prefix_sharing=False), Layout()

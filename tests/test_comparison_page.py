@@ -10,9 +10,9 @@ from foreign_runs import EVIL, NAMES, make_methods
 
 from fed.reports import tables
 from fed.reports.page import Findings, write_page
-from fed.reports.style import literal
 from fed.reports.runs import Method
 from fed.reports.statistics import differences
+from fed.reports.style import literal
 
 
 class Parsed(HTMLParser):

@@ -4,12 +4,12 @@ import pytest
 from fabricated_runs import fabricate
 from foreign_runs import EVIL, NAMES, change, make_methods, set_groups
 
+from fed.reports.differences import differing, surroundings
 from fed.reports.page_clients import COLOURS, constants, heat_maps, partitions
 from fed.reports.page_curves import curves
-from fed.reports.differences import differing, surroundings
-from fed.reports.style import literal, styles
 from fed.reports.responses import final_samples
 from fed.reports.runs import Method
+from fed.reports.style import literal, styles
 
 
 @pytest.fixture(scope="module")

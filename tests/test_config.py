@@ -12,10 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fed.config import checks
-from fed.config import components
-from fed.config import schema
-from fed.config import effect
+from fed.config import checks, components, effect, schema
 from fed.config.arguments import check_arguments
 from fed.config.checks import Settings, checked
 from fed.config.explain import REFUSED, explain
@@ -66,7 +63,7 @@ def test_every_shipped_file_composes(file: Path) -> None:
 def test_every_shipped_strategy_can_be_made_for_ten_clients(file: Path) -> None:
     from flwr.serverapp.strategy import Strategy
 
-    from server.app import check_strategy
+    from server.traits import check_strategy
 
     settings = settings_of(f"strategy={file.stem}")
     strategy = components.create("strategy", settings.config.strategy, settings.given)

@@ -9,12 +9,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from ranks import in_ranks
 
-from fed.model.arrays import to_record, to_tensors
 from fed.config.schema import FaultSettings
+from fed.distributed.ranks import arrange
 from fed.errors import Failed
 from fed.grids.faults import Faults, check_reply
 from fed.grids.local import LocalGrid
-from fed.distributed.ranks import arrange
+from fed.model.arrays import to_record, to_tensors
 from fed.seeding import generator
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from omegaconf import OmegaConf
 
 from clients.app import ClientPairs, client_app
+from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
-from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
-from fed.config import components
-from fed.config import schema
+from clients.trainer import LocalTrainer
+from fed.config import components, schema
 from fed.model.arrays import load_arrays, model_tensors, snapshot, to_tensors
 from fed.model.evaluation import Evaluation, evaluate_pairs
 from fed.model.policy import Policy
@@ -26,9 +26,10 @@ from fed.seeding import seed_globals
 from fed.simulation import simulate
 from losses.preference import dpo
 from losses.sft import sft
-from server.app import asks, check_strategy, server_app
+from server.app import server_app
 from server.evaluate import ServerEvaluation
 from server.strategies import FeDPO, StreamingFedAvg
+from server.traits import asks, check_strategy
 
 STRATEGIES = sorted(path.stem for path in Path("config/strategy").glob("*.yaml"))
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from ranks import in_ranks
 
-from fed.data.collate import Layout
 from fed.config.schema import ModelSettings
-from fed.model.generation import generate
+from fed.data.collate import Layout
+from fed.distributed.ranks import arrange
 from fed.model.loading import load_policy
 from fed.model.policy import Policy
-from fed.distributed.ranks import arrange
+from fed.model.samples import generate
 from fed.seeding import seed_globals
 
 CPU = torch.device("cpu")

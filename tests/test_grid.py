@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.model.arrays import to_record
 from fed.errors import TooFewClients
 from fed.grids.local import LocalGrid
+from fed.model.arrays import to_record
 
 
 def contexts(count: int) -> list[Context]:

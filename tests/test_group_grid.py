@@ -13,12 +13,12 @@ from flwr.clientapp import ClientApp
 from ranks import in_ranks
 from rich.console import Console
 
-from run import federation
-from fed.model.arrays import Elsewhere, to_record, to_tensors
-from fed.grids.groups import GroupGrid, share_out
 from fed.distributed.ranks import Ranks, arrange
+from fed.grids.groups import GroupGrid, share_out
+from fed.model.arrays import Elsewhere, to_record, to_tensors
 from fed.tracking.log import Relay
 from fed.tracking.tracker import Tracker
+from run import federation
 from server.strategies import RunningMean
 
 

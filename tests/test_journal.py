@@ -12,13 +12,14 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from ranks import in_ranks
 
-from fed.distributed import stop
-from fed.model.arrays import to_record, to_tensors
 from fed.checkpoints.contexts import ClientFiles
+from fed.checkpoints.journal import Journal
+from fed.distributed import stop
+from fed.distributed.ranks import ALONE, Ranks, arrange
 from fed.errors import CannotWrite, Failed, Stopped
 from fed.grids.local import LocalGrid
-from fed.checkpoints.journal import Journal, Recorder
-from fed.distributed.ranks import ALONE, Ranks, arrange
+from fed.model.arrays import to_record, to_tensors
+from fed.tracking.log import Recorder
 
 RUN = {"model": "abc"}
 Event = tuple[Any, ...]

@@ -15,20 +15,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from ranks import in_ranks
 from torch import nn
 
-from fed.model import weight_files
-from fed.checkpoints import checkpointer
-from fed.checkpoints import serialize
-from fed.model.arrays import TensorArray, to_record, to_tensors
-from fed.checkpoints.contexts import ClientFiles
-from fed.data.collate import Layout
-from fed.config.schema import ModelSettings
-from fed.checkpoints.client_contexts import Contexts
-from fed.errors import CannotGoOn, CannotWrite
+from fed import files
+from fed.checkpoints import checkpointer, contexts, serialize
 from fed.checkpoints.checkpointer import Keeper, Kept
-from fed.model.loading import load_policy
-from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
-from fed.seeding import seed_globals
+from fed.checkpoints.contexts import ClientFiles, Contexts
+from fed.config.schema import ModelSettings
+from fed.data.collate import Layout
 from fed.distributed.fsdp import Parts
+from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.errors import CannotGoOn, CannotWrite
+from fed.model import weight_files
+from fed.model.arrays import TensorArray, to_record, to_tensors
+from fed.model.loading import load_policy
+from fed.seeding import seed_globals
 
 RUN = {"model": "abc", "number of processes": 1}
 PARTS = Parts(nn.Linear(1, 1))  # nothing of it is split
@@ -198,7 +197,7 @@ def test_only_the_newest_ones_and_the_best_stay(tmp_path: Path) -> None:
     expected = {1: [1], 2: [1, 2], 3: [2, 3], 4: [2, 3, 4], 5: [2, 4, 5], 6: [5, 6]}
     for number, accuracy in ((1, 0.3), (2, 0.5), (3, 0.4), (4, 0.5), (5, 0.2), (6, 0.9)):
         save(writer, number, **{f"r{number}": accuracy})
-        assert sorted(keeper.rounds(tmp_path)) == expected[number]
+        assert sorted(checkpointer.rounds(tmp_path)) == expected[number]
         best = {1: 1, 6: 6}.get(number, 2)  # 2, not 4, which is no better
         assert os.readlink(tmp_path / "best") == f"round-{best}"
         assert (tmp_path / "best" / "weights").is_dir()
@@ -416,8 +415,9 @@ def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> N
 def test_only_arrays_that_are_new_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     writer, clients = new(tmp_path), trained(1)
-    sync = serialize.sync
-    monkeypatch.setattr(serialize, "sync", lambda path: (synced.append(path.name), sync(path)))
+    sync = files.sync
+    for module in (checkpointer, contexts):
+        monkeypatch.setattr(module, "sync", lambda path: (synced.append(path.name), sync(path)))
     save_all(writer, clients, 1)
     assert {name for name in synced if name.startswith("client")} == {f"client-{k}-0.safetensors" for k in (0, 1)}
     synced.clear()
@@ -543,7 +543,9 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(
             patch.setattr(Path, "rename", full)
         else:
             write = serialize.save_file
-            patch.setattr(serialize, "save_file", lambda t, path, m: full() if place in path.name else write(t, path, m))
+            patch.setattr(
+                serialize, "save_file", lambda t, path, m: full() if place in path.name else write(t, path, m)
+            )
         with pytest.raises(CannotWrite, match=r"^cannot write .*round-3.*: No space left on device$"):
             writer.save(3, weights(3), clients, {"counter": Counter([3])}, {"validation_accuracy": 1.0})
     assert tree(tmp_path) == before and names(tmp_path) == ["best", "round-1", "round-2"]

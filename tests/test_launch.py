@@ -17,9 +17,9 @@ import torch.multiprocessing as mp
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from run import experiment
 import main
 from fed.distributed import launch
+from run import experiment
 
 ROOT = Path(main.__file__).parent
 SMALL = [

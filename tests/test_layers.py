@@ -1,4 +1,4 @@
-"""main.py scripts/ -> comparison/ experiment.py -> plan.py -> clients/ server/ -> fed/ -> ... as MAY_IMPORT says."""
+"""Imports point one way, from wing to wing, as `WINGS` lists them."""
 
 import ast
 import re
@@ -9,49 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What each part may import of the project, besides itself.
-MAY_IMPORT = {
-    "main": {
-        "comparison",
-        "ray_engine",
-        "experiment",
-        "federation",
-        "plan",
-        "clients",
-        "server",
-        "fed",
-        "load_data",
-        "losses",
-    },
-    "ray_engine": {"client_app", "experiment", "federation", "plan", "clients", "fed"},
-    "server_app": {"experiment", "federation", "plan", "fed"},
-    "client_app": {"plan", "clients", "fed", "load_data"},
-    "experiment": {"federation", "plan", "clients", "server", "fed", "load_data", "losses"},
-    "federation": {"plan", "clients", "server", "fed", "load_data", "losses"},
-    "plan": {"clients", "server", "fed", "load_data", "losses"},
-    "comparison": {"fed", "load_data", "losses"},
-    "scripts": {
-        "main",
-        "comparison",
-        "experiment",
-        "federation",
-        "plan",
-        "clients",
-        "server",
-        "fed",
-        "load_data",
-        "losses",
-        "sources",
-    },
-    "clients": {"fed", "load_data", "losses"},
-    "server": {"fed", "load_data", "losses"},
-    "fed": {"load_data", "losses"},
-    "load_data": {"sources"},
-    "losses": set(),
-    "sources": set(),
-}
+# The chain: a file imports only from its own wing and from wings that stand below it here.
+WINGS = (
+    ("scripts",),
+    ("main",),
+    ("run",),
+    ("clients", "server", "load_data"),
+    ("fed.simulation", "fed.reports"),
+    ("fed.grids",),
+    ("fed.checkpoints", "fed.privacy"),
+    ("fed.model", "fed.tracking"),
+    ("fed.data", "fed.cpu", "fed.distributed"),
+    ("fed.config",),
+    ("fed.files", "fed.seeding"),
+    ("fed.errors",),
+    ("losses",),
+)
+DEPTH = {wing: depth for depth, row in enumerate(WINGS) for wing in row}
 # Parts that know little of the world: what else they may import, besides the standard library.
-THIRD_PARTY = {"losses": {"torch"}, "load_data": {"datasets"}, "sources": {"datasets"}}
+THIRD_PARTY = {"losses": {"torch"}, "load_data": {"datasets"}}
 
 # Flower's public modules. Everything else it may move in a minor release.
 FLOWER_PUBLIC = {
@@ -66,13 +42,21 @@ FLOWER_ACCEPTED = {
 }
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def wing_of(module: str) -> str:
+    """`fed.data.rows` stands in the wing `fed.data`, `clients.step` in `clients`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "fed" and len(parts) > 1 else parts[0]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def files() -> list[Path]:
-    found = [ROOT / f"{part}.py" for part in MAY_IMPORT if (ROOT / f"{part}.py").is_file()]
-    return found + [path for part in MAY_IMPORT for path in sorted((ROOT / part).glob("**/*.py"))]
+    tops = {wing.partition(".")[0] for wing in DEPTH}
+    return sorted(path for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] in tops) + [
+        path for path in sorted(ROOT.glob("*.py"))
+    ]
 
 
 def imports(source: str) -> Iterator[tuple[str, str]]:
@@ -85,12 +69,15 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
             yield from ((node.module or "", alias.name) for alias in node.names)
 
 
-def turned_round(part: str, source: str) -> set[str]:
-    """Imports that a file of `part` may not have."""
-    roots = {module.partition(".")[0] for module, _ in imports(source)}
-    wrong = (roots & MAY_IMPORT.keys()) - MAY_IMPORT[part] - {part}
-    if part in THIRD_PARTY:
-        wrong |= roots - MAY_IMPORT.keys() - THIRD_PARTY[part] - sys.stdlib_module_names
+def turned_round(wing: str, source: str) -> set[str]:
+    """Imports that a file of `wing` may not have."""
+    tops = {name.partition(".")[0] for name in DEPTH}
+    named = {f"{module}.{name}" if module == "fed" else module for module, name in imports(source)}
+    wings = {wing_of(name) for name in named if name.partition(".")[0] in tops}
+    wrong = {other for other in wings if other != wing and DEPTH[other] <= DEPTH.get(wing, -1)}
+    if wing in THIRD_PARTY:
+        roots = {name.partition(".")[0] for name in named}
+        wrong |= roots - tops - THIRD_PARTY[wing] - sys.stdlib_module_names
     return wrong
 
 
@@ -109,13 +96,18 @@ def flower_internals(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path):
-    assert not turned_round(part_of(path), path.read_text())
+    assert not turned_round(wing_of(module_of(path)), path.read_text())
 
 
 def test_every_python_file_of_the_project_has_its_place():
-    tops = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py"}
-    tops |= {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("[a-z]*/**/*.py")}
-    assert tops - {"tests", "build", "data"} == MAY_IMPORT.keys()
+    found = {wing_of(module_of(path)) for path in files()} - {"fed"}
+    assert found == DEPTH.keys()
+    assert {path.parts[0] for path in map(lambda p: p.relative_to(ROOT), ROOT.glob("[a-z]*/**/*.py"))} <= {
+        *(wing.partition(".")[0] for wing in DEPTH),
+        "tests",
+        "build",
+        "data",
+    }
 
 
 def test_only_the_grid_uses_flowers_private_names():
@@ -124,30 +116,32 @@ def test_only_the_grid_uses_flowers_private_names():
         for path in files()
         if "flwr" in {module.partition(".")[0] for module, _ in imports(path.read_text())}
         for name in flower_internals(path.read_text())
-        if path.name != "grid.py"
+        if module_of(path) != "fed.grids.local"
     }
     assert found == FLOWER_ACCEPTED
 
 
 def test_the_grid_does_use_them():
     """Or the test above would look for the wrong thing."""
-    found = flower_internals((ROOT / "fed" / "grid.py").read_text())
+    found = flower_internals((ROOT / "fed" / "grids" / "local.py").read_text())
     assert {"flwr.supercore.run.Run", "flwr.supercore.task_identity.TaskIdentity", "_message_id"} <= found
 
 
 @pytest.mark.parametrize(
-    ("part", "source", "wrong"),
+    ("wing", "source", "wrong"),
     [
-        ("fed", "from clients.app import client_app", {"clients"}),
+        ("fed.grids", "from clients.app import client_app", {"clients"}),
         ("clients", "import server.app", {"server"}),
         ("server", "def f():\n    from clients import app", {"clients"}),
         ("losses", "import numpy", {"numpy"}),
-        ("losses", "from fed.data.tokens import Batch", {"fed"}),
+        ("losses", "from fed.data.tokens import Batch", {"fed.data"}),
         ("load_data", "import torch", {"torch"}),
-        ("load_data", "from losses.logps import Logps", {"losses"}),
-        ("sources", "import load_data", {"load_data"}),
-        ("fed", "import torch\nfrom losses.logps import Logps\nfrom fed import config", set()),
+        ("fed.data", "from fed import privacy", {"fed.privacy"}),
+        ("fed.data", "from load_data import load", {"load_data"}),
+        ("fed.tracking", "from fed.model import policy", {"fed.model"}),
+        ("fed.files", "import fed.seeding", {"fed.seeding"}),
+        ("fed.model", "import torch\nfrom losses.logps import Logps\nfrom fed.config import schema", set()),
     ],
 )
-def test_an_arrow_that_turns_round_is_found(part, source, wrong):
-    assert turned_round(part, source) == wrong
+def test_an_arrow_that_turns_round_is_found(wing, source, wrong):
+    assert turned_round(wing, source) == wrong

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from load_data import Preference, first_human_turn, load, split_by_conversation
 from fed.data.html import text_of_html
+from fed.data.rows import Preference, first_human_turn, split_by_conversation
+from load_data import load
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
 

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
-from run import experiment
 import main
-from run import prepare as planning
-from fed.model.arrays import model_tensors, snapshot
 from fed.config.schema import LoraSettings, ModelSettings
+from fed.model.arrays import model_tensors, snapshot
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.loading import load_policy
 from fed.model.lora import adapter_off, add_adapter, base_state, save_model
 from fed.model.policy import Policy, pair_logps, save_policy
 from fed.model.references import weights_hash, with_reference
+from run import experiment
+from run import prepare as planning
+from run.plan import Plan
 
 PAIRS = examples(9, vocabulary=257)
 IDS = torch.arange(24).reshape(2, 12)
@@ -296,7 +297,7 @@ def test_peft_itself_loads_the_adapter_and_merges_it(tmp_path: Path) -> None:
 class Run:
     """What one call of the command line left."""
 
-    plan: planning.Plan
+    plan: Plan
     folder: Path
 
     def tests(self) -> list[dict[str, Any]]:
@@ -321,7 +322,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two clients, two rounds, r=4."""
     plans, prepare, folder = [], planning.prepare, tmp_path_factory.mktemp("run")
 
-    def keep(settings: Any, device: Any) -> planning.Plan:
+    def keep(settings: Any, device: Any) -> Plan:
         plans.append(prepare(settings, device))
         return plans[0]
 

@@ -15,12 +15,12 @@ from command_line import SMALL, CommandLine, Result, refused
 from good_inputs import hh_line, save_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from run import experiment
 import main
 from fed.reports.curves import curves
-from losses.trial import stands_alone
 from losses.logps import Logps
 from losses.preference import dpo
+from losses.trial import stands_alone
+from run import experiment
 
 ROOT = Path(main.__file__).parent
 

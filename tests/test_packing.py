@@ -18,8 +18,8 @@ from transformers import (
     PhimoeConfig,
 )
 
-from fed.data.tokens import Example, PairLogps, truncate
 from fed.data.collate import PADDED, Layout
+from fed.data.tokens import Example, PairLogps, truncate
 from fed.model.policy import Policy, pair_logps, response_logps, total_loss
 from fed.model.probe import start_packing
 from losses.logps import Logps

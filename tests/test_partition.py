@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fed.config.components import create
 from fed.data.partition import ContiguousPartitioner, GroupPartitioner, describe, partition, write_partition
-from load_data import Preference
+from fed.data.rows import Preference
 
 CONFIG = Path(__file__).parents[1] / "config" / "partition"
 SHIPPED = ("contiguous", "dirichlet", "group", "iid", "size")

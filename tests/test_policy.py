@@ -13,11 +13,11 @@ from conftest import examples
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from fed.model import policy as policy_module
-from fed.data.collate import collate
 from fed.config.schema import ModelSettings
-from fed.model.demo import demo_model, demo_tokenizer
+from fed.data.collate import collate
 from fed.errors import CannotWrite
+from fed.model import policy as policy_module
+from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.evaluation import evaluate
 from fed.model.loading import load_policy
 from fed.model.policy import Policy, response_logps, save_policy

@@ -17,13 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import main
-from fed.config import components
-from fed.config import schema
+from fed.config import components, schema
 from fed.config.checks import Settings, checked
-from fed.model.demo import demo_model, demo_tokenizer
 from fed.data.partition import partition
-from run.data import shared_out
+from fed.model.demo import demo_model, demo_tokenizer
 from load_data import load
+from run.data import shared_out
 
 CONFIG = Path(__file__).parents[1] / "config"
 PRESETS = sorted(path.stem for path in (CONFIG / "experiment").glob("*.yaml"))

@@ -17,19 +17,20 @@ from test_federation import Log, dpo_loss
 
 from clients.app import ClientPairs, client_app
 from clients.privacy import check_promise, privacy_mods
-from clients.trainer import LocalSettings, LocalTrainer
+from clients.settings import LocalSettings
+from clients.trainer import LocalTrainer
 from fed import privacy
-from fed.model.arrays import model_tensors, snapshot, to_record, to_tensors
+from fed.checkpoints.serialize import is_packable
 from fed.config.schema import PrivacySettings
 from fed.errors import Failed
 from fed.grids.local import LocalGrid
-from fed.privacy import moved
+from fed.model.arrays import model_tensors, snapshot, to_record, to_tensors
 from fed.model.references import with_reference
-from fed.checkpoints.serialize import is_packable
-from server.app import train_size
+from fed.privacy import moved
 from server.privacy import ledger_of, protected
 from server.state import StrategyState
 from server.strategies import FeDPO, StreamingFedAvg
+from server.traits import train_size
 
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)

@@ -97,7 +97,11 @@ def test_a_run_whose_budget_is_spent_trains_no_more_when_it_goes_on(tmp_path: Pa
 @pytest.mark.parametrize("kind", [CENTRAL, LOCAL], ids=lambda kind: kind[0])
 @pytest.mark.parametrize(
     "instant",
-    [(Tracker, "privacy", 2, "after"), (Tracker, "server", 5, "before"), (fed.checkpoints.checkpointer.Keeper, "clean", 2, "before")],
+    [
+        (Tracker, "privacy", 2, "after"),
+        (Tracker, "server", 5, "before"),
+        (fed.checkpoints.checkpointer.Keeper, "clean", 2, "before"),
+    ],
     ids=lambda instant: f"{instant[1]} {instant[2]}",
 )
 def test_a_killed_run_goes_on_to_the_same_bytes_and_the_same_epsilon(

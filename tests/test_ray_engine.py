@@ -12,8 +12,8 @@ import pytest
 from deployment import BIN, ROOT, free_port, lines
 from safetensors.torch import load_file
 
-from run import ray_engine
 from fed.config.schema import Config
+from run import ray_engine
 
 SETTINGS = {
     **{"client_num_in_total": 3, "clients_per_round": 2, "comm_round": 2, "num_threads": 1},

@@ -10,10 +10,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from flwr.clientapp import ClientApp
 
 import fed.grids.remote
-from fed.model.arrays import to_record, to_tensors
 from fed.errors import CannotGoOn, TooFewClients
 from fed.grids.remote import RemoteGrid
 from fed.grids.wire import AS_IT_IS, Wire
+from fed.model.arrays import to_record, to_tensors
 
 
 def client(seen, *, answers=True):

@@ -11,14 +11,14 @@ from good_inputs import save_gpt2
 from safetensors.torch import load_file, save_file
 
 import clients.trainer
-from run import experiment
-import fed.model.weight_files
 import fed.checkpoints.checkpointer
-import fed.distributed.stop
 import fed.checkpoints.serialize
+import fed.distributed.stop
+import fed.model.weight_files
 import server.strategies
 from fed.tracking.run_folder import locked
 from fed.tracking.tracker import Tracker
+from run import experiment
 from scripts.faults import SMALL, call, only_run, outcome
 
 PERSIST = ("client_optimizer=persist", "optimizer=AdamW", "lr=1e-4")

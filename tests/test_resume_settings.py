@@ -10,9 +10,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fed.tracking import run_folder
 from fed.config.checks import Settings
 from fed.config.schema import Config, FaultSettings, ModelSettings, keys
+from fed.tracking import run_folder
 from run.resume import MAY_CHANGE, differences, resumed
 
 BEGAN = Config(

@@ -8,8 +8,8 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from fed.config.checks import Settings
-from fed.config.schema import Config, ModelSettings
 from fed.config.flower import OF_THE_MACHINE, from_text, keys, node_settings, run_settings, to_text
+from fed.config.schema import Config, ModelSettings
 
 ROOT = Path(__file__).parents[1]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]

@@ -4,9 +4,9 @@ import torch
 from command_line import CommandLine
 from conftest import examples
 
-from fed.tracking.line_files import read_lines
 from fed.model.policy import Policy
 from fed.model.samples import Sampler
+from fed.tracking.line_files import read_lines
 
 SMALL = ("comm_round=2", "client_num_in_total=2", "n_train_examples=40", "n_test_examples=16", "max_length=112")
 

@@ -23,16 +23,17 @@ from torch import nn
 
 from clients.app import ClientPairs
 from clients.first_visit import Columns, FirstVisits
-from fed.model.arrays import model_tensors, snapshot, to_record
-from fed.checkpoints.client_contexts import Contexts, asked
-from fed.checkpoints.journal import Journal, Recorder
 from fed.checkpoints.checkpointer import Keeper
-from fed.model.policy import Policy
+from fed.checkpoints.contexts import Contexts, asked
+from fed.checkpoints.journal import Journal
+from fed.distributed.fsdp import Parts
 from fed.distributed.ranks import ALONE, ONE_PROCESS
+from fed.model.arrays import model_tensors, snapshot, to_record
+from fed.model.policy import Policy
 from fed.model.references import weights_hash, with_reference
 from fed.seeding import seed_globals
-from fed.distributed.fsdp import Parts
 from fed.simulation import Memory, simulate
+from fed.tracking.log import Recorder
 from fed.tracking.tracker import Tracker
 from server.app import server_app
 from server.state import StrategyState

@@ -35,21 +35,22 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from run import experiment
 import fed.model.loading
-from run import prepare as planning
 from clients.app import ClientPairs
-from fed.model.arrays import load_arrays, model_tensors, to_record
 from fed.config.schema import Config, LoraSettings, ModelSettings, TensorBoardSettings
+from fed.distributed.fsdp import local, whole_state
+from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.model.arrays import load_arrays, model_tensors, to_record
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy, pair_logps, response_logps, save_policy
-from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.model.references import weights_hash
-from fed.distributed.fsdp import local, whole_state
 from losses.preference import dpo, ipo
 from losses.sft import sft
-from server.app import takes_parts
+from run import experiment
+from run import prepare as planning
+from run.plan import Plan
 from server.strategies import FeDPO, StreamingFedAvg
+from server.traits import takes_parts
 
 CPU = torch.device("cpu")
 MODELS = {
@@ -102,7 +103,7 @@ def train(
     config = settings(model, cache_dir=str(folder / "cache"), **changes)
     mesh = arrange(config.clients_in_parallel, CPU)
     policy = planning._policy(config, CPU, mesh)
-    plan = planning.Plan(
+    plan = Plan(
         config=config,
         split=SimpleNamespace(overlapping=0),
         skipped={},

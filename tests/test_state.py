@@ -21,9 +21,9 @@ from flwr.serverapp.strategy import (
 )
 
 from fed.checkpoints import serialize
-from fed.model.arrays import to_record, to_tensors
-from fed.grids.local import LocalGrid
 from fed.distributed.ranks import Ranks
+from fed.grids.local import LocalGrid
+from fed.model.arrays import to_record, to_tensors
 from server.app import server_app
 from server.state import StrategyState
 from server.strategies import FeDPO, StreamingFedAvg

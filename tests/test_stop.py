@@ -13,9 +13,9 @@ import torch
 from ranks import in_ranks
 
 from fed.distributed import stop
-from fed.errors import Stopped
 from fed.distributed.ranks import arrange
 from fed.distributed.stop import ORDER, SIGNALS, Stop
+from fed.errors import Stopped
 
 
 @pytest.fixture(autouse=True)

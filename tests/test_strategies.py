@@ -8,8 +8,8 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed.model.arrays import to_record, to_tensors
 from fed.grids.local import LocalGrid
+from fed.model.arrays import to_record, to_tensors
 from server.strategies import FeDPO, RunningMean, StreamingFedAvg
 
 

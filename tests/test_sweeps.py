@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from fed.reports import multirun
 from fed.reports.multirun import SweepPicture
 from fed.reports.runs import Run
-from fed.reports.sweeps import draw, finished
 from fed.reports.sweep_settings import settings, shown, swept_keys
+from fed.reports.sweeps import draw, finished
 from scripts import sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from fed.data import token_cache
-from fed.files import read_array, write_array
-from fed.data.tokens import tokenize
-from fed.model.demo import demo_tokenizer
+from fed.data.rows import Preference
 from fed.data.token_cache import tokenize_once
-from load_data import Preference, load
+from fed.data.tokens import tokenize
+from fed.files import read_array, write_array
+from fed.model.demo import demo_tokenizer
+from load_data import load
 
 TOKENIZER = demo_tokenizer()
 LIMITS = {"max_length": 60, "max_prompt_length": 30}

@@ -11,10 +11,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fed.reports import curves as curves_module
-from fed.tracking import event_files
-from fed.tracking import progress
 from fed.reports.curves import curves
-from fed.tracking.tracker import Tracker, read_metrics
+from fed.tracking import event_files, progress
+from fed.tracking.metrics import read_metrics
+from fed.tracking.tracker import Tracker
 
 
 def quiet() -> Console:

@@ -9,10 +9,12 @@ from conftest import examples
 from flwr.app import RecordDict
 from torch import nn
 
+from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState, read_state, write_state
-from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
-from fed.data.tokens import BatchOrder, Example
+from clients.trainer import LocalTrainer
 from fed.data.collate import Layout, collate
+from fed.data.order import BatchOrder
+from fed.data.tokens import Example
 from fed.model.policy import Policy, response_logps
 from fed.model.probe import start_packing
 from fed.model.references import with_reference

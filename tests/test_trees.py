@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed.checkpoints import serialize
-from fed.model.arrays import TensorArray, to_record, to_tensors
-from fed.errors import CannotWrite
 from fed.checkpoints.serialize import Damaged
+from fed.errors import CannotWrite
+from fed.files import sync
+from fed.model.arrays import TensorArray, to_record, to_tensors
 
 
 def there_and_back(tree: Any, folder: Path) -> Any:
@@ -437,10 +438,10 @@ def test_what_the_library_itself_says_of_a_disk_that_takes_no_more_is_understood
 
 def test_sync_takes_files_and_folders(tmp_path: Path):
     serialize.save(1, tmp_path / "tree")
-    serialize.sync(tmp_path / "tree")
-    serialize.sync(tmp_path)
+    sync(tmp_path / "tree")
+    sync(tmp_path)
     with pytest.raises(FileNotFoundError):
-        serialize.sync(tmp_path / "none")
+        sync(tmp_path / "none")
 
 
 # Any tree

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import torch
 from flwr.app import ArrayRecord, Context
 
-from fed.model import weight_files
 from fed.checkpoints import serialize
-from fed.model.arrays import to_record, to_tensors
-from fed.checkpoints.contexts import ClientFiles, small
-from fed.checkpoints.client_contexts import asked
-from fed.errors import CannotGoOn, CannotWrite, writing
-from fed.distributed.ranks import Mesh
+from fed.checkpoints.contexts import ClientFiles, asked, small
 from fed.distributed.fsdp import Parts
+from fed.distributed.ranks import Mesh
+from fed.errors import CannotGoOn, CannotWrite
+from fed.files import sync, writing
+from fed.model import weight_files
+from fed.model.arrays import to_record, to_tensors
 
 PARTIAL, BEGUN, BEST = ".partial", ".begun", "best"
 SCORES = ("validation_accuracy", "test_accuracy")
@@ -158,7 +158,7 @@ class Keeper:
                 if world.is_first:
                     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
                     partial.rename(folder)
-                    serialize.sync(self.folder)
+                    sync(self.folder)
         except CannotWrite:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -188,7 +188,7 @@ class Keeper:
         serialize.save(tree, folder / self._name)
         self.files.sync()
         for path in (*weights, folder / self._name, *{path.parent for path in weights}, folder):
-            serialize.sync(path)
+            sync(path)
 
     def _write_clients(self, folder: Path, changed: Mapping[int, Context]) -> list[int]:
         """Have all clients' arrays in the folder, and at hand what else the changed ones keep; who has arrays."""

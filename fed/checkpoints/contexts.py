@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fed.checkpoints import serialize
+from fed.files import sync
 from fed.model.arrays import copied
 
 
@@ -61,7 +62,7 @@ class ClientFiles:
     def sync(self) -> None:
         """Force what was written to the disk."""
         for node in self._new & self._files.keys():
-            serialize.sync(self._files[node][1])
+            sync(self._files[node][1])
         self._new.clear()
 
     def forget(self) -> None:
@@ -99,3 +100,32 @@ def _link(there: Path, path: Path) -> None:
         os.link(there, path)
     except OSError:
         shutil.copyfile(there, path)
+
+
+class Contexts(Sequence[Context]):
+    """One context per client, made when it is first asked for; node k is the k-th of `client_ids`."""
+
+    def __init__(self, client_ids: Sequence[int]) -> None:
+        self._client_ids = client_ids
+        self._made: dict[int, Context] = {}
+        self._asked: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._client_ids)
+
+    def __getitem__(self, node: int) -> Context:  # type: ignore[override]  # there are no slices of clients
+        if node not in self._made:
+            config = {"partition-id": self._client_ids[node], "num-partitions": len(self)}
+            self._made[node] = Context(0, node, config, RecordDict(), {})  # type: ignore[arg-type]
+        self._asked.add(node)
+        return self._made[node]
+
+    def asked(self) -> dict[int, Context]:
+        """Those that were asked for since this was called last, by node: no other can have changed."""
+        asked, self._asked = sorted(self._asked), set()
+        return {node: self._made[node] for node in asked}
+
+
+def asked(contexts: Sequence[Context]) -> dict[int, Context]:
+    """The contexts that may have changed since this was called last, by node."""
+    return contexts.asked() if isinstance(contexts, Contexts) else dict(enumerate(contexts))

@@ -2,94 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import Context, Message
 
 from fed.checkpoints import serialize
-from fed.checkpoints.contexts import ClientFiles, small
-from fed.errors import Failed, Stopped, writing
 from fed.checkpoints.checkpointer import BEGUN
+from fed.checkpoints.contexts import ClientFiles, small
 from fed.distributed.ranks import Ranks
-from fed.tracking.log import Event, replay
 from fed.distributed.stop import Stop
-
-
-class Log(Protocol):
-    """The part of `fed.tracking.tracker.Tracker` that is told of clients, or what stands for it."""
-
-    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
-        """About to train that many pairs."""
-
-    def client(self, client_id: int, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of the round."""
-
-    def update(self, client_id: int, split: str, metrics: Mapping[str, float], *, step: int) -> None:
-        """Metrics of one optimizer step."""
-
-    def advance(self, pairs: int) -> None:
-        """Pairs trained now."""
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time spent inside belongs to this phase."""
-
-    def seconds(self) -> dict[str, float]:
-        """Time by phase so far."""
-
-    def spend(self, seconds: Mapping[str, float]) -> None:
-        """That much more time was spent, by phase, before this process began."""
-
-
-class Recorder:
-    """A log that hands on what it is told of clients and can say what that was."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._events: list[Event] = []
-        self._before: dict[str, float] = {}
-
-    def begin(self, events: Sequence[Event] = ()) -> None:
-        """Forget what was, but for these events of a process that was stopped, which the log is told now."""
-        self._events, self._before = [], self._log.seconds()
-        self.replay(events)
-        # Time is in the log now, and the client will say once more that it starts.
-        self._events = [event for event in events if event[0] not in ("spend", "start_client")]
-
-    def events(self) -> list[Event]:
-        """What was told since `begin`, and the time that passed."""
-        spent = {name: seconds - self._before.get(name, 0.0) for name, seconds in self._log.seconds().items()}
-        return [*self._events, ("spend", (spent,), {})]
-
-    def replay(self, events: Sequence[Event]) -> None:
-        """Tell the log what it was told then."""
-        replay(events, self._log)
-
-    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
-        """About to train that many pairs."""
-        self._pass_on("start_client", server_round, client_id, pairs)
-
-    def client(self, client_id: int, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of the round."""
-        self._pass_on("client", client_id, server_round, split, dict(metrics))
-
-    def update(self, client_id: int, split: str, metrics: Mapping[str, float], *, step: int) -> None:
-        """Metrics of one optimizer step."""
-        self._pass_on("update", client_id, split, dict(metrics), step=step)
-
-    def advance(self, pairs: int) -> None:
-        """Pairs trained now."""
-        self._pass_on("advance", pairs)
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time spent inside belongs to this phase."""
-        return self._log.phase(name)
-
-    def _pass_on(self, method: str, *arguments: Any, **named: Any) -> None:
-        self._events.append((method, arguments, named))
-        getattr(self._log, method)(*arguments, **named)
+from fed.errors import Failed, Stopped
+from fed.files import sync, writing
+from fed.tracking.log import Recorder
 
 
 class Journal:
@@ -184,7 +110,7 @@ class Journal:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 serialize.save({"run": self._run, "point": point(), "events": self._log.events()}, self._path)
-                serialize.sync(self._path)
+                sync(self._path)
         raise Stopped(number)
 
     def _read_point(self, path: Path) -> Mapping[str, Any] | None:

@@ -6,7 +6,6 @@ A safetensors file: no pickle. Arrays stand in it as such, the rest as JSON in i
 import base64
 import hashlib
 import json
-import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fed.files import writing
 from fed.model.arrays import TensorArray
-from fed.errors import writing
 
 RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
 # What the format of the file knows.
@@ -112,15 +111,6 @@ def is_packable(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _packed(tree: Any) -> tuple[str, dict[str, Tensor]]:

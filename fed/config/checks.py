@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fed.config.effect import check_effect, check_read, passed_on
 from fed.config.explain import REFUSED, listed, nearest, unknown
 from fed.config.schema import (
     Config,
@@ -18,7 +19,6 @@ from fed.config.schema import (
     TensorBoardSettings,
     is_own,
 )
-from fed.config.effect import check_effect, check_read, passed_on
 
 CHOICES = {
     "engine": ("local", "ray", "flower"),

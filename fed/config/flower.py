@@ -17,7 +17,6 @@ from fed.config import schema as config_schema
 from fed.config.arguments import check_arguments
 from fed.config.checks import Settings, checked
 from fed.config.explain import explain, group_keys, listed, nearest
-from fed.grids.nodes import PARTITION
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 # Keys that make no sense where Flower starts the run.
@@ -38,6 +37,7 @@ OF_THE_NODE = (
     *(*OF_THE_MACHINE, "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
+PARTITION = "partition-id"  # Flower's own number of a node
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
 INSISTED = KIND, LEAST = "privacy.kind", "privacy.noise_multiplier"  # what a node's owner demands of a run
 FLOWERS_OWN = (PARTITION, "num-partitions")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fed.cpu.runtime import cpu_name
 from fed.cpu.onednn import as_NK, linear_layers, onednn_linear, use_onednn
-from fed.tracking.run_folder import write_whole
+from fed.cpu.runtime import cpu_name
+from fed.files import write_whole
 
 NAMES = {"mkl": "MKL", "onednn": "oneDNN"}
 ROWS = 512

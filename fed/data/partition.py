@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from fed.data.rows import Preference
 from fed.seeding import generator
-from load_data import Preference
 
 
 class Partitioner(Protocol):

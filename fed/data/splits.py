@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fed.data.rows import Preference, split_by_conversation
 from fed.seeding import generator
-from load_data import Preference, split_by_conversation
 
 Parts = list[list[int]]
 

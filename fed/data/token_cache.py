@@ -11,9 +11,8 @@ import numpy as np
 import tokenizers
 import transformers
 
-from fed.files import read_array, write_array
 from fed.data.tokens import Example, Preference, shared_ids, tokenize
-from fed.errors import writing
+from fed.files import read_array, write_array, writing
 
 FORMAT = 1  # raised when `tokenize` makes other tokens of the same rows
 

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM let a run end after its present step, with all it has done on the disk; a second one ends it."""
 
+import math
 import os
 import signal
 import sys
@@ -9,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from fed.errors import Stopped
 from fed.distributed.ranks import ALONE, Ranks
+from fed.errors import Failed, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME = 0.5  # seconds within which a second signal is the same request, delivered twice
@@ -78,3 +79,30 @@ class Stop:
         number = self.asked()
         if number:
             raise Stopped(number)
+
+
+class Deadline:
+    """What `clients.trainer.Pauses` asks for, without keeping anything.
+
+    Args:
+        seconds: That a client's training may take; None: any time.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds, self._end = seconds, math.inf
+
+    def begin(self) -> None:
+        """A client is asked now."""
+        self._end = math.inf if self._seconds is None else time.monotonic() + self._seconds
+
+    def point(self) -> None:
+        """A training that was stopped begins again."""
+
+    def pause(self, point: object) -> None:
+        """Between two steps.
+
+        Raises:
+            Failed: If the time is up.
+        """
+        if time.monotonic() > self._end:
+            raise Failed(f"it took longer than client_timeout={self._seconds:g} seconds")

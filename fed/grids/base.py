@@ -8,9 +8,9 @@ from typing import Any
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fed.model.arrays import standing_for
 from fed.errors import TooFewClients
 from fed.grids.wire import Wire
+from fed.model.arrays import standing_for
 
 # Told client, round, reason and traceback.
 OnFailure = Callable[[int, int, str, str], None]

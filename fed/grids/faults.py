@@ -11,10 +11,10 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fed.model.arrays import to_record, to_tensors
 from fed.config.schema import FaultSettings
-from fed.errors import Failed
 from fed.distributed.ranks import ALONE, Ranks
+from fed.errors import Failed
+from fed.model.arrays import to_record, to_tensors
 from fed.seeding import generator
 
 Sent = Mapping[str, Mapping[str, Tensor]]

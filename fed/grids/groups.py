@@ -8,10 +8,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fed.model.arrays import Elsewhere, to_record, to_tensors
+from fed.distributed.ranks import Ranks
 from fed.errors import Stopped
 from fed.grids.local import LocalGrid
-from fed.distributed.ranks import Ranks
+from fed.model.arrays import Elsewhere, to_record, to_tensors
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
 

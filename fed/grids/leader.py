@@ -10,11 +10,11 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fed.model.arrays import to_record, to_tensors
-from fed.grids.local import LocalGrid
-from fed.grids.groups import filled, outline, shapes
-from fed.distributed.ranks import Ranks
 from fed.distributed.fsdp import Parts
+from fed.distributed.ranks import Ranks
+from fed.grids.groups import filled, outline, shapes
+from fed.grids.local import LocalGrid
+from fed.model.arrays import to_record, to_tensors
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 

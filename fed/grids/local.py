@@ -18,14 +18,14 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.model.arrays import copied
-from fed.grids.base import CountingGrid
-from fed.errors import CannotGoOn, Failed
-from fed.grids.faults import Faults, arrays, check_reply
 from fed.checkpoints.journal import Journal
 from fed.distributed.ranks import ALONE, Ranks
-from fed.seeding import seeded_globals
+from fed.errors import CannotGoOn, Failed
+from fed.grids.base import CountingGrid
+from fed.grids.faults import Faults, arrays, check_reply
 from fed.grids.wire import AS_IT_IS
+from fed.model.arrays import copied
+from fed.seeding import seeded_globals
 
 SERVER_NODE = -1  # clients are nodes 0 to K-1
 

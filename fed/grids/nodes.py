@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-PARTITION = "partition-id"  # of Flower's, in the configuration of a node
+from fed.config.flower import PARTITION
 
 
 class Nodes:

@@ -9,12 +9,12 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fed.model.arrays import copied
-from fed.grids.base import CountingGrid
+from fed.distributed.stop import Stop
 from fed.errors import CannotGoOn, Failed
+from fed.grids.base import CountingGrid
 from fed.grids.faults import arrays, check_reply
 from fed.grids.nodes import Nodes
-from fed.distributed.stop import Stop
+from fed.model.arrays import copied
 
 POLL = 0.2  # seconds between two looks for replies
 # In the config of every message to a client.

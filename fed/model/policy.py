@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fed.data.tokens import Example, PairLogps, Tokenizer, by_length
-from fed.data.collate import PADDED, Batch, Layout, collate
 from fed.cpu.onednn import onednn_product, uses_onednn
-from fed.model.lora import save_model
-from fed.distributed.ranks import ALONE, Ranks
+from fed.data.collate import PADDED, Batch, Layout, collate
+from fed.data.order import by_length
+from fed.data.tokens import Example, PairLogps, Tokenizer
 from fed.distributed.fsdp import Root, run
+from fed.distributed.ranks import ALONE, Ranks
+from fed.model.lora import save_model
 from losses.fused import Head, blockwise_logps, blockwise_loss, product
 from losses.logps import Logps, summed_logps
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fed.model.attention import NAME
-from fed.data.tokens import Example
 from fed.data.collate import PADDED, Layout, Segments, collate
+from fed.data.tokens import Example
+from fed.model.attention import NAME
 
 # A few ragged pairs: a response of one token and one longer than the other, prompts of different lengths.
 PAIRS = (

@@ -10,13 +10,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from fed.files import read_array, write_array
-from fed.data.tokens import Example, PairLogps
-from fed.cpu.runtime import cpu_name
 from fed.cpu.onednn import uses_onednn
+from fed.cpu.runtime import cpu_name
+from fed.data.tokens import Example, PairLogps
+from fed.distributed.fsdp import full
+from fed.files import read_array, write_array
 from fed.model.lora import adapter_off, base_state
 from fed.model.policy import OnPairs, Policy, pair_logps
-from fed.distributed.fsdp import full
 
 FORMAT = 3  # raised when our own arithmetic changes its last bits
 

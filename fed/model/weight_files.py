@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from fed.distributed.ranks import ONE_PROCESS, Mesh
 from fed.distributed.fsdp import local
+from fed.distributed.ranks import ONE_PROCESS, Mesh
 
 WEIGHTS = "weights"  # the folder of these files within that of a checkpoint
 
@@ -26,7 +26,7 @@ def write(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
     """Write the tensors, of which each process gives all or, as a DTensor, its part; all of a group call it.
 
     Raises:
-        CheckpointException: If it cannot be written; `fed.errors.writing` finds what the disk said.
+        CheckpointException: If it cannot be written; `fed.files.writing` finds what the disk said.
     """
     with _quiet():
         dcp_save(

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fed.reports.style import Style, styles
+from fed.reports.curves import MANY_ROUNDS, PANELS
 from fed.reports.runs import Method, Point
 from fed.reports.statistics import mean_and_se
-from fed.reports.curves import MANY_ROUNDS, PANELS
+from fed.reports.style import Style, styles
 
 Floats = NDArray[np.float64]
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}  # of the page's symbols

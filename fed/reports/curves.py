@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fed.tracking.tracker import EVERYONE, Line, read_metrics
+from fed.tracking.metrics import EVERYONE, Line, read_metrics
 
 PANELS = {
     "accuracy": "accuracy (share of pairs)",

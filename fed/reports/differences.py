@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fed.reports.runs import OF_THE_RUN, Method
 from fed.config.schema import flat
+from fed.reports.runs import OF_THE_RUN, Method
 
 ABSENT = "—"
 

@@ -9,13 +9,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from fed.reports import tables
+from fed.reports.differences import differing, surroundings
 from fed.reports.page_clients import constants, heat_maps, partitions
 from fed.reports.page_curves import curves
-from fed.reports.differences import differing, surroundings
-from fed.reports.style import styles
 from fed.reports.responses import final_samples
 from fed.reports.runs import Method
 from fed.reports.statistics import Difference, verdicts
+from fed.reports.style import styles
 
 TEMPLATE = "page.html.jinja"
 

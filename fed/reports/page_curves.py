@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fed.reports.compare_png import CLOCK, Floats, Series, series
-from fed.reports.style import Plot, Style, axis, layout, literal, styles, ticks
-from fed.reports.runs import Method
 from fed.reports.curves import MANY_ROUNDS, PANELS
+from fed.reports.runs import Method
+from fed.reports.style import Plot, Style, axis, layout, literal, styles, ticks
 
 CLEAR, PALE = 0.16, 0.07  # bands: standard error, spread over clients
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fed.tracking.line_files import read_lines
+from fed.tracking.metrics import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
 from fed.tracking.run_folder import CONFIG, ENVIRONMENT
-from fed.tracking.tracker import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
 
 PARTITION = "partition.json"
 # Keys that say which repetition a run is or where it is kept, not what it tries.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fed.reports.style import COLOURS
 from fed.reports.statistics import mean_and_se
+from fed.reports.style import COLOURS
 from fed.reports.sweep_settings import Setting, Value, is_number, label, order, shown
 
 MARKERS = "osD^vP"

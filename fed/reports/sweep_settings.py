@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fed.reports.runs import OF_THE_RUN, Run
 from fed.config.schema import flat
+from fed.reports.runs import OF_THE_RUN, Run
 
 Value = str | int | float | bool | None
 Column = tuple[Value, ...]  # of one key, a value for each run

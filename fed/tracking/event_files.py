@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fed.files import cut_off
+
 MAX_OPEN_EVENT_FILES = 64  # a thousand clients must not run into the limit on open files
 FLUSH_SECONDS = 10.0  # how old the client curves in TensorBoard may be
 
@@ -84,12 +86,6 @@ class EventFiles:
         file.flush()
         self._sizes[folder] = file.tell()
         file.close()
-
-
-def cut_off(path: Path, size: int) -> None:
-    """Leave so many bytes of a file; a shorter one stays as it is."""
-    if path.stat().st_size > size:
-        os.truncate(path, size)
 
 
 def _open_event_file(path: Path) -> BinaryIO:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from fed.errors import writing
-from fed.tracking.event_files import cut_off
+from fed.files import cut_off, writing
 
 
 class LineFiles:

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from fed.cpu.runtime import cpu_name
+from fed.files import write_whole
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PACKAGES = (
@@ -106,13 +106,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def free_space(path: Path) -> int:
-    """Bytes free where the path is or will be."""
-    while not path.exists():
-        path = path.absolute().parent
-    return shutil.disk_usage(path).free
-
-
 def _new_folder(wanted: Path) -> Path:
     """The folder, or the next free one when two runs start within a second."""
     for number in range(1000):
@@ -152,15 +145,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file of a cache by way of a partial one, so that a reader never sees half of it.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content)
-    partial.replace(file)

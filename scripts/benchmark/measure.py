@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fed.data.tokens import Example
-from fed.cpu.runtime import return_freed_memory
 from fed.cpu.onednn import onednn_linear
+from fed.cpu.runtime import return_freed_memory
+from fed.data.tokens import Example
 
 PRODUCTS = ((1024, 1536, 1536), (2048, 2048, 2048))  # M, K, N
 PEAK_SECONDS = 0.25  # that long each product is repeated

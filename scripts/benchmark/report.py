@@ -10,8 +10,8 @@ import torch
 
 from fed.cpu.runtime import allowed_cpus, cpu_name
 from scripts.benchmark.baselines import trl_version
-from scripts.benchmark.step_bench import SAME, Bench, Found
 from scripts.benchmark.measure import GIGA, exact_memory
+from scripts.benchmark.step_bench import SAME, Bench, Found
 from scripts.benchmark.variants import FLOAT32, OURS
 from scripts.benchmark.workload import token_means
 

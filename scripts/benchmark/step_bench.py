@@ -12,13 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fed.data.tokens import Example
-from fed.cpu.runtime import keep_freed_memory, return_freed_memory
-from fed.cpu.onednn import use_torch
 from fed.cpu.matmul import Choice, choose_library
+from fed.cpu.onednn import use_torch
+from fed.cpu.runtime import keep_freed_memory, return_freed_memory
+from fed.data.tokens import Example
 from fed.model.policy import Policy, pair_logps
 from scripts.benchmark.baselines import Models, Step
-from scripts.benchmark.measure import Memory, Work, available_memory, bytes_of, clock, matrix_peak, memory_of, size_of, work
+from scripts.benchmark.measure import (
+    Memory,
+    Work,
+    available_memory,
+    bytes_of,
+    clock,
+    matrix_peak,
+    memory_of,
+    size_of,
+    work,
+)
 from scripts.benchmark.variants import BFLOAT16, FLOAT32, OURS, Setting, Variant
 from scripts.benchmark.workload import SHAPES, Workload, random_model, workload
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from clients.trainer import LocalSettings, LocalTrainer, RoundSettings
-from fed.model.attention import NAME as PACKED_ATTENTION
-from fed.data.tokens import Example
-from fed.data.collate import PADDED, Layout
+from clients.settings import LocalSettings, RoundSettings
+from clients.trainer import LocalTrainer
 from fed.cpu.onednn import use_onednn, use_torch
+from fed.data.collate import PADDED, Layout
+from fed.data.tokens import Example
+from fed.model.attention import NAME as PACKED_ATTENTION
 from fed.model.policy import Policy
 from losses.preference import dpo
 from scripts.benchmark.baselines import Models, Step, Trl, checkpointing, fedpo_step, plain_step, restored, trl_version

@@ -12,10 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from fed.data.rows import Preference
 from fed.data.tokens import Example, tokenize
 from fed.model.demo import END_OF_TEXT, demo_config
 from fed.seeding import seed_globals
-from load_data import Preference, load
+from load_data import load
 
 MAX_LENGTH, MAX_PROMPT_LENGTH = 512, 256
 

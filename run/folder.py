@@ -1,0 +1,120 @@
+"""The folder of a run: created, locked, or opened again."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fed.checkpoints.checkpointer import rounds
+from fed.config.schema import Config
+from fed.data.partition import write_partition
+from fed.files import free_space, write_whole
+from fed.tracking import run_folder
+from run.federation import Place
+from run.plan import Plan
+
+PARTITION = "partition.json"
+
+
+STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
+
+
+def create_folder(plan: Plan) -> Path:
+    """The run's folder with everything that is known before it starts; of several processes the first one makes it.
+
+    Raises:
+        ValueError: If it cannot be written, or the run that is to go on there is another one.
+    """
+    make = _create_folder if plan.config.resume is None else _reopen_folder
+    return plan.mesh.world.from_first_or_raise(lambda: make(plan))
+
+
+@contextmanager
+def locked(plan: Plan, folder: Path) -> Iterator[None]:
+    """Inside, no other run writes into the folder.
+
+    Raises:
+        ValueError: If one does.
+    """
+    with ExitStack() as stack:
+        plan.mesh.world.from_first_or_raise(lambda: stack.enter_context(run_folder.locked(folder)))
+        yield
+
+
+def _create_folder(plan: Plan) -> Path:
+    config = plan.config
+    run_folder.check_cache_folder(config.cache_dir)
+    _check_space(plan)
+    folder = run_folder.create_run_folder(
+        config.output_dir,
+        config.exp_name,
+        _yaml(config),  # with what `mode` implies
+        plan.policy.device,
+        plan.cpu,
+        library=plan.library,
+        given=sorted(plan.given),
+    )
+    _write_partition(plan, folder / PARTITION)
+    return folder
+
+
+def _write_partition(plan: Plan, path: Path) -> None:
+    write_partition(path, plan.split.parts, plan.split.pool, plan.split.test)
+
+
+def _reopen_folder(plan: Plan) -> Path:
+    config = plan.config
+    assert config.resume is not None
+    folder = Path(config.resume)
+    run_folder.check_cache_folder(config.cache_dir)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / PARTITION
+        _write_partition(plan, again)
+        if (folder / PARTITION).is_file() and (folder / PARTITION).read_bytes() != again.read_bytes():
+            raise ValueError(f"resume={folder}: the data are not those that its {PARTITION} tells of; start a new run")
+        try:
+            shutil.copyfile(again, folder / PARTITION)
+            write_whole(folder / run_folder.CONFIG, _yaml(replace(config, resume=None)).encode())
+        except OSError as error:
+            raise ValueError(f"resume={folder} cannot be written: {error}") from error
+    behind = max((done for place in places_of(plan, folder) for done in rounds(place.checkpoints)), default=0)
+    if behind > config.comm_round:
+        raise ValueError(f"comm_round={config.comm_round} is less than the {behind} rounds that are done; raise it")
+    return folder
+
+
+def _check_space(plan: Plan) -> None:
+    """Whether the disk takes what the run keeps at a time, as far as that is known: a strategy may keep more."""
+    config, model = plan.config, plan.policy.model
+    if config.debug:
+        return
+    size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # travels and is kept in float32
+    kept = size  # the final model
+    if config.checkpoint_every:
+        met = min(plan.num_clients, plan.clients_per_round * config.comm_round)
+        slots = STATES[config.optimizer] * met if config.client_optimizer == "persist" else 0
+        kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and that which is being written
+    within = size * plan.clients_per_round if config.checkpoint_every == 1 and config.checkpoint_within_round else 0
+    free = free_space(Path(config.output_dir))
+    if kept + within > free:
+        less = f" (with checkpoint_within_round=false {kept / 1e9:.2g} GB)" if within else ""
+        raise ValueError(
+            f"output_dir={config.output_dir} has {free / 1e9:.2g} GB free, the run keeps up to "
+            f"{(kept + within) / 1e9:.2g} GB{less}; give another output_dir or make room"
+        )
+
+
+def _yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def places_of(plan: Plan, folder: Path) -> list[Place]:
+    """One for all clients, or in mode=local one for each, in turn."""
+    everyone = range(plan.num_clients)
+    if plan.config.mode != "local":
+        return [Place(everyone, folder / "checkpoints", folder / "policy")]
+    return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
