@@ -17,12 +17,12 @@ from fed.data.html import text_of_html
 from fed.data.records import Source
 from fed.data.rows import ASSISTANT, HUMAN, Loaded, Preference, Skip, split_by_conversation
 
-Split = Literal["train", "test"]
+SplitName = Literal["train", "test"]
 
 
 def load(
     names: Sequence[str],
-    split: Split,
+    split: SplitName,
     *,
     data_dir: str | None,
     seed: int,

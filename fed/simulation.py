@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
+from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.checkpoints.contexts import Contexts
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ONE_PROCESS, Mesh
 from fed.distributed.stop import Stop
 from fed.grids.base import CountingGrid
@@ -37,19 +37,19 @@ class Processes:
     mesh: Mesh = ONE_PROCESS
     work: Sequence[float] = ()  # what each client's round is expected to cost
     exchange: Callable[[], None] = lambda: None  # called by all groups when the clients of a round are done
-    parts: Parts | None = None  # the strategy runs in the first process, on whole arrays put together from these
+    parts: Shards | None = None  # the strategy runs in the first process, on whole arrays put together from these
 
 
 ALONE = Processes()
 
 
 @dataclass(frozen=True)
-class Memory:
+class Persistence:
     """What is kept of a federation on the disk."""
 
-    keeper: Keeper
+    checkpointer: Checkpointer
     stateful: Mapping[str, Stateful]  # what has a state besides the clients
-    kept: Kept | None = None  # the checkpoint to go on from
+    checkpoint: Checkpoint | None = None  # the checkpoint to go on from
     phase: Callable[[], AbstractContextManager[None]] = nullcontext  # around the writing of a checkpoint
 
 
@@ -62,7 +62,7 @@ def simulate(
     *,
     streams: bool = False,
     processes: Processes = ALONE,
-    memory: Memory | None = None,
+    persistence: Persistence | None = None,
     on_traffic: OnTraffic = unheard,
     **how: Any,
 ) -> ArrayRecord:
@@ -77,7 +77,7 @@ def simulate(
         client_ids: One client per entry, reached as node 0, 1, ...
         streams: Whether the strategy reads each reply once and in order.
         processes: All of them call this.
-        memory: What is on the disk, and will be; None: nothing.
+        persistence: What is on the disk, and will be; None: nothing.
         on_traffic: Told of each round how many bytes of arrays the server sent and received.
         **how: As for `LocalGrid`.
     """
@@ -86,9 +86,9 @@ def simulate(
     grid = LocalGrid(client, contexts, **how)
     if mesh.groups.count > 1:
         grid = GroupGrid(client, contexts, groups=mesh.groups, work=processes.work, exchange=processes.exchange, **how)
-    done, initial = _begin(grid, initial, memory)
+    done, initial = _begin(grid, initial, persistence)
     grids: list[CountingGrid] = [grid]
-    each_round = _each_round(evaluate, grids, memory, on_traffic, Stop(mesh.world))
+    each_round = _each_round(evaluate, grids, persistence, on_traffic, Stop(mesh.world))
     if parts is None:
         return _served(server(initial, each_round, done), grid)
     whole = parts.whole(to_tensors(initial), keep=mesh.world.is_first)
@@ -107,20 +107,24 @@ def serve(
     grid: RemoteGrid,
     num_clients: int,
     *,
-    memory: Memory | None = None,
+    persistence: Persistence | None = None,
     on_traffic: OnTraffic = unheard,
 ) -> ArrayRecord:
     """Run a federation of so many clients that are elsewhere; the final global weights.
 
-    `server`, `initial`, `evaluate`, `memory` and `on_traffic` are as for `simulate`.
+    `server`, `initial`, `evaluate`, `persistence` and `on_traffic` are as for `simulate`.
     """
     grid.gather(num_clients)
-    done, initial = _begin(grid, initial, memory)
-    return _served(server(initial, _each_round(evaluate, [grid], memory, on_traffic, Stop()), done), grid)
+    done, initial = _begin(grid, initial, persistence)
+    return _served(server(initial, _each_round(evaluate, [grid], persistence, on_traffic, Stop()), done), grid)
 
 
 def _each_round(
-    evaluate: Evaluate, grids: Sequence[CountingGrid], memory: Memory | None, on_traffic: OnTraffic, stop: Stop
+    evaluate: Evaluate,
+    grids: Sequence[CountingGrid],
+    persistence: Persistence | None,
+    on_traffic: OnTraffic,
+    stop: Stop,
 ) -> Evaluate:
     """What a strategy calls after every round: `evaluate`, and all else that is then due.
 
@@ -131,9 +135,9 @@ def _each_round(
         if server_round:
             on_traffic(server_round, grids[-1].sent, grids[-1].received)
         found = evaluate(server_round, arrays)
-        if memory is not None and server_round and memory.keeper.is_due(server_round):
-            with memory.phase():
-                memory.keeper.save(server_round, arrays, grids[0], memory.stateful, found)
+        if persistence is not None and server_round and persistence.checkpointer.is_due(server_round):
+            with persistence.phase():
+                persistence.checkpointer.save(server_round, arrays, grids[0], persistence.stateful, found)
         stop.check()
         for grid in grids:
             grid.begin(server_round + 1)
@@ -142,11 +146,14 @@ def _each_round(
     return evaluate_and_keep
 
 
-def _begin(grid: CountingGrid, initial: ArrayRecord, memory: Memory | None) -> tuple[int, ArrayRecord]:
+def _begin(grid: CountingGrid, initial: ArrayRecord, persistence: Persistence | None) -> tuple[int, ArrayRecord]:
     """The rounds that are done, and the weights after them."""
     done = 0
-    if memory is not None and memory.kept is not None:
-        done, initial = memory.kept.server_round, memory.keeper.restore(memory.kept, initial, grid, memory.stateful)
+    if persistence is not None and persistence.checkpoint is not None:
+        done, initial = (
+            persistence.checkpoint.server_round,
+            persistence.checkpointer.restore(persistence.checkpoint, initial, grid, persistence.stateful),
+        )
     grid.begin(done + 1)
     return done, initial
 

@@ -26,8 +26,8 @@ from clients.first_visit import Columns
 from clients.privacy import check_promise
 from clients.state_files import forget, keep, number, recall
 from clients.trainer import LocalTrainer
-from fed.config.checks import Settings
-from fed.config.flower import DATA, FORMAT, PARTITION, from_text, node_settings
+from fed.config.checks import Request
+from fed.config.flower import DATA, FORMAT, PARTITION_ID, from_text, node_settings
 from fed.config.schema import is_own
 from fed.data.rows import Loaded
 from fed.distributed import launch
@@ -99,11 +99,11 @@ def _guarded(answer: Answer, kept: Path | None, message: Message, context: Conte
 def _introduced(site: "Site", message: Message, context: Context) -> Message:
     """Who this client is; then it has all it needs for the first round."""
     metrics = MetricRecord()
-    own = context.node_config.get(PARTITION)
+    own = context.node_config.get(PARTITION_ID)
     if own is None and site.is_alone:
         own = number(site.kept)
     if own is not None:
-        metrics[PARTITION] = int(own)
+        metrics[PARTITION_ID] = int(own)
     if site.is_alone:
         forget(site.kept)
         site.check_model(message)
@@ -116,7 +116,7 @@ def _introduced(site: "Site", message: Message, context: Context) -> Message:
 class Site:
     """What a process needs to be one client, or several in turn."""
 
-    def __init__(self, settings: Settings, node_config: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Request, node_config: Mapping[str, Any]) -> None:
         config = settings.config
         self.config, self.is_alone = config, DATA in node_config
         self.kept = Path(config.cache_dir)  # the folder of the run, for what clients store
@@ -144,7 +144,7 @@ class Site:
         self.check_model(message)
         config = _config(message)
         client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
-        numbered = replace(context, node_config={**context.node_config, PARTITION: client_id})
+        numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
         self.deadline.begin()
         if not context.state:
             for key, record in recall(self.kept, client_id, server_round).items():
@@ -198,7 +198,7 @@ class _Pairs:
         return self._columns.filled(own)
 
 
-def _site(settings: Settings, node_config: Mapping[str, Any]) -> Site:
+def _site(settings: Request, node_config: Mapping[str, Any]) -> Site:
     """That of this process, made when it is first asked for."""
     global _made
     key = repr((settings, node_config.get(DATA), node_config.get(FORMAT)))
@@ -210,7 +210,7 @@ def _site(settings: Settings, node_config: Mapping[str, Any]) -> Site:
 _made: tuple[str, Site] | None = None
 
 
-def _own_rows(settings: Settings, node_config: Mapping[str, Any]) -> Loaded | None:
+def _own_rows(settings: Request, node_config: Mapping[str, Any]) -> Loaded | None:
     """The rows of this node's own file, if clients have such files.
 
     Raises:

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord
 from rich.console import Console
 
 from clients.app import ClientPairs
-from fed.checkpoints.checkpointer import Keeper, Kept
+from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import peak_memory
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Mesh
 from fed.files import writing
 from fed.model.arrays import load_arrays, model_tensors, snapshot
@@ -26,13 +26,13 @@ from fed.tracking import run_folder
 from fed.tracking.log import Relay
 from fed.tracking.tracker import Tracker
 from run import resume
-from run.federation import MODEL_HASH, Elsewhere, Place, federate, federate_elsewhere
+from run.federation import MODEL_HASH, Place, RemoteClients, federate, federate_remotely
 from run.folder import places_of
 from run.header import describe
 from run.plan import Plan, references
 
 
-def run(plan: Plan, folder: Path, clients: Elsewhere | None = None) -> None:
+def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
     """Train, evaluate, and write metrics, curves and the final model into `folder`; None: the clients are here."""
     config, writes = plan.config, plan.mesh.world.is_first
     console = Console(quiet=not writes)
@@ -43,21 +43,21 @@ def run(plan: Plan, folder: Path, clients: Elsewhere | None = None) -> None:
         with tracker.phase("reference"):
             plan = _with_references(plan, model, tracker.reference)
         places = places_of(plan, folder)
-        keepers = [_keeper(plan, place, model) for place in places]
-        first, kept = 0, None
+        checkpointers = [_checkpointer(plan, place, model) for place in places]
+        first, checkpoint = 0, None
         if config.resume:
             for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
                 console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
-            first, kept = _go_on(keepers, tracker, console, clients is None)
-        if kept is None:
+            first, checkpoint = _resume(checkpointers, tracker, console, clients is None)
+        if checkpoint is None:
             tracker.settings(hyperparameters(config))
-        for place, keeper in list(zip(places, keepers, strict=True))[first:]:
+        for place, checkpointer in list(zip(places, checkpointers, strict=True))[first:]:
             if clients is None:
-                final = federate(plan, tracker, initial, place, keeper, kept, console)
+                final = federate(plan, tracker, initial, place, checkpointer, checkpoint, console)
             else:
                 assert isinstance(tracker, Tracker)
-                final = federate_elsewhere(plan, clients, tracker, initial, place, keeper, kept, console)
-            kept = None
+                final = federate_remotely(plan, clients, tracker, initial, place, checkpointer, checkpoint, console)
+            checkpoint = None
             _save(plan, final, place.policy)
         if config.mode == "local":
             tracker.everyone()
@@ -72,12 +72,12 @@ def run(plan: Plan, folder: Path, clients: Elsewhere | None = None) -> None:
     console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
 
 
-def _keeper(plan: Plan, place: Place, model: str) -> Keeper:
+def _checkpointer(plan: Plan, place: Place, model: str) -> Checkpointer:
     config, mesh = plan.config, plan.mesh
-    return Keeper(
+    return Checkpointer(
         place.checkpoints,
         mesh,
-        Parts(plan.policy.model),
+        Shards(plan.policy.model),
         {
             "number of processes": mesh.world.count,
             "clients_in_parallel": mesh.groups.count,
@@ -89,21 +89,21 @@ def _keeper(plan: Plan, place: Place, model: str) -> Keeper:
     )
 
 
-def _go_on(
-    keepers: Sequence[Keeper], tracker: Tracker | Relay, console: Console, is_local: bool
-) -> tuple[int, Kept | None]:
+def _resume(
+    checkpointers: Sequence[Checkpointer], tracker: Tracker | Relay, console: Console, is_local: bool
+) -> tuple[int, Checkpoint | None]:
     """The federation of a resumed run that was cut off, those before it being done, and its newest checkpoint."""
 
     def on_damage(message: str) -> None:
         console.print(f"{message}; the one before is used", soft_wrap=True, highlight=False)
 
-    for number, keeper in reversed(list(enumerate(keepers))):
-        kept = keeper.newest(on_damage)
-        if kept is not None:
-            console.print(f"going on after round {kept.server_round}, from {kept.folder}", soft_wrap=True)
-            return number, kept
+    for number, checkpointer in reversed(list(enumerate(checkpointers))):
+        checkpoint = checkpointer.newest(on_damage)
+        if checkpoint is not None:
+            console.print(f"going on after round {checkpoint.server_round}, from {checkpoint.folder}", soft_wrap=True)
+            return number, checkpoint
     tracker.start_over()
-    of_the_first = "; of the first one, clients that are done are kept" if is_local else ""
+    of_the_first = "; of the first one, clients that are done are checkpoint" if is_local else ""
     console.print(f"no round is complete yet{of_the_first}", soft_wrap=True)
     return 0, None
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from clients.app import client_app
 from clients.first_visit import Columns, FirstVisits
 from clients.trainer import LocalTrainer
-from fed.checkpoints.checkpointer import Keeper, Kept, Stateful
+from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.checkpoints.journal import Journal
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.flower import to_text
-from fed.distributed.fsdp import Parts, is_sharded
+from fed.distributed.fsdp import Shards, is_sharded
 from fed.distributed.ranks import Ranks
 from fed.distributed.stop import Stop
 from fed.grids.faults import Faults
@@ -32,7 +32,7 @@ from fed.model.arrays import to_tensors
 from fed.model.evaluation import Metrics, evaluate_pairs
 from fed.model.identity import identity
 from fed.model.samples import Sampler
-from fed.simulation import Memory, Processes, serve, simulate, unheard
+from fed.simulation import Persistence, Processes, serve, simulate, unheard
 from fed.tracking.log import Recorder, Relay, replay
 from fed.tracking.tracker import Tracker
 from run.plan import Plan, local_settings, references
@@ -59,11 +59,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteClients:
     """Clients behind a grid of Flower's own, and the settings that they are sent."""
 
     grid: Grid
-    settings: Settings
+    settings: Request
 
 
 def federate(
@@ -71,8 +71,8 @@ def federate(
     tracker: Tracker | Relay,
     initial: ArrayRecord,
     place: Place,
-    keeper: Keeper,
-    kept: Kept | None,
+    checkpointer: Checkpointer,
+    checkpoint: Checkpoint | None,
     console: Console,
 ) -> ArrayRecord:
     """Run all rounds, or those after a checkpoint, over the clients of a place; the final global weights."""
@@ -81,7 +81,7 @@ def federate(
     trainer = LocalTrainer(plan.policy, local_settings(plan))
     parts = None
     if is_sharded(plan.policy.model) and (plan.mods or not takes_parts(strategy)):
-        parts = Parts(plan.policy.model)
+        parts = Shards(plan.policy.model)
     joins = parts is None and joins_groups(strategy)  # else the strategy runs in the first process only
     known = to_tensors(initial)
     if parts is not None and config.wire_dtype != "float32":
@@ -90,11 +90,17 @@ def federate(
         strategy.groups = mesh.groups
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     clients = Recorder(tracker)
-    within = place.checkpoints if config.checkpoint_within_round and keeper.every == 1 else None
+    within = place.checkpoints if config.checkpoint_within_round and checkpointer.every == 1 else None
     journal = Journal(
-        within, mesh.world.index, mesh.own, keeper.files, clients, keeper.run, client_timeout=config.client_timeout
+        within,
+        mesh.world.index,
+        mesh.own,
+        checkpointer.files,
+        clients,
+        checkpointer.run,
+        client_timeout=config.client_timeout,
     )
-    pairs = plan.clients if plan.meets_all else _first_visits(plan, tracker, initial, str(keeper.run[MODEL_HASH]))
+    pairs = plan.clients if plan.meets_all else _first_visits(plan, tracker, initial, str(checkpointer.run[MODEL_HASH]))
     return simulate(
         _server(plan, strategy, evaluation),
         initial,
@@ -108,7 +114,7 @@ def federate(
             lambda: _exchange(mesh.groups, tracker),
             parts,
         ),
-        memory=_memory_of(plan, strategy, evaluation, tracker, keeper, kept, console),
+        persistence=_persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console),
         journal=journal,
         own=mesh.own,
         seed=config.seed,
@@ -117,18 +123,18 @@ def federate(
         min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
         on_failure=tracker.failed,
         on_traffic=tracker.communication if config.mode == "federated" else unheard,
-        numel=Parts(plan.policy.model).numel,
+        numel=Shards(plan.policy.model).numel,
     )
 
 
-def federate_elsewhere(
+def federate_remotely(
     plan: Plan,
-    clients: Elsewhere,
+    clients: RemoteClients,
     tracker: Tracker,
     initial: ArrayRecord,
     place: Place,
-    keeper: Keeper,
-    kept: Kept | None,
+    checkpointer: Checkpointer,
+    checkpoint: Checkpoint | None,
     console: Console,
 ) -> ArrayRecord:
     """As `federate`, with clients behind a grid of Flower's."""
@@ -148,7 +154,7 @@ def federate_elsewhere(
     grid = RemoteGrid(
         clients.grid,
         told={
-            MODEL: json.dumps(identity(plan.policy, str(keeper.run[MODEL_HASH]))),
+            MODEL: json.dumps(identity(plan.policy, str(checkpointer.run[MODEL_HASH]))),
             RUN: "_".join(place.checkpoints.parent.absolute().parts[-2:]),
             SETTINGS: to_text(clients.settings),
         },
@@ -167,9 +173,9 @@ def federate_elsewhere(
         tracker.end_round()  # what is next heard of a client may be its reply
         return found
 
-    memory = _memory_of(plan, strategy, evaluation, tracker, keeper, kept, console)
+    persistence = _persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console)
     server, traffic = _server(plan, strategy, evaluation), tracker.communication
-    return serve(server, initial, evaluate, grid, plan.num_clients, memory=memory, on_traffic=traffic)
+    return serve(server, initial, evaluate, grid, plan.num_clients, persistence=persistence, on_traffic=traffic)
 
 
 def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place: Place) -> ServerEvaluation:
@@ -249,18 +255,18 @@ def _server(
     )
 
 
-def _memory_of(
+def _persistence_of(
     plan: Plan,
     strategy: Strategy,
     evaluation: ServerEvaluation,
     tracker: Tracker | Relay,
-    keeper: Keeper,
-    kept: Kept | None,
+    checkpointer: Checkpointer,
+    checkpoint: Checkpoint | None,
     console: Console,
-) -> Memory:
+) -> Persistence:
     """What of a federation is kept on the disk; the user is told of what cannot be."""
     state = StrategyState(strategy)
-    if keeper.every and (left_out := state.left_out()):
+    if checkpointer.every and (left_out := state.left_out()):
         console.print(
             f"not in checkpoints, for no file can hold it: {', '.join(left_out)}; a strategy with "
             "state_dict() and load_state_dict(state) says itself what to keep",
@@ -269,7 +275,7 @@ def _memory_of(
         )
     books: dict[str, Stateful] = {} if evaluation.ledger is None else {"privacy": evaluation.ledger}
     stateful: dict[str, Stateful] = {**books, "strategy": state, "server": evaluation, "log": tracker}
-    return Memory(keeper, stateful, kept, lambda: tracker.phase("checkpoint"))
+    return Persistence(checkpointer, stateful, checkpoint, lambda: tracker.phase("checkpoint"))
 
 
 def _first_visits(plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, model: str) -> FirstVisits:

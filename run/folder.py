@@ -17,7 +17,7 @@ from fed.tracking import run_folder
 from run.federation import Place
 from run.plan import Plan
 
-PARTITION = "partition.json"
+PARTITION_FILE = "partition.json"
 
 
 STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
@@ -58,7 +58,7 @@ def _create_folder(plan: Plan) -> Path:
         library=plan.library,
         given=sorted(plan.given),
     )
-    _write_partition(plan, folder / PARTITION)
+    _write_partition(plan, folder / PARTITION_FILE)
     return folder
 
 
@@ -72,12 +72,14 @@ def _reopen_folder(plan: Plan) -> Path:
     folder = Path(config.resume)
     run_folder.check_cache_folder(config.cache_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        again = Path(scratch) / PARTITION
+        again = Path(scratch) / PARTITION_FILE
         _write_partition(plan, again)
-        if (folder / PARTITION).is_file() and (folder / PARTITION).read_bytes() != again.read_bytes():
-            raise ValueError(f"resume={folder}: the data are not those that its {PARTITION} tells of; start a new run")
+        if (folder / PARTITION_FILE).is_file() and (folder / PARTITION_FILE).read_bytes() != again.read_bytes():
+            raise ValueError(
+                f"resume={folder}: the data are not those that its {PARTITION_FILE} tells of; start a new run"
+            )
         try:
-            shutil.copyfile(again, folder / PARTITION)
+            shutil.copyfile(again, folder / PARTITION_FILE)
             write_whole(folder / run_folder.CONFIG, _yaml(replace(config, resume=None)).encode())
         except OSError as error:
             raise ValueError(f"resume={folder} cannot be written: {error}") from error

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from clients.app import ClientPairs
 from clients.privacy import privacy_mods
 from fed.config import components
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.cpu.matmul import Choice, choose_library
 from fed.cpu.runtime import set_up
@@ -36,7 +36,7 @@ from server.privacy import protected
 from server.traits import check_strategy
 
 
-def prepare(settings: Settings, device: torch.device) -> Plan:
+def prepare(settings: Request, device: torch.device) -> Plan:
     """Load and check everything; nothing is written but to `cache_dir`.
 
     Args:
@@ -61,7 +61,7 @@ def prepare(settings: Settings, device: torch.device) -> Plan:
     return plan
 
 
-def prepare_client(settings: Settings, device: torch.device, own: Loaded | None = None) -> Plan:
+def prepare_client(settings: Request, device: torch.device, own: Loaded | None = None) -> Plan:
     """What the process of a client needs, which trains one or several of them; `pairs` gives a client's.
 
     Token ids are kept in `cache_dir`, for the process of the next message.
@@ -86,7 +86,7 @@ def prepare_client(settings: Settings, device: torch.device, own: Loaded | None 
 
 
 def _base(
-    settings: Settings,
+    settings: Request,
     device: torch.device,
     split_all: Callable[[], tuple[Split, dict[str, int]]],
     tokenize: Callable[..., list[Example]],

@@ -10,11 +10,11 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.schema import Config
 from run import experiment
 from run.client_app import flower_app
-from run.federation import Elsewhere
+from run.federation import RemoteClients
 from run.plan import Plan
 
 
@@ -37,12 +37,12 @@ def run(plan: Plan, folder: Path) -> None:
     from flwr.simulation import run_simulation
 
     server, ending = ServerApp(), list[BaseException]()
-    clients = Settings(_of_workers(plan), plan.given)
+    clients = Request(_of_workers(plan), plan.given)
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            experiment.run(plan, folder, Elsewhere(grid, clients))
+            experiment.run(plan, folder, RemoteClients(grid, clients))
         except BaseException as error:  # Flower's thread would swallow some
             ending.append(error)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.tracking.run_folder import CONFIG, ENVIRONMENT, newest_run
 
@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(N
 DECIDES_BITS = ("python", "device", "processor", "packages")
 
 
-def resumed(settings: Settings) -> Settings:
+def resumed(settings: Request) -> Request:
     """The settings of the run that `resume` names, with those that were typed beside it.
 
     Raises:
@@ -51,10 +51,10 @@ def resumed(settings: Settings) -> Settings:
     if began.cpu_matmul == "auto" and environment["library"]:
         changed["cpu_matmul"] = environment["library"]
     config = replace(began, resume=str(folder), num_threads=environment["threads"], **changed)
-    return Settings(config, frozenset(environment["given"]))
+    return Request(config, frozenset(environment["given"]))
 
 
-def as_begun(settings: Settings) -> Settings:
+def as_begun(settings: Request) -> Request:
     """The settings without what `resumed` found of this machine, which says nothing of a client's."""
     config = settings.config
     if config.resume is None:

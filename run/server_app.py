@@ -10,12 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.flower import run_settings
 from fed.distributed import launch
 from fed.errors import CannotGoOn
 from run import experiment
-from run.federation import Elsewhere
+from run.federation import RemoteClients
 from run.folder import create_folder, locked
 from run.prepare import prepare
 from run.resume import as_begun, resumed
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         raise RuntimeError(line) from None
 
 
-def settings_of(run_config: Mapping[str, Any]) -> Settings:
+def settings_of(run_config: Mapping[str, Any]) -> Request:
     """What `flwr run -c` said, or the settings of the run that is to go on.
 
     Raises:
@@ -48,7 +48,7 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
     return settings if settings.config.resume is None else resumed(settings)
 
 
-def run(settings: Settings, grid: Grid) -> None:
+def run(settings: Request, grid: Grid) -> None:
     """Prepare the run, then serve clients behind this grid.
 
     Raises:
@@ -60,4 +60,4 @@ def run(settings: Settings, grid: Grid) -> None:
         folder = create_folder(prepared)
         with locked(prepared, folder):
             print(f"results: {folder.absolute()}", flush=True)
-            experiment.run(prepared, folder, Elsewhere(grid, as_begun(settings)))
+            experiment.run(prepared, folder, RemoteClients(grid, as_begun(settings)))

@@ -15,7 +15,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fed.distributed.ranks import ALONE, Ranks
-from fed.model.arrays import Elsewhere, to_record, to_tensors
+from fed.model.arrays import RemoteArrays, to_record, to_tensors
 
 WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
 
@@ -48,7 +48,7 @@ class StreamingFedAvg(FedAvg):
             if valid:
                 metrics = next(iter(reply.content.metric_records.values()))
                 arrays = next(iter(reply.content.array_records.values()))
-                if isinstance(arrays, Elsewhere):
+                if isinstance(arrays, RemoteArrays):
                     mean.add_elsewhere(to_tensors(arrays.like), self.log_weight(metrics))
                 else:
                     mean.add(to_tensors(arrays), self.log_weight(metrics))

@@ -15,7 +15,7 @@ from flower_grid import FlowerGrid
 from flwr.app import ArrayRecord, MetricRecord
 from safetensors.torch import load_file
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.flower import run_settings
 from fed.config.schema import Config
 from fed.errors import CannotGoOn
@@ -350,6 +350,6 @@ def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
     _, deployed = federate(nodes(files), comm_round=1)
     here = command_line("comm_round=1", "client_num_in_total=2", "n_train_examples=40").run
     with pytest.raises(ValueError, match=r"goes on with: flwr run . NAME -c"):
-        resumed(Settings(Config(resume=str(deployed)), frozenset({"resume"})))
+        resumed(Request(Config(resume=str(deployed)), frozenset({"resume"})))
     with pytest.raises(ValueError, match=r"goes on with: python main.py resume="):
         server_app.settings_of({"resume": str(here), "comm_round": 2})

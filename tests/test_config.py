@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fed.config import checks, components, effect, schema
 from fed.config.arguments import check_arguments
-from fed.config.checks import Settings, checked
+from fed.config.checks import Request, checked
 from fed.config.explain import REFUSED, explain
 from fed.config.schema import GROUPS, PRESETS, keys
 
@@ -35,7 +35,7 @@ def chosen(*groups: str) -> DictConfig:
     return composed(*groups)
 
 
-def settings_of(*typed: str) -> Settings:
+def settings_of(*typed: str) -> Request:
     """What `main.py *typed` would run, without the tenth of a second that Hydra takes for each new composition."""
     pairs = [argument.lstrip("+").split("=", 1) for argument in typed]
     choices = {key: value for key, value in pairs if key in GROUPS}

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fed.data.html import text_of_html
-from load_data import DATASETS, Split, load
+from load_data import DATASETS, SplitName, load
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -152,7 +152,7 @@ def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, nam
 
     @FUZZ
     @given(file=files(name), split=st.sampled_from(["train", "test"]), alone=st.booleans())
-    def check(file: tuple[str, bytes], split: Split, alone: bool) -> None:
+    def check(file: tuple[str, bytes], split: SplitName, alone: bool) -> None:
         ending, data = file
         for old in folder.iterdir():
             old.unlink()
@@ -166,7 +166,7 @@ def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, nam
     assert sum(made) > len(made) / 50, "most files are too bad to test anything but the first line"
 
 
-def rows_or_error(name: str, split: Split, path: Path, data_dir: Path) -> bool:
+def rows_or_error(name: str, split: SplitName, path: Path, data_dir: Path) -> bool:
     """Whether there are rows, of text that a tokenizer takes.
 
     If not, one line names the file, and the place in it where that can be told.

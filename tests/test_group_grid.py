@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fed.distributed.ranks import Ranks, arrange
 from fed.grids.groups import GroupGrid, share_out
-from fed.model.arrays import Elsewhere, to_record, to_tensors
+from fed.model.arrays import RemoteArrays, to_record, to_tensors
 from fed.tracking.log import Relay
 from fed.tracking.tracker import Tracker
 from run import federation
@@ -83,7 +83,7 @@ def grid_of(trained: list[int], **changes: Any) -> GroupGrid:
 
 def told(reply: Message) -> tuple[int, dict[str, Any], list[float] | None]:
     arrays = reply.content["arrays"]
-    values = None if isinstance(arrays, Elsewhere) else [float(t.mean()) for t in to_tensors(arrays).values()]
+    values = None if isinstance(arrays, RemoteArrays) else [float(t.mean()) for t in to_tensors(arrays).values()]
     return reply.metadata.src_node_id, dict(reply.content["metrics"]), values
 
 
@@ -149,7 +149,7 @@ def streamed() -> dict[str, Any]:
     likes = [
         {name: tuple(t.shape) for name, t in to_tensors(reply.content["arrays"].like).items()}
         for reply in rest
-        if isinstance(reply.content["arrays"], Elsewhere)
+        if isinstance(reply.content["arrays"], RemoteArrays)
     ]
     return {"trained": (before, after_one, trained), "replies": list(map(told, [first, *rest])), "likes": likes}
 

@@ -26,7 +26,7 @@ WINGS = (
     ("losses",),
 )
 DEPTH = {wing: depth for depth, row in enumerate(WINGS) for wing in row}
-# Parts that know little of the world: what else they may import, besides the standard library.
+# Shards that know little of the world: what else they may import, besides the standard library.
 THIRD_PARTY = {"losses": {"torch"}, "load_data": {"datasets"}}
 
 # Flower's public modules. Everything else it may move in a minor release.

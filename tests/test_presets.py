@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import main
 from fed.config import components, schema
-from fed.config.checks import Settings, checked
+from fed.config.checks import Request, checked
 from fed.data.partition import partition
 from fed.model.demo import demo_model, demo_tokenizer
 from load_data import load
@@ -74,7 +74,7 @@ def composed(*typed: str) -> DictConfig:
     return found
 
 
-def settings_of(*typed: str) -> Settings:
+def settings_of(*typed: str) -> Request:
     found = composed(*typed).copy()
     choices = dict(found.hydra.runtime.choices)
     OmegaConf.set_struct(found, False)

@@ -100,7 +100,7 @@ def test_a_run_whose_budget_is_spent_trains_no_more_when_it_goes_on(tmp_path: Pa
     [
         (Tracker, "privacy", 2, "after"),
         (Tracker, "server", 5, "before"),
-        (fed.checkpoints.checkpointer.Keeper, "clean", 2, "before"),
+        (fed.checkpoints.checkpointer.Checkpointer, "clean", 2, "before"),
     ],
     ids=lambda instant: f"{instant[1]} {instant[2]}",
 )

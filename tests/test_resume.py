@@ -34,7 +34,7 @@ INSTANTS: dict[str, tuple[Any, str, int, str]] = {
     "when a checkpoint's weights are written": (fed.model.weight_files, "write", 2, "after"),
     "before a checkpoint is in its place": (Path, "rename", 2, "before"),
     "when a checkpoint is in its place": (Path, "rename", 2, "after"),
-    "when a checkpoint removes what it replaces": (fed.checkpoints.checkpointer.Keeper, "clean", 3, "before"),
+    "when a checkpoint removes what it replaces": (fed.checkpoints.checkpointer.Checkpointer, "clean", 3, "before"),
     "before the final model is written": (experiment, "save_policy", 1, "before"),
     "when the final model is written": (experiment, "save_policy", 1, "after"),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.schema import Config, FaultSettings, ModelSettings, keys
 from fed.tracking import run_folder
 from run.resume import MAY_CHANGE, differences, resumed
@@ -46,9 +46,9 @@ def began(folder: Path, config: Config = BEGAN, **environment: Any) -> Path:
     return folder
 
 
-def typed(resume: Path | str, **more: Any) -> Settings:
+def typed(resume: Path | str, **more: Any) -> Request:
     """What `python main.py resume=... key=value` gives."""
-    return Settings(replace(Config(), resume=str(resume), **more), frozenset({"resume", *more}))
+    return Request(replace(Config(), resume=str(resume), **more), frozenset({"resume", *more}))
 
 
 # What the folder says
@@ -119,7 +119,7 @@ def test_every_other_key_is_refused_by_name(tmp_path: Path) -> None:
     assert {"lr", "seed", "model.name_or_path", "strategy", "faults.nan_rate", "client_num_in_total"} < others
     for key in (*others, "strategy.temp", "loss.delta"):
         with pytest.raises(ValueError, match=f"^{key} cannot be given with resume: .*comm_round.* can, .*new run$"):
-            resumed(Settings(Config(resume=str(folder)), frozenset({"resume", "comm_round", key})))
+            resumed(Request(Config(resume=str(folder)), frozenset({"resume", "comm_round", key})))
 
 
 @pytest.mark.parametrize("key", ["output_dir", "exp_name"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
-from fed.config.checks import Settings
+from fed.config.checks import Request
 from fed.config.flower import OF_THE_MACHINE, from_text, keys, node_settings, run_settings, to_text
 from fed.config.schema import Config, ModelSettings
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
 
 
-def typed(*settings: str) -> Settings:
+def typed(*settings: str) -> Request:
     """What `flwr run -c` makes of these texts."""
     return run_settings({**APP["config"], **parse_config_args(list(settings))})
 
@@ -74,7 +74,7 @@ def test_settings_reach_the_clients_as_they_are():
 
 def test_a_real_node_does_not_take_over_what_belongs_to_the_servers_machine():
     config = Config(cache_dir="/server", device="cuda:3", num_threads=64, model=ModelSettings(name_or_path="gpt2"))
-    settings = Settings(config, frozenset())
+    settings = Request(config, frozenset())
     node = {"data": "x.jsonl", "num_threads": 2, "model.name_or_path": "/models/gpt2"}
     found, usual = node_settings(settings, node).config, Config()
     assert (found.num_threads, found.model.name_or_path) == (2, "/models/gpt2")

@@ -23,10 +23,10 @@ from torch import nn
 
 from clients.app import ClientPairs
 from clients.first_visit import Columns, FirstVisits
-from fed.checkpoints.checkpointer import Keeper
+from fed.checkpoints.checkpointer import Checkpointer
 from fed.checkpoints.contexts import Contexts, asked
 from fed.checkpoints.journal import Journal
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ALONE, ONE_PROCESS
 from fed.model.arrays import model_tensors, snapshot, to_record
 from fed.model.policy import Policy
@@ -99,11 +99,13 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
     initial = snapshot(model_tensors(model))
     pairs = ClientPairs(examples(2))
     columns = Columns(model, initial, list, False, (), nullcontext)
-    keeper = Keeper(folder / "checkpoints", ONE_PROCESS, Parts(model), {}, every=1, last=2, num_rounds=ROUNDS)
+    checkpointer = Checkpointer(
+        folder / "checkpoints", ONE_PROCESS, Shards(model), {}, every=1, last=2, num_rounds=ROUNDS
+    )
     seed_globals(0, "test")
     with rounds.counted(), Tracker(folder, num_rounds=ROUNDS, clients_per_round=2) as tracker:
         log = Recorder(tracker)
-        journal = Journal(folder / "checkpoints", 0, ALONE, keeper.files, log, keeper.run)
+        journal = Journal(folder / "checkpoints", 0, ALONE, checkpointer.files, log, checkpointer.run)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             tracker.server(server_round, "validation", {"accuracy": 0.5})
@@ -118,7 +120,7 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
             client_app(FirstVisits([pairs] * num_clients, columns), tracker, persists),
             range(num_clients),
             streams=True,
-            memory=Memory(keeper, {"strategy": StrategyState(strategy), "log": tracker}),
+            memory=Memory(checkpointer, {"strategy": StrategyState(strategy), "log": tracker}),
             journal=journal,
         )
     return rounds

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Context
 
 from fed.checkpoints import serialize
 from fed.checkpoints.contexts import ClientFiles, asked, small
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Mesh
 from fed.errors import CannotGoOn, CannotWrite
 from fed.files import sync, writing
@@ -46,7 +46,7 @@ class Clients(Stateful, Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class Checkpoint:
     """A checkpoint as this process read it."""
 
     server_round: int
@@ -55,7 +55,7 @@ class Kept:
     clients: Mapping[int, Mapping[str, ArrayRecord]]
 
 
-class Keeper:
+class Checkpointer:
     """Keeps the state of one federation on the disk; all processes of the run use it in step.
 
     Args:
@@ -72,7 +72,7 @@ class Keeper:
         self,
         folder: Path,
         mesh: Mesh,
-        parts: Parts,
+        parts: Shards,
         run: Mapping[str, Any],
         *,
         every: int,
@@ -85,7 +85,7 @@ class Keeper:
         self._scores: dict[int, float] = {}  # of each round that was evaluated
         self._small: dict[int, serialize.Packed] = {}  # what each client keeps besides arrays
 
-    def newest(self, on_damage: Callable[[str], None]) -> Kept | None:
+    def newest(self, on_damage: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
 
         Raises:
@@ -105,7 +105,7 @@ class Keeper:
         return None
 
     def restore(
-        self, kept: Kept, initial: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]
+        self, kept: Checkpoint, initial: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]
     ) -> ArrayRecord:
         """Give clients, and all that has a state besides, theirs back; the global weights, or this process's parts."""
         for node, records in kept.tree["contexts"].items():
@@ -202,7 +202,7 @@ class Keeper:
                 self._small.pop(node, None)
         return sorted(self.files.nodes)
 
-    def _read(self, server_round: int, folder: Path) -> tuple[Kept | None, str | None]:
+    def _read(self, server_round: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint, or what is wrong with it."""
         try:
             tree = serialize.load(folder / self._name)
@@ -212,7 +212,7 @@ class Keeper:
             clients = {node: self.files.read(self._client(folder, node), node) for node in tree["holders"]}
         except serialize.Damaged as error:
             return None, str(error)
-        return Kept(server_round, folder, tree, clients), None
+        return Checkpoint(server_round, folder, tree, clients), None
 
     def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():

@@ -77,14 +77,14 @@ CLIPPING_MODS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Request:
     """A checked configuration and what was typed to get it."""
 
     config: Config
     given: frozenset[str]  # keys typed on the command line
 
 
-def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, str | None]) -> Settings:
+def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, str | None]) -> Request:
     """The composed configuration as plain values, with what `mode` implies.
 
     Args:
@@ -115,7 +115,7 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     unresolved = {group: OmegaConf.to_container(composed[group]) for group in ("strategy", "partition")}
     check_read(given, unresolved, choices)
     settings = config if config.mode == "federated" else _without_federation(config, given)
-    return Settings(settings, given | passed_on(given, unresolved))
+    return Request(settings, given | passed_on(given, unresolved))
 
 
 def _without_federation(config: Config, given: frozenset[str]) -> Config:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import schema as config_schema
 from fed.config.arguments import check_arguments
-from fed.config.checks import Settings, checked
+from fed.config.checks import Request, checked
 from fed.config.explain import explain, group_keys, listed, nearest
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
@@ -37,10 +37,10 @@ OF_THE_NODE = (
     *(*OF_THE_MACHINE, "num_threads", "cpu_matmul", "keep_freed_memory", "eval_batch_size"),
     *("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive"),
 )
-PARTITION = "partition-id"  # Flower's own number of a node
+PARTITION_ID = "partition-id"  # Flower's own number of a node
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
 INSISTED = KIND, LEAST = "privacy.kind", "privacy.noise_multiplier"  # what a node's owner demands of a run
-FLOWERS_OWN = (PARTITION, "num-partitions")
+FLOWERS_OWN = (PARTITION_ID, "num-partitions")
 
 
 def keys() -> list[str]:
@@ -49,7 +49,7 @@ def keys() -> list[str]:
     return sorted(key for key in every - WHOLE if key.split(".")[0] not in NOT_HERE)
 
 
-def run_settings(run_config: Mapping[str, Any]) -> Settings:
+def run_settings(run_config: Mapping[str, Any]) -> Request:
     """The settings of a run that Flower started; keys whose value is "" were not given.
 
     Raises:
@@ -71,13 +71,13 @@ def run_settings(run_config: Mapping[str, Any]) -> Settings:
         raise ValueError(explain(f"{error}\n{error.__cause__ or ''}")) from error
 
 
-def to_text(settings: Settings) -> str:
+def to_text(settings: Request) -> str:
     """Settings as the server sends them to clients."""
     return json.dumps({"config": asdict(settings.config), "given": sorted(settings.given)})
 
 
 @functools.lru_cache(1)  # a worker of Ray gets the same with every message
-def from_text(text: str) -> Settings:
+def from_text(text: str) -> Request:
     """What `to_text` was given.
 
     Raises:
@@ -86,12 +86,12 @@ def from_text(text: str) -> Settings:
     try:
         told = json.loads(text)
         config = OmegaConf.merge(OmegaConf.structured(config_schema.Config), told["config"])
-        return Settings(OmegaConf.to_object(config), frozenset(told["given"]))  # type: ignore[arg-type]
+        return Request(OmegaConf.to_object(config), frozenset(told["given"]))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
         raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
 
 
-def node_settings(settings: Settings, node_config: Mapping[str, Any]) -> Settings:
+def node_settings(settings: Request, node_config: Mapping[str, Any]) -> Request:
     """The run's settings with those that the node decides for itself; a real one does not take over the server's.
 
     Raises:

@@ -7,7 +7,7 @@ from itertools import accumulate
 from fed.data.rows import Preference, split_by_conversation
 from fed.seeding import generator
 
-Parts = list[list[int]]
+PartitionIndices = list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Split:
     validation: list[Preference]  # the server's
     test: list[Preference]  # reported only
     pool: list[Preference]  # what was divided among the clients
-    parts: Parts  # row numbers of the pool, by client
+    parts: PartitionIndices  # row numbers of the pool, by client
     clients: list[ClientRows]
     overlapping: int  # training rows dropped because their conversation is in the test rows
 
@@ -46,7 +46,7 @@ class Split:
 def split_rows(
     train: Sequence[Preference],
     test: Sequence[Preference],
-    divide: Callable[[Sequence[Preference]], Parts],
+    divide: Callable[[Sequence[Preference]], PartitionIndices],
     settings: SplitSettings,
 ) -> Split:
     """Divide rows among server and clients.

@@ -154,7 +154,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-class Parts:
+class Shards:
     """How the arrays of a model that is split over processes are split, by name."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fed.distributed.ranks import Ranks
 from fed.errors import Stopped
 from fed.grids.local import LocalGrid
-from fed.model.arrays import Elsewhere, to_record, to_tensors
+from fed.model.arrays import RemoteArrays, to_record, to_tensors
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
 
@@ -26,7 +26,8 @@ class GroupGrid(LocalGrid):
         contexts: One per client; after each round all groups have the same, but for arrays.
         groups: This process and those at its place in the other groups.
         work: What each client's round is expected to cost, in any unit.
-        streams: Whether each group hands the strategy the replies of its own clients as they come, and `Elsewhere` in
+        streams: Whether each group hands the strategy the replies of its own clients as they come, and `RemoteArrays`
+            in
             place of the others' arrays. Otherwise every process gets all replies.
         exchange: Called in all groups when all clients of a round are done.
         **how: As for `LocalGrid`.
@@ -126,7 +127,7 @@ def share_out(nodes: Sequence[int], work: Sequence[float], holders: Mapping[int,
 
 
 def _elsewhere(like: ArrayRecord, key: str) -> ArrayRecord:
-    return Elsewhere(like)
+    return RemoteArrays(like)
 
 
 def outline(content: RecordDict) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Ranks
 from fed.grids.groups import filled, outline, shapes
 from fed.grids.local import LocalGrid
@@ -19,7 +19,7 @@ from fed.model.arrays import to_record, to_tensors
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-def in_parts(parts: Parts) -> Mod:
+def in_parts(parts: Shards) -> Mod:
     """A Flower mod, the innermost: those around it see whole arrays, the client its process's parts."""
 
     def split(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -42,7 +42,7 @@ class LeaderGrid(LocalGrid):
         parts: How the model is split.
     """
 
-    def __init__(self, grid: LocalGrid, world: Ranks, parts: Parts) -> None:
+    def __init__(self, grid: LocalGrid, world: Ranks, parts: Shards) -> None:
         super().__init__(grid.app, grid.contexts, streams=grid.streams, wire=grid.wire)
         self._grid, self._world, self._parts = grid, world, parts
 
@@ -74,7 +74,7 @@ class LeaderGrid(LocalGrid):
         return _received(self._world, arrays, shapes(arrays), self._parts)
 
 
-def follow(grid: LocalGrid, world: Ranks, parts: Parts, evaluate: Evaluate) -> ArrayRecord:
+def follow(grid: LocalGrid, world: Ranks, parts: Shards, evaluate: Evaluate) -> ArrayRecord:
     """In the other processes: do what the first one's grid says, until it finishes; the parts of the result."""
     while True:
         order: tuple[str, Any, Any] = ("", None, None)
@@ -102,7 +102,9 @@ def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
     return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
-def _received(world: Ranks, record: ArrayRecord | None, told: Sequence[Any], parts: Parts | None = None) -> ArrayRecord:
+def _received(
+    world: Ranks, record: ArrayRecord | None, told: Sequence[Any], parts: Shards | None = None
+) -> ArrayRecord:
     """In every process the arrays that the first one has in `record`, or its parts of them."""
     tensors, found = {} if record is None else to_tensors(record), {}
     for name, shape, dtype in told:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fed.config.flower import PARTITION
+from fed.config.flower import PARTITION_ID
 
 
 class Nodes:
@@ -70,7 +70,7 @@ class Nodes:
             if answer.has_error():
                 self._refuse(node, (answer.error.reason or "no reason given").splitlines()[0])
             else:
-                told = next(iter(answer.content.metric_records.values())).get(PARTITION)
+                told = next(iter(answer.content.metric_records.values())).get(PARTITION_ID)
                 own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
         taken = self.by_client()
         for without, told, node in sorted(own):

@@ -41,7 +41,7 @@ class TensorArray(Array):
         return np.array(self.tensor.cpu().numpy())
 
 
-class Elsewhere(ArrayRecord):
+class RemoteArrays(ArrayRecord):
     """Stands for arrays that another group of processes holds; `like` has arrays of the same names and shapes."""
 
     def __init__(self, like: ArrayRecord) -> None:
@@ -51,7 +51,7 @@ class Elsewhere(ArrayRecord):
 
 def standing_for(record: ArrayRecord) -> ArrayRecord:
     """Arrays of the names and shapes of those that the record holds or stands for."""
-    return record.like if isinstance(record, Elsewhere) else record
+    return record.like if isinstance(record, RemoteArrays) else record
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

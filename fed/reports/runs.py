@@ -18,7 +18,7 @@ from fed.tracking.line_files import read_lines
 from fed.tracking.metrics import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
 from fed.tracking.run_folder import CONFIG, ENVIRONMENT
 
-PARTITION = "partition.json"
+PARTITION_FILE = "partition.json"
 # Keys that say which repetition a run is or where it is kept, not what it tries.
 OF_THE_RUN = {"seed", "exp_name", "output_dir", "cache_dir", "resume"}
 
@@ -102,7 +102,7 @@ class Run:
     @cached_property
     def partition(self) -> dict[str, Any]:
         """Which rows each client got."""
-        return _json(self.folder / PARTITION)
+        return _json(self.folder / PARTITION_FILE)
 
     @property
     def conversations(self) -> list[str]:

@@ -17,11 +17,11 @@ from torch import nn
 
 from fed import files
 from fed.checkpoints import checkpointer, contexts, serialize
-from fed.checkpoints.checkpointer import Keeper, Kept
+from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.checkpoints.contexts import ClientFiles, Contexts
 from fed.config.schema import ModelSettings
 from fed.data.collate import Layout
-from fed.distributed.fsdp import Parts
+from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.errors import CannotGoOn, CannotWrite
 from fed.model import weight_files
@@ -30,7 +30,7 @@ from fed.model.loading import load_policy
 from fed.seeding import seed_globals
 
 RUN = {"model": "abc", "number of processes": 1}
-PARTS = Parts(nn.Linear(1, 1))  # nothing of it is split
+PARTS = Shards(nn.Linear(1, 1))  # nothing of it is split
 
 
 class Clients:
@@ -60,8 +60,8 @@ class Counter:
         self.value = state
 
 
-def new(folder: Path, *, last: int = 2, run: Mapping[str, Any] = RUN, mesh: Mesh = ONE_PROCESS) -> Keeper:
-    return Keeper(folder, mesh, PARTS, run, every=1, last=last, num_rounds=9)
+def new(folder: Path, *, last: int = 2, run: Mapping[str, Any] = RUN, mesh: Mesh = ONE_PROCESS) -> Checkpointer:
+    return Checkpointer(folder, mesh, PARTS, run, every=1, last=last, num_rounds=9)
 
 
 def weights(server_round: int) -> ArrayRecord:
@@ -84,17 +84,17 @@ def trained(server_round: int) -> Clients:
 SAME = to_record({"v": torch.tensor([7.0])})
 
 
-def save(keeper: Keeper, *numbers: int, **accuracies: float) -> None:
+def save(checkpointer: Checkpointer, *numbers: int, **accuracies: float) -> None:
     for number in numbers:
         metrics = {"validation_accuracy": accuracies[f"r{number}"]} if f"r{number}" in accuracies else None
-        keeper.save(number, weights(number), trained(number), {"counter": Counter([number])}, metrics)
+        checkpointer.save(number, weights(number), trained(number), {"counter": Counter([number])}, metrics)
 
 
 def nobody(message: str) -> None:
     raise AssertionError(message)
 
 
-def restored(folder: Path, kept: Kept | None = None) -> tuple[int, dict[str, Any], Clients, Any]:
+def restored(folder: Path, kept: Checkpoint | None = None) -> tuple[int, dict[str, Any], Clients, Any]:
     """What a new process finds."""
     reader, clients, counter = new(folder), Clients(), Counter()
     kept = kept or reader.newest(nobody)
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_due_every_so_many_rounds_and_after_the_last(tmp_path: P
         every: [
             n
             for n in range(1, 8)
-            if Keeper(tmp_path, ONE_PROCESS, PARTS, {}, every=every, last=1, num_rounds=7).is_due(n)
+            if Checkpointer(tmp_path, ONE_PROCESS, PARTS, {}, every=every, last=1, num_rounds=7).is_due(n)
         ]
         for every in (0, 1, 3)
     }
@@ -391,11 +391,11 @@ def test_arrays_that_stay_the_same_are_linked_and_others_written(tmp_path: Path)
     assert to_tensors(restored(tmp_path)[2].contexts[1].state.array_records["own"])["v"].tolist() == [7]
 
 
-def save_all(keeper: Keeper, clients: Clients, *numbers: int) -> None:
+def save_all(checkpointer: Checkpointer, clients: Clients, *numbers: int) -> None:
     """A checkpoint for each number, before which client 0 alone stores new arrays."""
     for number in numbers:
         clients.contexts[0].state["own"] = to_record({"v": torch.tensor([float(number), -1.0])})
-        keeper.save(number, weights(number), clients, {"counter": Counter()}, None)
+        checkpointer.save(number, weights(number), clients, {"counter": Counter()}, None)
 
 
 def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> None:
@@ -563,8 +563,8 @@ def sharded(seed: int, groups: int) -> tuple[Any, Mesh]:
     return policy.model, mesh
 
 
-def in_process(folder: Path, groups: int, mesh: Mesh, model: nn.Module) -> Keeper:
-    return Keeper(folder, mesh, Parts(model), RUN, every=1, last=2, num_rounds=9)
+def in_process(folder: Path, groups: int, mesh: Mesh, model: nn.Module) -> Checkpointer:
+    return Checkpointer(folder, mesh, Shards(model), RUN, every=1, last=2, num_rounds=9)
 
 
 def parts_of(model: nn.Module, scale: float) -> dict[str, torch.Tensor]:
@@ -576,7 +576,7 @@ def parts_of(model: nn.Module, scale: float) -> dict[str, torch.Tensor]:
 
 
 def of_several(folder: Path, groups: int) -> dict[str, Any]:
-    """Each process saves two rounds, and a new keeper of its own reads them."""
+    """Each process saves two rounds, and a new checkpointer of its own reads them."""
     model, mesh = sharded(0, groups)
     index = mesh.world.index
     writer = in_process(folder, groups, mesh, model)
@@ -637,9 +637,11 @@ def test_two_processes_keep_their_own_parts_and_find_each_others_damage(groups: 
 
 def newest_of_more(folder: Path) -> str:
     model, mesh = sharded(0, 1)
-    keeper = Keeper(folder, mesh, Parts(model), {"processes": mesh.world.count}, every=1, last=2, num_rounds=9)
+    checkpointer = Checkpointer(
+        folder, mesh, Shards(model), {"processes": mesh.world.count}, every=1, last=2, num_rounds=9
+    )
     try:
-        keeper.newest(nobody)
+        checkpointer.newest(nobody)
     except CannotGoOn as error:
         return str(error)
     return ""
@@ -648,7 +650,7 @@ def newest_of_more(folder: Path) -> str:
 def test_a_run_of_fewer_processes_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
     """The second process finds no file of its own."""
     model = nn.Linear(2, 1)
-    alone = Keeper(tmp_path, ONE_PROCESS, Parts(model), {"processes": 1}, every=1, last=2, num_rounds=9)
+    alone = Checkpointer(tmp_path, ONE_PROCESS, Shards(model), {"processes": 1}, every=1, last=2, num_rounds=9)
     alone.save(1, weights(1), Clients(), {}, None)
     expected = f"{tmp_path / 'round-1'} is of a run whose processes was 1, here it is 2"
     assert in_ranks(2, newest_of_more, tmp_path) == [expected] * 2
