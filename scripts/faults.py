@@ -31,7 +31,6 @@ import flwr_datasets  # noqa: F401 (here once, or every forked process would imp
 import tensorboardX.proto.event_pb2  # noqa: F401
 import torch
 import transformers
-from bad_inputs import BAD_INPUTS
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,6 +38,7 @@ import main
 from fed.tracking.line_files import read_lines
 from fed.tracking.metrics import MARGINS, METRICS, SAMPLES, TIMING, read_metrics
 from run import experiment
+from support.bad_inputs import BAD_INPUTS
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

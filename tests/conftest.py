@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CommandLine, Result
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fed.data.tokens import Example
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy
-from fed.seeding import generator
+from support.command_line import CommandLine, Result
 
 torch.set_num_threads(1)
 
@@ -73,21 +71,3 @@ def command_line(
     GlobalHydra.instance().clear()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-
-
-def examples(count: int, *, seed: int = 0, vocabulary: int = 31) -> list[Example]:
-    """Ragged pairs of random tokens; preferred responses have the smaller token ids, so it can be learned."""
-    rng = generator(seed, "test examples")
-
-    def ids(length: int, low: int, high: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in rng.integers(low, high, length))
-
-    half = vocabulary // 2
-    return [
-        Example(
-            prompt=ids(int(rng.integers(2, 6)), 0, vocabulary),
-            chosen=ids(int(rng.integers(1, 6)), 0, half),
-            rejected=ids(int(rng.integers(1, 6)), half, vocabulary),
-        )
-        for _ in range(count)
-    ]

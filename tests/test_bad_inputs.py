@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import BAD_INPUTS, BadInput
-from command_line import SMALL, CommandLine, refused
+
+from support.bad_inputs import BAD_INPUTS, BadInput
+from support.command_line import SMALL, CommandLine, refused
 
 TESTS = Path(__file__).parent
 
@@ -37,6 +38,6 @@ def test_the_table_has_every_kind_and_nothing_twice() -> None:
 
 
 def test_the_table_can_be_read_without_pytest() -> None:
-    code = "import sys; sys.modules['pytest'] = None; import bad_inputs"
+    code = "import sys; sys.modules['pytest'] = None; import support.bad_inputs"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     subprocess.run([sys.executable, "-P", "-c", code], env=env, check=True, timeout=60)

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import SMALL, CommandLine, Result, refused
-from good_inputs import hh_line, save_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import main
@@ -21,6 +19,8 @@ from losses.logps import Logps
 from losses.preference import dpo
 from losses.trial import stands_alone
 from run import experiment
+from support.command_line import SMALL, CommandLine, Result, refused
+from support.good_inputs import hh_line, save_gpt2
 
 ROOT = Path(main.__file__).parent
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import Touch
-from command_line import SMALL, CommandLine, refused
-from good_inputs import save_gpt2
 
 from fed.config.arguments import check_arguments
+from support.bad_inputs import Touch
+from support.command_line import SMALL, CommandLine, refused
+from support.good_inputs import save_gpt2
 
 ROOT = Path(__file__).parents[1]
 # What a test may do with a file that it wrote itself.
 ACCEPTED = {
-    ("tests/test_policy.py", "torch.load"),  # shows that the file does hold code
-    ("tests/ranks.py", "torch.load"),  # what the processes of a test say to each other
+    ("tests/model/test_policy.py", "torch.load"),  # shows that the file does hold code
+    ("tests/support/ranks.py", "torch.load"),  # what the processes of a test say to each other
 }
 RUN_CODE = {"os.system", "os.popen", "pty.spawn", "runpy.run_path", "runpy.run_module"}
 RUN_CODE |= {"eval", "exec", "compile", "__import__", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load"}

@@ -1,0 +1,310 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from statistics import fmean
+
+import pytest
+
+from fed.reports import tables
+from fed.reports.page import Findings, write_page
+from fed.reports.runs import Method
+from fed.reports.statistics import differences
+from fed.reports.style import literal
+from support.fabricated_runs import fabricate
+from support.foreign_runs import EVIL, NAMES, make_methods
+
+
+class Parsed(HTMLParser):
+    """What a browser makes of the page, without running it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.scripts, self.styles = [], [], [], [], []
+        self.rows, self.open = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "rect", "line"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag not in ("rect", "line"):
+            assert self.open.pop() == tag  # all that is opened is closed
+
+    def handle_data(self, data):
+        tag = self.open[-1] if self.open else ""
+        {"script": self.scripts, "style": self.styles}.get(tag, self.texts).append(data)
+        if "th" in self.open or "td" in self.open:
+            self.rows[-1][-1] += data
+
+    @property
+    def figures(self):
+        """Of each figure plotly's JSON."""
+        return [json.loads(text) for text in self.scripts if text.startswith("{")]
+
+
+def make_findings(methods: list[Method]) -> Findings:
+    return Findings(f"Comparison {EVIL}", tables.rows(methods), differences(methods), [f"python main.py {EVIL}"])
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory):
+    return make_methods(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def path(methods, tmp_path_factory):
+    written = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(written, methods, make_findings(methods))
+    return written
+
+
+@pytest.fixture(scope="module")
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def parsed(text):
+    return Parsed(text)
+
+
+# The page as text
+
+
+def test_the_page_refers_to_nothing_outside_itself(text, parsed):
+    links = [value for _, name, value in parsed.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert links == []
+    everything = "".join(parsed.styles) + "".join(value for *_, value in parsed.attributes)
+    assert not re.search(r"@import|url\(|https?://|//", everything)
+    assert not re.search(r"<(link|iframe|object|embed|base|img)\b", text.replace(max(parsed.scripts, key=len), ""))
+
+
+def test_plotly_is_in_the_page_once(text, parsed):
+    assert sum("plotly.js v" in script for script in parsed.scripts) == 1
+    assert len(text) < 7_000_000
+
+
+def test_text_from_outside_stays_text(text, parsed):
+    assert "<script>alert" not in text
+    assert text.count("</script>") == len(parsed.figures) + 2  # and plotly, and the page's own
+    shown = "".join(parsed.texts)
+    for foreign in (
+        f"Comparison {EVIL}",
+        f"{EVIL} server says 0 & means it, round 6.",
+        NAMES[1],
+        f"python main.py {EVIL}",
+    ):
+        assert foreign in shown
+    assert json.dumps(parsed.figures).count(literal(EVIL)) > 4  # which plotly shows as it was
+
+
+def test_the_table_shows_the_numbers_it_was_given(methods, parsed):
+    given = [tables.cells(row) for row in tables.rows(methods)]
+    heads = [head for head in given[0] if head != "seeds"]  # the same of all methods: in the line above
+    shown = [[cell.strip() for cell in row] for row in parsed.rows[: 1 + len(methods)]]
+    assert shown == [heads, *([cells[head] for head in heads] for cells in given)]
+
+
+def test_seeds_stand_in_the_table_where_methods_differ_in_them(methods, tmp_path):
+    fewer = [Method("fedpo", methods[0].runs[:1]), methods[2]]
+    write_page(tmp_path / "report.html", fewer, make_findings(fewer))
+    rows = Parsed((tmp_path / "report.html").read_text()).rows
+    assert [row[rows[0].index("seeds")] for row in rows[1:3]] == ["0", "0, 1"]
+
+
+def test_every_difference_is_told_in_words(parsed):
+    found = [text for text in parsed.texts if re.search(r"no difference shown|is better than", text)]
+    assert len(found) == 6
+
+
+def test_table_heads_say_what_they_head(parsed):
+    scopes = [value for tag, name, value in parsed.attributes if tag == "th" and name == "scope"]
+    assert len(scopes) == parsed.tags.count("th") and set(scopes) == {"col", "row"}
+
+
+def test_without_times_the_wall_clock_cannot_be_chosen(tmp_path):
+    run = fabricate(tmp_path / "run", mode="federated", seed=0)
+    (run.folder / "timing.jsonl").unlink()
+    write_page(tmp_path / "report.html", [Method("fedpo", [run])], make_findings([Method("fedpo", [run])]))
+    assert re.search(r'data-axis="time"[^>]* disabled', (tmp_path / "report.html").read_text())
+
+
+def test_without_samples_the_page_says_how_to_get_them(tmp_path):
+    methods = [Method("fedpo", [fabricate(tmp_path / "run", mode="federated", seed=0, samples=0)])]
+    write_page(tmp_path / "report.html", methods, make_findings(methods))
+    assert "sample_during_eval=true" in Parsed((tmp_path / "report.html").read_text()).texts
+
+
+# The page in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(path, tmp_path_factory):
+    """Chromium with the page open, 1280 by 900 pixels."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("chromium or chromedriver is not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    # With its path given, selenium does not look for a driver to download.
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
+    try:
+        driver.set_page_load_timeout(60)
+        driver.set_script_timeout(20)
+        resize(driver, 1280)
+        driver.get(path.as_uri())
+        yield driver
+    finally:
+        driver.quit()
+
+
+def resize(driver, width):
+    """Make the window so wide, narrower than a real one can be."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def point_at(driver, plot, x, y):
+    """Move the mouse to a place in data coordinates, and say what then appears."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    left, top = driver.execute_script(
+        """const plot = document.querySelectorAll(".plot")[arguments[0]], layout = plot._fullLayout;
+        plot.scrollIntoView({block: "center"});
+        const box = plot.getBoundingClientRect();
+        return [box.left + layout.xaxis._offset + layout.xaxis.l2p(arguments[1]),
+                box.top + layout.yaxis._offset + layout.yaxis.l2p(arguments[2])];""",
+        plot,
+        x,
+        y,
+    )
+    for shift in (-3, 0):  # plotly answers to a movement
+        actions = ActionBuilder(driver)
+        actions.pointer_action.move_to_location(round(left) + shift, round(top))
+        actions.perform()
+    script = """const label = document.querySelectorAll(".plot")[arguments[0]].querySelector(".hoverlayer .hovertext");
+        return label && [...label.querySelectorAll("text .line, text")].map((part) => part.textContent).join(" ")"""
+    return WebDriverWait(driver, 20).until(lambda _: driver.execute_script(script, plot))
+
+
+def xs_of_curves(driver):
+    """x values of every curve's lines."""
+    return driver.execute_script(
+        """return [...document.querySelectorAll(".curve")].map((plot) =>
+        plot.calcdata.map((trace) => trace.map((point) => point.x)))"""
+    )
+
+
+def click(driver, name, value):
+    driver.execute_script(
+        """const found = [...document.querySelectorAll("button")].find((b) => b.dataset[arguments[0]] === arguments[1]);
+        found.click();""",
+        name,
+        value,
+    )
+
+
+def test_in_a_browser_everything_is_drawn_without_an_error(browser, parsed):
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    drawn = browser.execute_script(
+        """return [...document.querySelectorAll(".js-plotly-plot")].map((plot) =>
+        [...plot.querySelectorAll(".scatterlayer .js-line, .bars path, .heatmaplayer image")]
+        .filter((mark) => mark.getAttribute("d") || mark.getAttribute("href")).length)"""
+    )
+    assert len(drawn) == len(parsed.figures) == 4 + 1 + 2
+    assert min(drawn) > 0
+    assert browser.title == f"Comparison {EVIL}"
+    refused = browser.execute_script(
+        """return [...document.querySelectorAll(".plot")]
+        .flatMap((plot) => Plotly.validate(plot.data, plot.layout) || [])
+        .filter((complaint) => complaint.code !== "unused").map((complaint) => complaint.msg)"""
+    )
+    assert refused == []
+
+
+def test_in_a_browser_pointing_at_a_curve_tells_its_value(browser, methods):
+    both = [run.points[3] for run in methods[2].runs]
+    a, b = (point.metrics["loss"] for point in both)
+    told = point_at(browser, 2, both[0].pairs, (a + b) / 2)
+    assert f"loss {(a + b) / 2:.4g} ± {abs(a - b) / 2:.2g}" in told
+    assert "centralized" in told and f"round 3, {both[0].pairs:,} pairs, {both[0].seconds:.3g} s" in told
+
+
+def test_in_a_browser_pointing_at_a_client_names_its_group_as_it_is(browser):
+    told = point_at(browser, 4, 10, 2)
+    assert f"{EVIL}: 80 of 80 pairs" in told and "client 2" in told
+
+
+def test_in_a_browser_the_horizontal_axis_can_be_chosen(browser, methods):
+    pairs, rounds = [320 * r for r in range(7)], list(range(7))
+    seconds = [fmean(run.points[r].seconds for run in methods[0].runs) for r in rounds]
+    assert xs_of_curves(browser)[1][0] == pairs
+    for name, expected in (("rounds", rounds), ("time", seconds), ("pairs", pairs)):
+        click(browser, "axis", name)
+        assert [of[0] for of in xs_of_curves(browser)[1:]] == [expected] * 3
+        pressed = browser.execute_script(
+            """return [...document.querySelectorAll('[data-axis][aria-pressed="true"]')].map((b) => b.dataset.axis)"""
+        )
+        assert pressed == [name]
+
+
+def test_in_a_browser_a_method_can_be_hidden_and_shown(browser):
+    def visible():
+        return browser.execute_script(
+            """return [...new Set([...document.querySelectorAll(".curve")].flatMap((plot) =>
+            plot._fullData.filter((trace) => trace.visible).map((trace) => trace.meta.method)))]"""
+        )
+
+    assert visible() == list(NAMES)
+    click(browser, "method", NAMES[1])
+    assert visible() == [NAMES[0], *NAMES[2:]]
+    click(browser, "method", NAMES[1])
+    assert visible() == list(NAMES)
+
+
+def test_in_a_browser_nothing_is_fetched_and_nothing_can_be_uploaded(browser):
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [name for name in fetched if not name.startswith(("data:", "blob:"))] == []
+    buttons = browser.execute_script(
+        """return [...document.querySelectorAll(".modebar-btn")].map((b) => b.dataset.title)"""
+    )
+    assert set(buttons) == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser_the_page_is_no_wider_than_the_window(browser, width):
+    resize(browser, width)
+    browser.execute_async_script("setTimeout(arguments[0], 500)")  # figures follow the window
+    page, window, widest = browser.execute_script(
+        """return [document.documentElement.scrollWidth, innerWidth,
+        Math.max(...[...document.querySelectorAll(".main-svg")].map((svg) => svg.getBoundingClientRect().right))]"""
+    )
+    assert window == width
+    assert page <= width and widest <= width

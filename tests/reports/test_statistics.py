@@ -1,0 +1,267 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fed.reports import statistics
+from fed.reports.runs import Method, Run
+from fed.reports.statistics import Difference, difference, differences, mean_and_se, paired_difference, verdicts
+from support.fabricated_runs import fabricate, with_margins
+
+
+def names(count: int, *, seed: int | str = "") -> list[str]:
+    """So many conversations of one pair each."""
+    return [f"{seed}-{i}" for i in range(count)]
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Differences as two methods have them that disagree on every fifth pair, each being right as often."""
+    return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], shape, p=[0.1, 0.8, 0.1])
+
+
+def width(found: Difference) -> float:
+    return found.high - found.low
+
+
+# --- means ---
+
+
+def test_the_standard_error_is_that_of_the_mean_with_n_minus_1():
+    """Of 1, 2, 6: squared deviations from 3 are 4, 1, 9, so sd = sqrt(14 / 2) and se = sqrt(7 / 3)."""
+    assert mean_and_se([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7 / 3)))
+
+
+def test_one_value_has_no_standard_error():
+    assert mean_and_se([0.25]).mean == 0.25
+    assert math.isnan(mean_and_se([0.25]).se)
+
+
+# --- the bootstrap ---
+
+
+def test_equal_methods_differ_by_exactly_nothing():
+    found = paired_difference([np.zeros(50), np.zeros(50)], [names(50), names(50)])
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert not found.shown
+    assert found.verdict("a", "b") == "no difference shown: 0.000 [0.000, 0.000]"
+
+
+@pytest.mark.parametrize(("values", "quantile"), [((0.1, 0.2, 0.6), 4.303), ((0.0, 0.0, 0.0, 1.0), 3.182)])
+def test_without_noise_of_pairs_seeds_have_the_interval_of_students_distribution(
+    values: tuple[float, ...], quantile: float
+):
+    """The mean of n numbers: t sd / sqrt(n) to either side, t = 4.303 with 2 and 3.182 with 3 degrees of freedom."""
+    constant = [np.full(4, value) for value in values]
+    found = paired_difference(constant, [names(4, seed=s) for s in range(len(values))])
+    half = quantile * mean_and_se(values).se
+    assert found.mean == pytest.approx(np.mean(values)) and found.num_pairs == 4 * len(values)
+    assert (found.high - found.mean, found.mean - found.low) == (pytest.approx(half, rel=0.1),) * 2
+
+
+def test_seeds_that_differ_as_their_pairs_let_expect_add_nothing():
+    """Means 0.03 and -0.02 of 100 pairs: variance 0.00125, less than the 0.0018 of pairs of which 18 in 100 differ."""
+    rng = np.random.default_rng(0)
+    vectors = [
+        rng.permutation([1.0] * 10 + [-1.0] * 7 + [0.0] * 83),
+        rng.permutation([1.0] * 8 + [-1.0] * 10 + [0.0] * 82),
+    ]
+    found = paired_difference(vectors, [names(100, seed=s) for s in range(2)])
+    half = 1.96 * math.sqrt(sum(vector.var() for vector in vectors) / 100) / 2
+    assert width(found) / 2 == pytest.approx(half, rel=0.06)
+
+
+def test_one_seed_of_single_pairs_has_the_interval_of_the_normal_distribution():
+    """The mean of P independent pairs: 1.96 sd / sqrt(P) to either side."""
+    vector = noise(512) + 0.05
+    found = paired_difference([vector], [names(512)])
+    half = 1.96 * vector.std() / math.sqrt(512)
+    assert found.mean - found.low == pytest.approx(half, rel=0.05)
+    assert found.high - found.mean == pytest.approx(half, rel=0.05)
+
+
+def test_swapping_the_methods_turns_the_signs():
+    vectors, conversations = list(noise(3, 40) + 0.1), [names(40, seed=s) for s in range(3)]
+    there = paired_difference(vectors, conversations)
+    back = paired_difference([-vector for vector in vectors], conversations)
+    assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
+
+
+def test_pairs_of_one_conversation_count_as_one_where_they_agree():
+    """Each difference four times: as independent pairs they would halve the interval, sqrt(4) = 2."""
+    vector = noise(200)
+    once = paired_difference([vector], [names(200)])
+    together = paired_difference([np.repeat(vector, 4)], [[name for name in names(200) for _ in range(4)]])
+    apart = paired_difference([np.repeat(vector, 4)], [names(800)])
+    assert (together.low, together.high) == pytest.approx((once.low, once.high))
+    assert width(together) / width(apart) == pytest.approx(2, rel=0.06)
+
+
+def test_seeds_with_the_same_test_pairs_do_not_make_them_more():
+    """Four seeds that agree on the same pairs know no more of other pairs than one does."""
+    vector = noise(200)
+    one = paired_difference([vector], [names(200)])
+    four = paired_difference([vector] * 4, [names(200)] * 4)
+    assert (four.low, four.high) == pytest.approx((one.low, one.high))
+
+
+def test_seeds_with_other_test_pairs_do():
+    """Four seeds that agree, each on pairs of its own: half the interval."""
+    vector = noise(200)
+    one = paired_difference([vector], [names(200)])
+    four = paired_difference([vector] * 4, [names(200, seed=s) for s in range(4)])
+    assert width(four) / width(one) == pytest.approx(1 / 2, rel=0.06)
+
+
+def test_a_conversation_weighs_as_many_pairs_as_it_has():
+    """Three pairs of one conversation are right, one of another is wrong: (3 - 1) / 4."""
+    found = paired_difference([np.array([1.0, 1, 1, -1])], [["long", "long", "long", "short"]])
+    assert found.mean == 0.5
+    assert (found.low, found.high) == (-1.0, 1.0)  # either conversation alone in a quarter of the draws
+
+
+def test_a_draw_without_any_pair_of_a_seed_leaves_the_seed_its_mean():
+    """Of two conversations, one for each seed, every other draw takes one twice and the other never."""
+    found = paired_difference([np.array([0.2]), np.array([0.2])], [["a"], ["b"]])
+    assert (found.low, found.high) == pytest.approx((0.2, 0.2))
+
+
+def test_the_same_call_gives_the_same_numbers():
+    vectors, conversations = list(noise(3, 64)), [names(64, seed=s) for s in range(3)]
+    assert paired_difference(vectors, conversations) == paired_difference(vectors, conversations)
+
+
+def test_it_does_not_matter_how_many_draws_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch):
+    vectors, conversations = list(noise(3, 64)), [names(64, seed=s) for s in range(3)]
+    at_once = paired_difference(vectors, conversations)
+    monkeypatch.setattr(statistics, "COUNTS_AT_ONCE", 64 * 3 * 7)
+    in_parts = paired_difference(vectors, conversations)
+    assert (in_parts.low, in_parts.high) == pytest.approx((at_once.low, at_once.high), abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "ratio", "measured"), [(3, 0, 0.966), (3, 1, 0.924), (3, 10, 0.940), (5, 1, 0.939), (5, 10, 0.955)]
+)
+def test_intervals_cover_a_difference_of_0_as_often_as_was_measured(num_seeds: int, ratio: float, measured: float):
+    """Measured in 1,000 replications; 300 stay within three standard errors of that. 95 % would be nominal.
+
+    A seed has 64 pairs. Seeds differ with `ratio` times the standard error that these leave one seed.
+    """
+    rng = np.random.default_rng(0)
+    conversations = [names(64, seed=s) for s in range(num_seeds)]
+    covered = 0
+    for _ in range(300):
+        of_pairs = rng.choice([-1.0, 0.0, 1.0], (num_seeds, 64), p=[0.1, 0.8, 0.1])
+        of_seeds = rng.normal(0, ratio * math.sqrt(0.2 / 64), (num_seeds, 1))
+        found = paired_difference(list(of_pairs + of_seeds), conversations, num_draws=600)
+        covered += not found.shown
+    assert covered / 300 == pytest.approx(measured, abs=3 * math.sqrt(measured * (1 - measured) / 300))
+
+
+# --- what it says ---
+
+
+def test_the_better_method_is_named_first():
+    assert Difference(0.012, 0.003, 0.021, 512, 1).verdict("fedpo", "fedavg") == (
+        "fedpo is better than fedavg by 0.012 [0.003, 0.021]"
+    )
+    assert Difference(-0.012, -0.021, -0.003, 512, 1).verdict("fedpo", "fedavg") == (
+        "fedavg is better than fedpo by 0.012 [0.003, 0.021]"
+    )
+
+
+def test_an_interval_that_holds_0_shows_nothing():
+    found = Difference(0.004, -0.006, 0.015, 512, 1)
+    assert not found.shown
+    assert found.verdict("fedpo", "fedavg") == "no difference shown: 0.004 [-0.006, 0.015]"
+    assert not Difference(0.004, 0.0, 0.015, 512, 1).shown
+
+
+def test_verdicts_say_how_much_was_compared():
+    found = {("a", "b"): Difference(0.1, -0.1, 0.2, 1536, 3), ("a", "c"): Difference(0.1, -0.1, 0.2, 512, 1)}
+    assert verdicts(found) == [
+        "a against b: no difference shown: 0.100 [-0.100, 0.200] (3 seeds, 1,536 pairs)",
+        "a against c: no difference shown: 0.100 [-0.100, 0.200] (1 seed, 512 pairs)",
+    ]
+
+
+# --- runs ---
+
+
+def method(
+    name: str, folder: Path, margins: dict[int, list[list[float]]], *, mode: str, seeds: Sequence[int]
+) -> Method:
+    """Runs of these margins on four test pairs."""
+    made = [fabricate(folder / f"{name}-{seed}", mode=mode, seed=seed, num_pairs=4) for seed in seeds]
+    return Method(name, [with_margins(run, margins) for run in made])
+
+
+def test_a_pair_is_right_where_its_margin_is_above_0(tmp_path: Path):
+    """Right are pairs 0, 1 and 3 against pair 0; a tie is wrong: (3 - 1) / 4."""
+    a = method("a", tmp_path, {1: [[0.1, 2.0, 0.0, 1e-9]]}, mode="federated", seeds=[0])
+    b = method("b", tmp_path, {1: [[0.1, -2.0, 0.0, 0.0]]}, mode="federated", seeds=[0])
+    found = difference(a, b)
+    assert (found.mean, found.num_pairs, found.num_seeds) == (0.5, 4, 1)
+    assert difference(b, a).mean == -0.5
+
+
+def test_of_clients_that_train_alone_a_pair_has_the_share_that_is_right(tmp_path: Path):
+    """Shares 1, 1/2, 0 and 0 of two clients, mean 3/8, against 2/4."""
+    local = method("local", tmp_path, {1: [[1, 1, -1, -1], [1, -1, -1, 0]]}, mode="local", seeds=[0])
+    b = method("b", tmp_path, {1: [[1, -1, 1, -1]]}, mode="federated", seeds=[0])
+    assert difference(local, b).mean == pytest.approx(3 / 8 - 2 / 4)
+
+
+def test_the_last_round_that_all_have_is_compared(tmp_path: Path):
+    right, wrong = [[1.0] * 4], [[-1.0] * 4]
+    a = method("a", tmp_path, {0: wrong, 1: wrong, 2: right, 3: wrong}, mode="federated", seeds=[0, 1])
+    b = method("b", tmp_path, {0: wrong, 1: right, 2: wrong}, mode="centralized", seeds=[0, 1])
+    assert difference(a, b).mean == 1
+    assert difference(a, b, server_round=1).mean == -1
+
+
+def test_a_round_that_one_lacks_and_round_0_are_refused(tmp_path: Path):
+    a = method("a", tmp_path, {0: [[0.0] * 4], 1: [[1.0] * 4], 2: [[1.0] * 4]}, mode="federated", seeds=[0])
+    b = method("b", tmp_path, {0: [[0.0] * 4], 1: [[1.0] * 4]}, mode="federated", seeds=[0])
+    c = method("c", tmp_path, {0: [[0.0] * 4]}, mode="federated", seeds=[0])
+    with pytest.raises(ValueError, match="a and b lack margins of round 2; rounds that all their runs have: 1"):
+        difference(a, b, server_round=2)
+    with pytest.raises(ValueError, match=r"a and c lack margins of any round; .*: none"):
+        difference(a, c)
+
+
+def test_runs_are_matched_by_seed_and_others_left_out(tmp_path: Path):
+    a = method("a", tmp_path, {1: [[1.0] * 4]}, mode="federated", seeds=[2, 0, 1])
+    b = method("b", tmp_path, {1: [[-1.0] * 4]}, mode="federated", seeds=[1, 2, 7])
+    found = difference(a, b)
+    assert (found.mean, found.num_seeds, found.num_pairs) == (1.0, 2, 8)
+
+
+def test_methods_without_a_common_seed_are_refused(tmp_path: Path):
+    a = method("a", tmp_path, {1: [[1.0] * 4]}, mode="federated", seeds=[0])
+    b = method("b", tmp_path, {1: [[1.0] * 4]}, mode="federated", seeds=[1])
+    with pytest.raises(ValueError, match="a and b have no seed in common"):
+        difference(a, b)
+
+
+def test_runs_with_other_test_pairs_are_refused_by_name(tmp_path: Path):
+    a = Method("a", [fabricate(tmp_path / "a-0", mode="federated", seed=0, num_pairs=4)])
+    b = Method("b", [fabricate(tmp_path / "b-0", mode="federated", seed=0, num_pairs=5)])
+    with pytest.raises(ValueError, match=r"a-0 and .*b-0 have the same seed but other test pairs"):
+        difference(a, b)
+
+
+def test_the_difference_is_that_of_the_curves_ends(tmp_path: Path):
+    made = {name: [run(tmp_path, name, seed) for seed in range(3)] for name in ("federated", "centralized", "local")}
+    methods = [Method(name, runs) for name, runs in made.items()]
+    ends = {name: np.mean([run.points[-1].metrics["accuracy"] for run in runs]) for name, runs in made.items()}
+    found = differences(methods)
+    assert list(found) == [("federated", "centralized"), ("federated", "local"), ("centralized", "local")]
+    for (a, b), one in found.items():
+        assert one.mean == pytest.approx(ends[a] - ends[b])
+        assert one.low < one.mean < one.high
+
+
+def run(folder: Path, mode: str, seed: int) -> Run:
+    return fabricate(folder / f"{mode}-{seed}", mode=mode, seed=seed, num_pairs=64)

@@ -1,0 +1,120 @@
+"""Flower's simulation engine: the results of engine=local, by main.py and by `flwr run`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from fed.config.schema import Config
+from run import ray_engine
+from support.deployment import BIN, ROOT, free_port, lines
+
+SETTINGS = {
+    **{"client_num_in_total": 3, "clients_per_round": 2, "comm_round": 2, "num_threads": 1},
+    **{"n_train_examples": 60, "n_test_examples": 16, "wire_dtype": "bfloat16"},
+    **{"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3},
+}
+TYPED = [f"{key}={value}" for key, value in SETTINGS.items()]
+slow = pytest.mark.slow
+
+
+def same(found: Path, expected: Path) -> None:
+    """Metrics and weights within 1e-6."""
+    ours, theirs = lines(found), lines(expected)
+    assert ours.keys() == theirs.keys()
+    for key, line in ours.items():
+        for name in line.keys() & theirs[key].keys():
+            assert line[name] == pytest.approx(theirs[key][name], abs=1e-6), (key, name)
+    weights = [load_file(run / "policy" / "model.safetensors") for run in (found, expected)]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() <= 1e-6, name
+
+
+def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`python main.py engine=ray ...`."""
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
+
+
+@slow
+def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, command_line):
+    program = started(tmp_path, "engine=ray", "clients_in_parallel=2", *TYPED)
+    out, err = program.communicate(timeout=300)
+    assert program.returncode == 0, err
+    assert "DEPRECATED" not in err and "Warning" not in err, err
+    (run,) = tmp_path.glob("data/fedpo/*")
+    same(run, command_line(*TYPED).run)
+    told = json.loads((run / "environment.json").read_text())
+    assert "engine=ray" in out and "engine=ray" in told["argv"]
+
+
+@slow
+def test_a_run_that_is_stopped_goes_on(tmp_path, command_line):
+    program = started(tmp_path, "engine=ray", *TYPED, "comm_round=2")
+    while "round 1/2" not in (line := program.stdout.readline()):
+        assert line, program.stderr.read()
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=120)
+    (run,) = tmp_path.glob("data/fedpo/*")
+    if program.returncode == 0:  # the last round was over before it heard
+        pytest.skip("the run was too quick to be stopped")
+    assert program.returncode == 130, err
+    assert f"go on with: python main.py resume={run.relative_to(tmp_path)}" in err
+    again = started(tmp_path, f"resume={run}")
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    same(run, command_line(*TYPED).run)
+
+
+@slow
+def test_flwr_run_gives_the_results_of_one_process(tmp_path, command_line):
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": (port := str(free_port())),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    every = {**SETTINGS, "output_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache")}
+    typed = " ".join(f"{key}={json.dumps(value)}" for key, value in every.items())
+    command = ["flwr", "run", str(ROOT), "local", "--stream", "--federation-config", "num-supernodes=3", "-c", typed]
+    before = (ROOT / "pyproject.toml").read_bytes()
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finally:
+        for process in psutil.process_iter(["cmdline"]):  # the SuperLink that `flwr` starts stays
+            words = process.info["cmdline"] or []
+            if port in words and any("flower-superlink" in word for word in words):
+                for each in (process, *process.children(recursive=True)):
+                    each.kill()
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").glob("fedpo/*")
+    same(run, command_line(*TYPED).run)
+    assert (ROOT / "pyproject.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("parallel", "threads", "client", "here"), [(1, 2, 2.0, 2.0), (3, 1, 1.0, 3.0), (2, None, 1.0, 2.0)]
+)
+def test_as_many_clients_run_at_once_as_are_asked_for(monkeypatch, parallel, threads, client, here):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = Config(clients_in_parallel=parallel, num_threads=threads, device="cpu")
+    found = ray_engine.resources(config)
+    assert found["client_resources"]["num_cpus"] == client and found["init_args"]["num_cpus"] == here
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "num_cpus" not in ray_engine.resources(config)["init_args"]
+
+
+def test_without_ray_there_is_one_line(command_line, monkeypatch):
+    monkeypatch.setattr(ray_engine.importlib.util, "find_spec", lambda name: None)
+    told = command_line("engine=ray")
+    assert told.code == 2 and told.err.startswith("error: engine=ray needs Ray: pip install"), told.err
+    assert not list(told.folder.iterdir())

@@ -1,0 +1,134 @@
+"""A SuperLink and SuperNodes on this machine, over TLS and with keys of their own, that end with the test."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+class Deployment:
+    """Starts Flower's programs, keeps what they print, and stops them.
+
+    Args:
+        folder: For everything they write.
+        nodes: Names of the nodes that get a key.
+    """
+
+    def __init__(self, folder: Path, nodes: list[str]) -> None:
+        self.folder, self._started = folder, dict[str, subprocess.Popen[bytes]]()
+        self.port = free_port()
+        (folder / "flwr").mkdir(parents=True)
+        (folder / "flwr" / "config.toml").write_text(
+            '[superlink]\ndefault = "here"\n\n[superlink.here]\n'
+            f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{folder}/certs/ca.pem"\n'
+        )
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.call(sys.executable, "scripts/certificates.py", f"folder={folder}/certs", f"nodes={','.join(nodes)}")
+
+    def start_superlink(self) -> None:
+        """Until it answers."""
+        certs = self.folder / "certs"
+        files = [f"--ssl-ca-certfile={certs}/ca.pem", f"--ssl-certfile={certs}/server.pem"]
+        files.append(f"--ssl-keyfile={certs}/server.key")
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth"]
+        self.start("superlink", "flower-superlink", *where, *files, "--disable-runtime-dependency-installation")
+        self.wait_for("superlink", "startup complete")
+
+    def register(self, node: str) -> None:
+        """Have the SuperLink know the node's key."""
+        self.call("flwr", "supernode", "register", f"{self.folder}/certs/{node}.pub", "here")
+
+    def start_node(self, node: str, authority: str = "ca.pem", key: str | None = None, **config: object) -> None:
+        """Start a SuperNode with this configuration; points in keys are written as two underscores."""
+        texts = (f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in config.items())
+        where = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
+        keys = [f"--root-certificates={self.folder}/certs/{authority}"]
+        keys.append(f"--auth-supernode-private-key={self.folder}/certs/{key or node}.key")
+        self.start(node, "flower-supernode", *where, *keys, "--node-config", " ".join(texts))
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a program; what it prints goes to `NAME.log`."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._started[name] = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def call(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=True
+        )
+
+    def run(self, exp_name: str, timeout: float = 500, **settings: object) -> Path:
+        """`flwr run` until the run has ended; its folder."""
+        self.begin(exp_name, **settings)
+        return self.end(exp_name, timeout)
+
+    def begin(self, exp_name: str, **settings: object) -> None:
+        """`flwr run`, without waiting."""
+        every = {"exp_name": exp_name, "output_dir": f"{self.folder}/runs", "cache_dir": f"{self.folder}/server"}
+        typed = [f'"{k.replace("__", ".")}"={json.dumps(v)}' for k, v in {**every, **settings}.items()]
+        self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", " ".join(typed))
+
+    def end(self, exp_name: str, timeout: float = 500) -> Path:
+        """Wait for a run that has begun; its folder."""
+        self._started.pop(f"run-{exp_name}").wait(timeout)
+        (folder,) = (self.folder / "runs" / exp_name).iterdir()
+        return folder
+
+    def log(self, name: str) -> str:
+        """What a program has printed."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for(self, name: str, words: str, seconds: float = 180, count: int = 1) -> None:
+        """Wait until a program has printed these words so often."""
+        deadline = time.monotonic() + seconds
+        while self.log(name).count(words) < count:
+            assert time.monotonic() < deadline, f"{name} has not said {words!r}:\n{self.log(name)[-3000:]}"
+            time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        """End a program at once, with all that it started, as when a machine loses its power."""
+        program = self._started.pop(name)
+        if program.poll() is None:
+            own = psutil.Process(program.pid)
+            for process in (own, *own.children(recursive=True)):
+                process.kill()
+        program.wait(30)
+
+    def close(self) -> None:
+        """End all of them."""
+        for name in list(self._started)[::-1]:
+            self.kill(name)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def lines(run: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
+    """The lines of metrics.jsonl by round, who and split."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {(line["round"], line["who"], line["split"]): line for line in found}

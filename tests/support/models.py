@@ -1,0 +1,89 @@
+"""Small models, and GGUF files of them."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+from fed.model.demo import demo_model, demo_tokenizer
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
+    """The model in float32, with a byte-level tokenizer of as many tokens: "ab" in place of the byte 0."""
+    config, tokenizer = model.config, demo_tokenizer()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = tokenizer.get_vocab()
+    tokens = ["ab" if token == "\u0100" else token for token in sorted(vocabulary, key=lambda token: vocabulary[token])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().numpy()
+        for projection, count in heads.items():
+            if projection in name:  # llama.cpp pairs neighbours where transformers pairs halves
+                halves = values.reshape(count, 2, values.shape[0] // count // 2, values.shape[1])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        for ours, theirs in GGUF_NAMES.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    """A two-layer GPT-2 as an HF directory: embeddings tied, dropout 0.1 in its configuration."""
+    directory = tmp_path_factory.mktemp("gpt2")
+    tokenizer = demo_tokenizer()
+    end = tokenizer.eos_token_id
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=end, eos_token_id=end
+    )
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """The demo model as an HF directory."""
+    directory = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(2)
+    demo_model(demo_tokenizer()).save_pretrained(directory)
+    demo_tokenizer().save_pretrained(directory)
+    return directory
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
