@@ -19,7 +19,7 @@ from clients.state import ClientState
 from fed.data.collate import Batch, num_tokens
 from fed.data.order import BatchOrder
 from fed.data.tokens import Example
-from fed.distributed.fsdp import local
+from fed.distributed.shards import local
 from fed.model.arrays import model_tensors
 from fed.model.evaluation import Metrics, evaluate
 from fed.model.policy import OnPairs, Policy, pair_logps, total_loss

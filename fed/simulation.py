@@ -12,8 +12,8 @@ from flwr.serverapp import ServerApp
 
 from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.checkpoints.contexts import Contexts
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ONE_PROCESS, Mesh
+from fed.distributed.shards import Shards
 from fed.distributed.stop import Stop
 from fed.grids.base import CountingGrid
 from fed.grids.groups import GroupGrid

@@ -5,7 +5,8 @@ from typing import Literal
 
 from fed.config import components
 from fed.config.schema import Config
-from fed.data.partition import OwnData, partition
+from fed.data.divide import partition
+from fed.data.partition import OwnData
 from fed.data.rows import Loaded
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from load_data import load, load_file

@@ -15,8 +15,8 @@ from clients.app import ClientPairs
 from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import peak_memory
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Mesh
+from fed.distributed.shards import Shards
 from fed.files import writing
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.policy import save_policy

@@ -21,8 +21,8 @@ from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.checkpoints.journal import Journal
 from fed.config.checks import Request
 from fed.config.flower import to_text
-from fed.distributed.fsdp import Shards, is_sharded
 from fed.distributed.ranks import Ranks
+from fed.distributed.shards import Shards, is_sharded
 from fed.distributed.stop import Stop
 from fed.grids.faults import Faults
 from fed.grids.leader import Evaluate, in_parts

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fed.checkpoints.checkpointer import rounds
 from fed.config.schema import Config
-from fed.data.partition import write_partition
+from fed.data.partition_file import write_partition
 from fed.files import free_space, write_whole
 from fed.tracking import run_folder
 from run.federation import Place

@@ -16,8 +16,8 @@ from flwr.app import ArrayRecord, Context
 
 from fed.checkpoints import serialize
 from fed.checkpoints.contexts import ClientFiles, asked, small
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Mesh
+from fed.distributed.shards import Shards
 from fed.errors import CannotGoOn, CannotWrite
 from fed.files import sync, writing
 from fed.model import weight_files

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fed.data.divide import PartitionIndices
 from fed.data.rows import Preference, split_by_conversation
 from fed.seeding import generator
-
-PartitionIndices = list[list[int]]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import Ranks
+from fed.distributed.shards import Shards
 from fed.grids.groups import filled, outline, shapes
 from fed.grids.local import LocalGrid
 from fed.model.arrays import to_record, to_tensors

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fed.distributed.fsdp import local
+from fed.distributed.shards import local
 from fed.model.lora import has_adapter
 
 R = TypeVar("R", bound=ArrayRecord | ConfigRecord | MetricRecord)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fed.config.schema import LoraSettings, ModelSettings
 from fed.data.collate import PADDED, Layout
-from fed.distributed.fsdp import Read, fill, from_files, from_first, run, shard
+from fed.distributed.fill import Read, fill, from_files, from_first
+from fed.distributed.fsdp import run, shard
 from fed.distributed.ranks import ALONE, ONE_PROCESS, Mesh
 from fed.distributed.tensor_parallel import difference, problem, split, sum_shared_gradients
 from fed.model.demo import demo_config

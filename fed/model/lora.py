@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fed.config.schema import LoraSettings
-from fed.distributed.fsdp import is_sharded, whole_state
+from fed.distributed.shards import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
 

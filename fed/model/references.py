@@ -13,7 +13,7 @@ from torch import Tensor
 from fed.cpu.onednn import uses_onednn
 from fed.cpu.runtime import cpu_name
 from fed.data.tokens import Example, PairLogps
-from fed.distributed.fsdp import full
+from fed.distributed.shards import full
 from fed.files import read_array, write_array
 from fed.model.lora import adapter_off, base_state
 from fed.model.policy import OnPairs, Policy, pair_logps

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from fed.distributed.fsdp import local
 from fed.distributed.ranks import ONE_PROCESS, Mesh
+from fed.distributed.shards import local
 
 WEIGHTS = "weights"  # the folder of these files within that of a checkpoint
 

@@ -20,8 +20,8 @@ from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.checkpoints.contexts import ClientFiles, Contexts
 from fed.config.schema import ModelSettings
 from fed.data.collate import Layout
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.distributed.shards import Shards
 from fed.errors import CannotGoOn, CannotWrite
 from fed.model import weight_files
 from fed.model.arrays import TensorArray, to_record, to_tensors

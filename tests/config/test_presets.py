@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import main
 from fed.config import components, schema
 from fed.config.checks import Request, checked
-from fed.data.partition import partition
+from fed.data.divide import partition
 from fed.model.demo import demo_model, demo_tokenizer
 from load_data import load
 from run.data import shared_out

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from fed.config.components import create
-from fed.data.partition import ContiguousPartitioner, GroupPartitioner, describe, partition, write_partition
+from fed.data.divide import partition
+from fed.data.partition import ContiguousPartitioner, GroupPartitioner
+from fed.data.partition_file import describe, write_partition
 from fed.data.rows import Preference
 
 CONFIG = Path(__file__).parents[2] / "config" / "partition"

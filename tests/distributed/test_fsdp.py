@@ -33,8 +33,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaFor
 import fed.model.loading
 from clients.app import ClientPairs
 from fed.config.schema import Config, LoraSettings, ModelSettings, TensorBoardSettings
-from fed.distributed.fsdp import local, whole_state
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
+from fed.distributed.shards import local, whole_state
 from fed.model.arrays import load_arrays, model_tensors, to_record
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy, pair_logps, response_logps, save_policy

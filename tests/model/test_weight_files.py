@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fed.config.schema import ModelSettings
 from fed.data.collate import Layout
-from fed.distributed.fsdp import local, whole_state
 from fed.distributed.ranks import ONE_PROCESS, arrange
+from fed.distributed.shards import local, whole_state
 from fed.errors import CannotWrite
 from fed.files import writing
 from fed.model import weight_files

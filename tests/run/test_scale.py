@@ -24,8 +24,8 @@ from clients.first_visit import Columns, FirstVisits
 from fed.checkpoints.checkpointer import Checkpointer
 from fed.checkpoints.contexts import Contexts, asked
 from fed.checkpoints.journal import Journal
-from fed.distributed.fsdp import Shards
 from fed.distributed.ranks import ALONE, ONE_PROCESS
+from fed.distributed.shards import Shards
 from fed.model.arrays import model_tensors, snapshot, to_record
 from fed.model.policy import Policy
 from fed.model.references import weights_hash, with_reference
