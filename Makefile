@@ -1,4 +1,4 @@
-# make demo | make test | make bench | make faults : each sets up .venv by itself. make bench OPTIONS="shape=tiny repeats=5"
+# make demo | make test | make bench | make faults : each sets up .venv by itself. make bench OPTIONS="shape=tiny repeats=5"; make faults FAULTS_KILLS=10 FAULTS_ROUNDS=200 FAULTS_SEED=1
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
@@ -33,7 +33,7 @@ bench: .venv/bench
 	touch $@
 
 faults: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py $(OPTIONS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults -rs $(OPTIONS)
 
 clean:
 	rm -rf .venv build *.egg-info

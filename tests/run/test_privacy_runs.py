@@ -16,8 +16,8 @@ from test_resume import at, resumed, whole  # noqa: F401 (a fixture)
 import fed.checkpoints.checkpointer
 from fed import privacy
 from fed.tracking.tracker import Tracker
-from scripts.faults import SMALL, call, only_run, outcome
 from support.command_line import CommandLine, Result, refused
+from support.separate_runs import SMALL, call, only_run, outcome
 
 CENTRAL = ("privacy=central_dp", "strategy=fedavg")
 LOCAL = ("privacy=local_dp", "strategy=fedavg")

@@ -18,8 +18,8 @@ import server.strategies
 from fed.tracking.run_folder import locked
 from fed.tracking.tracker import Tracker
 from run import experiment
-from scripts.faults import SMALL, call, only_run, outcome
 from support.good_inputs import save_gpt2
+from support.separate_runs import SMALL, call, only_run, outcome
 
 PERSIST = ("client_optimizer=persist", "optimizer=AdamW", "lr=1e-4")
 # Of what is called, which call is cut off, and whether before it or after it.

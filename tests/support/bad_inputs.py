@@ -1,6 +1,6 @@
 """Bad inputs of every kind: what is typed, what lies in the files it names, and words that the refusal must hold.
 
-Plain data, for tests and for scripts/faults.py. "{folder}" stands for the folder that `prepare` fills.
+Plain data, for tests. "{folder}" stands for the folder that `prepare` fills.
 """
 
 import gzip
