@@ -52,7 +52,7 @@ starts() { # PID LOG WORDS: wait until the program says so
 
 export FLWR_HOME="$work/flwr" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 mkdir -p "$FLWR_HOME"
-python scripts/certificates.py folder="$work/certs" nodes=node-1,node-2
+bash scripts/certificates.sh folder="$work/certs"
 python scripts/demo_files.py "$work/node-1.jsonl" "$work/node-2.jsonl"
 read -r port port_1 port_2 < <(python - <<'PY'
 import socket

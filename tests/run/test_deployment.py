@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import psutil
@@ -73,7 +72,7 @@ def test_a_node_that_is_killed_is_left_out_and_comes_back(deployment):
 
 
 def test_strangers_are_told_why_they_are_not_let_in(deployment):
-    deployment.call(sys.executable, "scripts/certificates.py", f"folder={deployment.folder}/certs/other", "nodes=")
+    deployment.call("bash", "scripts/certificates.sh", f"folder={deployment.folder}/certs/other", "nodes=")
     deployment.start_node("stranger", data="x.jsonl")
     deployment.start_node("impostor", "other/ca.pem", "stranger", data="x.jsonl")
     deployment.wait_for("stranger", "305")

@@ -42,7 +42,7 @@ class Deployment:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }
-        self.call(sys.executable, "scripts/certificates.py", f"folder={folder}/certs", f"nodes={','.join(nodes)}")
+        self.call("bash", "scripts/certificates.sh", f"folder={folder}/certs", f"nodes={','.join(nodes)}")
 
     def start_superlink(self) -> None:
         """Until it answers."""
