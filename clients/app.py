@@ -1,7 +1,6 @@
 """The `ClientApp`: the one place where Flower messages meet training."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from clients.trainer import LocalTrainer, Pauses
 from fed.data.tokens import Example
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.evaluation import Metrics
+from fed.tracking.log import Log
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,10 @@ class PairsByClient(Protocol):
         """Those of one client."""
 
 
-class ClientLog(Protocol):
-    """The part of `fed.tracking.tracker.Tracker` that a client reports to; it stays at the client."""
-
-    def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
-        """About to train that many pairs."""
-
-    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
-        """Metrics of the round."""
-
-    def update(self, client_id: int, split: str, metrics: Metrics, *, step: int) -> None:
-        """Metrics of one optimizer step."""
-
-    def advance(self, pairs: int) -> None:
-        """Pairs trained now."""
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time spent inside belongs to this phase."""
-
-
 def client_app(
     trainer: LocalTrainer,
     clients: PairsByClient,
-    log: ClientLog,
+    log: Log,
     *,
     mods: Sequence[Mod] = (),
     pauses: Pauses | None = None,

@@ -39,7 +39,7 @@ from fed.model.arrays import model_tensors, snapshot, to_tensors
 from fed.model.identity import difference, identity
 from fed.privacy import described
 from fed.seeding import seeded_globals
-from fed.tracking.log import ConsoleLog, NoLog
+from fed.tracking.log import ConsoleLog, Log
 from load_data import load_file
 from run.plan import Plan, check_lengths, local_settings, references
 from run.prepare import prepare_client
@@ -130,7 +130,7 @@ class Site:
         self._app = client_app(
             LocalTrainer(self.plan.policy, local_settings(self.plan)),
             self.pairs,
-            ConsoleLog() if self.is_alone else NoLog(),
+            ConsoleLog() if self.is_alone else Log(),
             mods=[unpacking(wire), *self.plan.mods],
             pauses=self.deadline,
         )

@@ -3,7 +3,6 @@
 import functools
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from fed.model.policy import save_policy
 from fed.model.references import weights_hash
 from fed.reports.curves import curves
 from fed.tracking import run_folder
-from fed.tracking.log import Relay
+from fed.tracking.log import Log, Relay
 from fed.tracking.tracker import Tracker
 from run import resume
 from run.federation import MODEL_HASH, Place, RemoteClients, federate, federate_remotely
@@ -36,7 +35,7 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
     """Train, evaluate, and write metrics, curves and the final model into `folder`; None: the clients are here."""
     config, writes = plan.config, plan.mesh.world.is_first
     console = Console(quiet=not writes)
-    with _tracker(plan, folder, console) if writes else nullcontext(_relay(plan.mesh)) as tracker:
+    with _tracker(plan, folder, console) if writes else _relay(plan.mesh) as tracker:
         describe(plan, console)
         initial = snapshot(model_tensors(plan.policy.model))
         model = weights_hash(plan.policy)
@@ -55,7 +54,6 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
             if clients is None:
                 final = federate(plan, tracker, initial, place, checkpointer, checkpoint, console)
             else:
-                assert isinstance(tracker, Tracker)
                 final = federate_remotely(plan, clients, tracker, initial, place, checkpointer, checkpoint, console)
             checkpoint = None
             _save(plan, final, place.policy)
@@ -90,7 +88,7 @@ def _checkpointer(plan: Plan, place: Place, model: str) -> Checkpointer:
 
 
 def _resume(
-    checkpointers: Sequence[Checkpointer], tracker: Tracker | Relay, console: Console, is_local: bool
+    checkpointers: Sequence[Checkpointer], tracker: Log, console: Console, is_local: bool
 ) -> tuple[int, Checkpoint | None]:
     """The federation of a resumed run that was cut off, those before it being done, and its newest checkpoint."""
 
@@ -109,8 +107,8 @@ def _resume(
 
 
 def _relay(mesh: Mesh) -> Relay:
-    """For all processes but the first; one of each group speaks for its clients."""
-    return Relay(keeps=mesh.groups.index > 0 and mesh.own.is_first)
+    """Return the log of a process that is not the first; one process of each group speaks for its clients."""
+    return Relay(speaks=mesh.groups.index > 0 and mesh.own.is_first)
 
 
 def _tracker(plan: Plan, folder: Path, console: Console) -> Tracker:

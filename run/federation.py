@@ -29,15 +29,14 @@ from fed.grids.leader import Evaluate, in_parts
 from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
 from fed.grids.wire import Wire
 from fed.model.arrays import to_tensors
-from fed.model.evaluation import Metrics, evaluate_pairs
+from fed.model.evaluation import evaluate_pairs
 from fed.model.identity import identity
 from fed.model.samples import Sampler
 from fed.simulation import Persistence, Processes, serve, simulate, unheard
-from fed.tracking.log import Recorder, Relay, replay
-from fed.tracking.tracker import Tracker
+from fed.tracking.log import Log, Recorder
 from run.plan import Plan, local_settings, references
 from server.app import server_app
-from server.evaluate import ServerEvaluation, ServerLog
+from server.evaluate import ServerEvaluation
 from server.privacy import ledger_of
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
@@ -68,7 +67,7 @@ class RemoteClients:
 
 def federate(
     plan: Plan,
-    tracker: Tracker | Relay,
+    tracker: Log,
     initial: ArrayRecord,
     place: Place,
     checkpointer: Checkpointer,
@@ -111,7 +110,7 @@ def federate(
         processes=Processes(
             mesh,
             [trainer.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids] if mesh.groups.count > 1 else [],
-            lambda: _exchange(mesh.groups, tracker),
+            lambda: exchange(mesh.groups, tracker),
             parts,
         ),
         persistence=_persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console),
@@ -130,7 +129,7 @@ def federate(
 def federate_remotely(
     plan: Plan,
     clients: RemoteClients,
-    tracker: Tracker,
+    tracker: Log,
     initial: ArrayRecord,
     place: Place,
     checkpointer: Checkpointer,
@@ -178,10 +177,10 @@ def federate_remotely(
     return serve(server, initial, evaluate, grid, plan.num_clients, persistence=persistence, on_traffic=traffic)
 
 
-def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place: Place) -> ServerEvaluation:
+def _evaluation(plan: Plan, tracker: Log, strategy: Strategy, place: Place) -> ServerEvaluation:
     config, ledger = plan.config, ledger_of(strategy)
     score = functools.partial(evaluate_pairs, loss=plan.loss, beta=plan.beta, batch_size=config.eval_batch_size)
-    log: ServerLog = tracker if isinstance(tracker, Tracker) else Relay()
+    log = tracker if plan.mesh.world.is_first else Log()  # the first process alone records what the server reports
     if config.mode == "local":
         log = _ClientLog(tracker, place.client_ids[0])
     return ServerEvaluation(
@@ -204,30 +203,32 @@ def _evaluation(plan: Plan, tracker: Tracker | Relay, strategy: Strategy, place:
 
 
 @dataclass(frozen=True)
-class _ClientLog:
-    """Where the evaluation of a client that trains alone is logged: under that client's name, not the server's."""
+class _ClientLog(Log):
+    """The log of a client that trains alone: it records the server's reports under that client's name.
 
-    tracker: Tracker | Relay
+    A mean over clients, a client's weight in the aggregate and privacy say nothing about one client and are ignored.
+    """
+
+    tracker: Log
     client_id: int
 
-    def server(self, server_round: int, split: str, metrics: Metrics) -> None:
+    def server(self, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Record metrics of the client's own model."""
         self.tracker.client(self.client_id, server_round, split, metrics)
 
-    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
-        """Its weight in an aggregate of one says nothing."""
-
     def evaluated(
-        self, server_round: int, margins: Sequence[float] = (), samples: Sequence[Mapping[str, str]] = ()
+        self,
+        server_round: int,
+        margins: Sequence[float] = (),
+        samples: Sequence[Mapping[str, str]] = (),
+        *,
+        who: str = "server",
     ) -> None:
+        """Record that the client's own model was evaluated."""
         self.tracker.evaluated(server_round, margins, samples, who=f"client-{self.client_id}")
 
-    def clients_done(self, server_round: int) -> None:
-        """There is no mean over clients while one of them runs alone."""
-
-    def privacy(self, server_round: int, spent: Metrics, remarks: Sequence[str] = ()) -> None:
-        """There is no federation to account for."""
-
     def phase(self, name: str) -> AbstractContextManager[None]:
+        """Account the time spent inside in the run's log."""
         return self.tracker.phase(name)
 
 
@@ -259,7 +260,7 @@ def _persistence_of(
     plan: Plan,
     strategy: Strategy,
     evaluation: ServerEvaluation,
-    tracker: Tracker | Relay,
+    tracker: Log,
     checkpointer: Checkpointer,
     checkpoint: Checkpoint | None,
     console: Console,
@@ -278,7 +279,7 @@ def _persistence_of(
     return Persistence(checkpointer, stateful, checkpoint, lambda: tracker.phase("checkpoint"))
 
 
-def _first_visits(plan: Plan, tracker: Tracker | Relay, initial: ArrayRecord, model: str) -> FirstVisits:
+def _first_visits(plan: Plan, tracker: Log, initial: ArrayRecord, model: str) -> FirstVisits:
     """The clients' pairs; the processes that train a client fill in its reference column together."""
     policy = replace(plan.policy, between=Stop(plan.mesh.own).check)
     scoring = {"server": plan.validation, "client": None, "test": plan.test}[plan.config.accuracy_on]
@@ -300,9 +301,9 @@ def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
     return [sum(next(visits[client]) for client in clients) for clients in rounds]
 
 
-def _exchange(groups: Ranks, tracker: Tracker | Relay) -> None:
-    """Tell the tracker what the other groups' clients reported."""
-    told = groups.gather(tracker.fetch() if isinstance(tracker, Relay) else [])
-    if isinstance(tracker, Tracker):
+def exchange(groups: Ranks, tracker: Log) -> None:
+    """Report to the first group's log what the clients of the other groups reported."""
+    told = groups.gather(tracker.fetch())
+    if groups.is_first:
         for events in told:
-            replay(events, tracker)
+            tracker.replay(events)

@@ -1,43 +1,19 @@
 """The server's evaluation of the global model, which also tells clients its accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fed.data.tokens import Example
 from fed.model.arrays import load_arrays
-from fed.model.evaluation import Evaluation, Metrics
+from fed.model.evaluation import Evaluation
 from fed.model.policy import Policy
 from fed.model.samples import Sampler
 from fed.seeding import seed_globals
+from fed.tracking.log import Log
 from server.privacy import Ledger
-
-
-class ServerLog(Protocol):
-    """The part of `fed.tracking.tracker.Tracker` that the server reports to."""
-
-    def server(self, server_round: int, split: str, metrics: Metrics) -> None:
-        """Metrics of the global model after `server_round` aggregations."""
-
-    def evaluated(
-        self, server_round: int, margins: Sequence[float] = (), samples: Sequence[Mapping[str, str]] = ()
-    ) -> None:
-        """The evaluation is done; reward margins of the test pairs, and responses drawn for some."""
-
-    def client(self, client_id: int, server_round: int, split: str, metrics: Metrics) -> None:
-        """What the server knows of one client."""
-
-    def clients_done(self, server_round: int) -> None:
-        """All clients of the round have reported."""
-
-    def privacy(self, server_round: int, spent: Metrics, remarks: Sequence[str] = ()) -> None:
-        """What the rounds so far cost of the clients' privacy."""
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time spent inside belongs to this phase."""
 
 
 @dataclass
@@ -54,7 +30,7 @@ class ServerEvaluation:
     policy: Policy
     splits: Mapping[str, Sequence[Example]]  # "validation" and "test"
     score: Callable[[Policy, Sequence[Example]], Evaluation]
-    log: ServerLog
+    log: Log
     num_rounds: int
     frequency_of_test: int = 1
     always_accuracy: bool = False

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from fed.cpu.runtime import peak_memory
 from fed.files import writing
 from fed.tracking.event_files import EventFiles
 from fed.tracking.line_files import LineFiles, plain
+from fed.tracking.log import Log
 from fed.tracking.metrics import (
     COMMUNICATION,
     EVERYONE,
@@ -38,7 +39,7 @@ from fed.tracking.stopwatch import Stopwatch
 HPARAM_METRICS = tuple(f"test/{name}" for name in ("accuracy", "margin", "loss", "kl"))  # shown beside the settings
 
 
-class Tracker:
+class Tracker(Log):
     """The only writer of metrics; a context manager.
 
     Attributes:
@@ -265,12 +266,6 @@ class Tracker:
         self._files.close()
         if self._events:
             self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _append(self, who: str, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
         self._write_line({"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics})

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fed.distributed.ranks import ALONE, Ranks, arrange
 from fed.errors import CannotWrite, Failed, Stopped
 from fed.grids.local import LocalGrid
 from fed.model.arrays import to_record, to_tensors
+from fed.tracking.log import Log as BaseLog
 from fed.tracking.log import Recorder
 from support.ranks import in_ranks
 
@@ -31,8 +32,8 @@ def grid() -> LocalGrid:
     return LocalGrid(lambda message, context: message, [])
 
 
-class Log:
-    """Remembers what it is told; its clock stands where it is set."""
+class Log(BaseLog):
+    """A log that remembers its reports; its clock stands where it is set."""
 
     def __init__(self) -> None:
         self.told: list[Event] = []
@@ -49,9 +50,6 @@ class Log:
 
     def advance(self, pairs: int) -> None:
         self.told.append(("advance", pairs))
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def seconds(self) -> dict[str, float]:
         return dict(self.clock)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from rich.console import Console
 from fed.distributed.ranks import Ranks, arrange
 from fed.grids.groups import GroupGrid, share_out
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
-from fed.tracking.log import Relay
+from fed.tracking.log import Log, Relay
 from fed.tracking.tracker import Tracker
-from run import federation
+from run.federation import exchange
 from server.strategies import RunningMean
 from support.ranks import in_ranks
 
@@ -207,17 +206,17 @@ def test_one_group_joins_with_nobody() -> None:
 def reported(folder: Path) -> int:
     """Each group's one client reports two rounds; the first process writes them down."""
     groups = groups_of(2)
-    tracker: Any = Relay(keeps=True)
+    tracker: Log = Relay(speaks=True)
     if groups.is_first:
         tracker = Tracker(folder, tensorboard=False, num_rounds=2, clients_per_round=2, console=Console(quiet=True))
-    with tracker if groups.is_first else nullcontext():
+    with tracker:
         for server_round in (1, 2):
             tracker.start_client(server_round, groups.index, 3)
             tracker.update(groups.index, "train", {"loss/train": 0.5}, step=server_round)
             tracker.advance(3)
             tracker.client(groups.index, server_round, "train", {"loss": groups.index + server_round / 10})
             tracker.server(server_round, "test", {"accuracy": 0.5, "accuracy_se": 0.1})  # every process has the same
-            federation._exchange(groups, tracker)
+            exchange(groups, tracker)
         return tracker.pairs if groups.is_first else len(tracker.fetch())
 
 

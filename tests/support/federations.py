@@ -1,8 +1,8 @@
 """What tests of federations share."""
 
 from collections import defaultdict
-from contextlib import nullcontext
 
+from fed.tracking.log import Log as BaseLog
 from losses.preference import dpo
 
 
@@ -10,8 +10,8 @@ def dpo_loss(policy, reference):
     return dpo(policy, reference, beta=0.5)
 
 
-class Log:
-    """Collects what a run reports."""
+class Log(BaseLog):
+    """A log that collects what a run reports."""
 
     def __init__(self) -> None:
         self.rounds = defaultdict(list)  # split -> [(round, metrics)]
@@ -29,17 +29,8 @@ class Log:
     def client(self, client_id, server_round, split, metrics):
         self.clients[client_id, split].append((server_round, metrics))
 
-    def update(self, client_id, split, metrics, *, step): ...
-
-    def advance(self, pairs): ...
-
-    def evaluated(self, server_round, margins=(), samples=()):
+    def evaluated(self, server_round, margins=(), samples=(), *, who="server"):
         self.margins[server_round] = margins
-
-    def clients_done(self, server_round): ...
-
-    def phase(self, name):
-        return nullcontext()
 
 
 def everyone(**changes):
