@@ -100,7 +100,7 @@ def _base(
     by_pair = stands_alone(loss)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     split, skipped = split_all()
-    policy = _policy(config, device, mesh)
+    policy = make_policy(config, device, mesh)
     choice = _choose_library(policy, config, mesh.world)
     tokens = functools.partial(
         tokenize,
@@ -175,7 +175,8 @@ def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in known)
 
 
-def _policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
+def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
+    """Load the model that the settings name, its weights drawn from the seed where they are random."""
     seed_globals(config.seed, "model")
     return load_policy(
         replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM let a run end after its present step, with all it has done on the disk; a second one ends it."""
+"""Ends a run early: after its present step when it is asked by a signal, or when a client's time is up."""
 
 import math
 import os
@@ -15,30 +15,30 @@ from fed.errors import Failed, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME = 0.5  # seconds within which a second signal is the same request, delivered twice
-ORDER = "FEDPO_STOP"  # the file by which a launcher tells the processes it started
+ORDER = "FEDPO_STOP"  # names the file by which a launcher tells the processes it started
 
 
-class _Request:
-    """What this process was asked by a signal."""
+class _Asked:
+    """The signal by which this process was asked to stop, and when."""
 
-    number = 0
+    number = 0  # 0: none
     at = 0.0
 
 
-_request = _Request()
+_asked = _Asked()
 
 
 @contextmanager
 def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterator[None]:
-    """Inside, the first signal is only taken note of, and told to `on_first`; a second one has its usual effect."""
+    """Take note of the first SIGINT or SIGTERM and call `on_first` with it; a second signal has its usual effect."""
 
     def take(number: int, _: FrameType | None) -> None:
-        if _request.number:
-            if time.monotonic() > _request.at + SAME:
+        if _asked.number:
+            if time.monotonic() > _asked.at + SAME:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        _request.number, _request.at = number, time.monotonic()
+        _asked.number, _asked.at = number, time.monotonic()
         print(f"{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
         on_first(number)
 
@@ -48,30 +48,30 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _request.number = 0
+        _asked.number = 0
 
 
 def requested() -> int:
-    """The number of the signal by which this process, or the launcher of all, was asked to stop; 0: none."""
+    """Return the number of the signal by which this process or its launcher was asked to stop; 0: none."""
     order = os.environ.get(ORDER)
-    if not _request.number and order is not None:
+    if not _asked.number and order is not None:
         with suppress(FileNotFoundError):
-            _request.number = int(Path(order).read_text() or 0)  # empty: it is being written
-    return _request.number
+            _asked.number = int(Path(order).read_text() or 0)  # empty: it is being written
+    return _asked.number
 
 
 class Stop:
-    """Whether these processes are to stop, agreed on by all of them."""
+    """A request to stop, on which all processes of `ranks` agree."""
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
 
     def asked(self) -> int:
-        """The number of the signal that reached any of them; 0: none. All call it."""
+        """Return the number of the signal that reached any of the processes; 0: none. All call it."""
         return self._ranks.largest(requested())
 
     def check(self) -> None:
-        """End here if one was asked.
+        """End the run here if it was asked to stop. All processes call it.
 
         Raises:
             Stopped: In all of them.
@@ -82,24 +82,24 @@ class Stop:
 
 
 class Deadline:
-    """What `clients.trainer.Pauses` asks for, without keeping anything.
+    """A limit on the time of a client's training, in the form of `clients.trainer.Pauses`; it keeps nothing.
 
     Args:
-        seconds: That a client's training may take; None: any time.
+        seconds: How long one training may take; None: any time.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds, self._end = seconds, math.inf
 
     def begin(self) -> None:
-        """A client is asked now."""
+        """Start the clock for the next client."""
         self._end = math.inf if self._seconds is None else time.monotonic() + self._seconds
 
     def point(self) -> None:
-        """A training that was stopped begins again."""
+        """Return no point to resume from: a training that was stopped begins again."""
 
     def pause(self, point: object) -> None:
-        """Between two steps.
+        """Compare the clock with the limit, between two steps.
 
         Raises:
             Failed: If the time is up.

@@ -1,5 +1,6 @@
 """Replies that outlive their process: who is asked again after a run was cut off, and with what."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -255,12 +256,10 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 @contextmanager
 def asked(number: int = signal.SIGTERM) -> Iterator[None]:
-    """As if that signal had come."""
-    stop._request.number = number
-    try:
+    """Ask this process to stop by a signal."""
+    with stop.listening():
+        os.kill(os.getpid(), number)
         yield
-    finally:
-        stop._request.number = 0
 
 
 class Steps:

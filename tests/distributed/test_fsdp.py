@@ -30,7 +30,6 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import fed.model.loading
 from clients.app import ClientPairs
 from fed.config.schema import Config, LoraSettings, ModelSettings, TensorBoardSettings
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
@@ -42,8 +41,8 @@ from fed.model.references import weights_hash
 from losses.preference import dpo, ipo
 from losses.sft import sft
 from run import experiment
-from run import prepare as planning
 from run.plan import Plan
+from run.prepare import make_policy
 from server.strategies import FeDPO, StreamingFedAvg
 from server.traits import takes_parts
 from support.families import FAMILIES, GATED, GPT2
@@ -102,7 +101,7 @@ def train(
     """
     config = settings(model, cache_dir=str(folder / "cache"), **changes)
     mesh = arrange(config.clients_in_parallel, CPU)
-    policy = planning._policy(config, CPU, mesh)
+    policy = make_policy(config, CPU, mesh)
     plan = Plan(
         config=config,
         split=SimpleNamespace(overlapping=0),
@@ -155,7 +154,7 @@ def together(alone: Callable[..., Outcome], tmp_path: Path) -> Callable[..., lis
 
 
 def load(model: ModelSettings, mesh: Mesh, *, lora: int = 0) -> Policy:
-    return planning._policy(settings(model, lora=LoraSettings(r=lora)), CPU, mesh)
+    return make_policy(settings(model, lora=LoraSettings(r=lora)), CPU, mesh)
 
 
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -511,7 +510,7 @@ def settings_of(folder: Path, **changes: Any) -> ModelSettings:
 def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tuple[dict[str, Tensor], str, int]:
     """The weights put together, their hash, and how many numbers this process holds."""
     if slice_by_slice:
-        fed.model.loading._whole_model = None  # nobody calls it
+        AutoModelForCausalLM.from_pretrained = None  # nobody reads whole weights
     policy = load(model, arrange(1, CPU), **how)
     held = sum(local(parameter).numel() for parameter in policy.model.parameters())
     return whole_state(policy.model.state_dict(), keep=True), weights_hash(policy), held

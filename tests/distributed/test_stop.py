@@ -1,11 +1,11 @@
-"""What signals do to a run: the first ends it after its present step, another one at once."""
+"""The first signal ends a run after its present step, another one ends it at once."""
 
 import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def no_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_child(work: Callable[[], int]) -> int:
-    """How a process ends that does this, as `os.waitpid` tells it."""
+    """Do the work in a forked process and return its status, as `os.waitpid` tells it."""
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
@@ -49,6 +49,14 @@ def in_child(work: Callable[[], int]) -> int:
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+class Clock:
+    """A clock that stands where it is set, in place of this process's: for use in a child."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        time.monotonic = lambda: self.now
 
 
 # One process
@@ -92,9 +100,10 @@ def test_a_second_signal_within_half_a_second_is_the_same_request(capfd: pytest.
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
 def test_a_later_second_signal_ends_the_process_at_once(first: int, second: int) -> None:
     def work() -> int:
+        clock = Clock()
         with stop.listening():
             send(first)
-            stop._request.at -= stop.SAME + 0.1  # as if that long had passed
+            clock.now += stop.SAME + 0.1
             send(second)
             return 8  # not reached
 
@@ -104,11 +113,12 @@ def test_a_later_second_signal_ends_the_process_at_once(first: int, second: int)
 
 def test_half_a_second_is_measured_from_the_first_signal() -> None:
     def work() -> int:
+        clock = Clock()
         with stop.listening():
             send(signal.SIGTERM)
-            stop._request.at -= stop.SAME - 0.2
+            clock.now += stop.SAME - 0.2
             send(signal.SIGTERM)  # too early
-            stop._request.at -= 0.2
+            clock.now += 0.2 + 0.01
             send(signal.SIGTERM)
             return 8
 
@@ -154,33 +164,35 @@ def test_outside_a_signal_has_its_usual_effect() -> None:
 # The launcher's order
 
 
-def test_an_order_in_the_launchers_file_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "_request", stop._Request())
+@pytest.fixture
+def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The launcher's file; what a test was asked is forgotten afterwards."""
     monkeypatch.setenv(ORDER, str(tmp_path / "stop"))
+    with stop.listening():
+        yield tmp_path / "stop"
+
+
+def test_an_order_in_the_launchers_file_is_a_request(order: Path) -> None:
     assert stop.requested() == 0
-    (tmp_path / "stop").write_text(str(int(signal.SIGTERM)))
+    order.write_text(str(int(signal.SIGTERM)))
     assert stop.requested() == signal.SIGTERM
     with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"):
         Stop().check()
-    (tmp_path / "stop").unlink()  # the launcher has ended: the request stands
+    order.unlink()  # the launcher has ended: the request stands
     assert stop.requested() == signal.SIGTERM
 
 
-def test_a_signal_of_ones_own_comes_before_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "_request", stop._Request())
-    monkeypatch.setenv(ORDER, str(tmp_path / "stop"))
-    (tmp_path / "stop").write_text(str(int(signal.SIGTERM)))
-    stop._request.number = signal.SIGINT
+def test_a_signal_of_ones_own_comes_before_the_order(order: Path) -> None:
+    order.write_text(str(int(signal.SIGTERM)))
+    send(signal.SIGINT)
     assert stop.requested() == signal.SIGINT
 
 
-def test_an_order_that_is_being_written_is_none_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_that_is_being_written_is_none_yet(order: Path) -> None:
     """`Path.write_text` makes an empty file first; the processes look at it after every step."""
-    monkeypatch.setattr(stop, "_request", stop._Request())
-    monkeypatch.setenv(ORDER, str(tmp_path / "stop"))
-    (tmp_path / "stop").write_text("")
+    order.write_text("")
     assert stop.requested() == 0
-    (tmp_path / "stop").write_text("15")
+    order.write_text("15")
     assert stop.requested() == signal.SIGTERM
 
 
@@ -188,7 +200,7 @@ def test_an_order_that_is_being_written_is_none_yet(tmp_path: Path, monkeypatch:
 
 
 def asked_together(numbers: list[int]) -> tuple[int, int, int]:
-    """Before and after a signal reaches some; what `check` raises."""
+    """Return what is asked before and after a signal reaches some, and what `check` raises."""
     world = arrange(1, torch.device("cpu")).world
     with stop.listening():
         before = Stop(world).asked()
