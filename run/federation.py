@@ -27,12 +27,13 @@ from fed.distributed.stop import Stop
 from fed.grids.faults import Faults
 from fed.grids.leader import Evaluate, in_parts
 from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
+from fed.grids.settings import LocalGridSettings, RemoteGridSettings
 from fed.grids.wire import Wire
 from fed.model.arrays import to_tensors
 from fed.model.evaluation import evaluate_pairs
 from fed.model.identity import identity
 from fed.model.samples import Sampler
-from fed.simulation import Persistence, Processes, serve, simulate, unheard
+from fed.simulation import Persistence, Processes, ServerSide, ignore_traffic, serve, simulate
 from fed.tracking.log import Log, Recorder
 from run.plan import Plan, local_settings, references
 from server.app import server_app
@@ -100,29 +101,34 @@ def federate(
         client_timeout=config.client_timeout,
     )
     pairs = plan.clients if plan.meets_all else _first_visits(plan, tracker, initial, str(checkpointer.run[MODEL_HASH]))
-    return simulate(
+    server = ServerSide(
         _server(plan, strategy, evaluation),
         initial,
         evaluation,
+        _persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console),
+        tracker.communication if config.mode == "federated" else ignore_traffic,
+    )
+    return simulate(
+        server,
         client_app(trainer, pairs, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
         place.client_ids,
-        streams=streams(strategy) and (joins or mesh.groups.count == 1),
-        processes=Processes(
+        LocalGridSettings(
+            wire=Wire(config.wire_dtype, known),
+            streams=streams(strategy) and (joins or mesh.groups.count == 1),
+            min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
+            on_failure=tracker.failed,
+            numel=Shards(plan.policy.model).numel,
+            journal=journal,
+            seed=config.seed,
+            own=mesh.own,
+            faults=Faults(config.faults, config.client_timeout, config.seed),
+        ),
+        Processes(
             mesh,
             [trainer.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids] if mesh.groups.count > 1 else [],
             lambda: exchange(mesh.groups, tracker),
             parts,
         ),
-        persistence=_persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console),
-        journal=journal,
-        own=mesh.own,
-        seed=config.seed,
-        faults=Faults(config.faults, config.client_timeout, config.seed),
-        wire=Wire(config.wire_dtype, known),
-        min_fit_clients=min(config.min_fit_clients, len(place.client_ids)),
-        on_failure=tracker.failed,
-        on_traffic=tracker.communication if config.mode == "federated" else unheard,
-        numel=Shards(plan.policy.model).numel,
     )
 
 
@@ -150,8 +156,7 @@ def federate_remotely(
             if found := {ours: told[theirs] for ours, theirs in names.items() if theirs in told}:
                 tracker.client(client_id, server_round, split, found)
 
-    grid = RemoteGrid(
-        clients.grid,
+    settings = RemoteGridSettings(
         told={
             MODEL: json.dumps(identity(plan.policy, str(checkpointer.run[MODEL_HASH]))),
             RUN: "_".join(place.checkpoints.parent.absolute().parts[-2:]),
@@ -173,8 +178,8 @@ def federate_remotely(
         return found
 
     persistence = _persistence_of(plan, strategy, evaluation, tracker, checkpointer, checkpoint, console)
-    server, traffic = _server(plan, strategy, evaluation), tracker.communication
-    return serve(server, initial, evaluate, grid, plan.num_clients, persistence=persistence, on_traffic=traffic)
+    server = ServerSide(_server(plan, strategy, evaluation), initial, evaluate, persistence, tracker.communication)
+    return serve(server, RemoteGrid(clients.grid, settings), plan.num_clients)
 
 
 def _evaluation(plan: Plan, tracker: Log, strategy: Strategy, place: Place) -> ServerEvaluation:

@@ -1,95 +1,72 @@
-"""What every grid here does: round by round, count what travels and how many clients succeed."""
+"""`CountingGrid`: the base of every grid here. It counts the bytes that travel and the clients that succeed."""
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fed.errors import TooFewClients
-from fed.grids.wire import Wire
+from fed.grids.settings import GridSettings
 from fed.model.arrays import standing_for
-
-# Told client, round, reason and traceback.
-OnFailure = Callable[[int, int, str, str], None]
-
-
-def unheard(client_id: int, server_round: int, reason: str, details: str) -> None:
-    """Nobody is told of failures."""
 
 
 class CountingGrid(Grid):
-    """A grid whose replies are asked for one by one, in the order of the messages.
+    """A grid whose replies are asked for one by one, in the order of the messages."""
 
-    Args:
-        wire: How arrays travel.
-        streams: Whether the strategy reads each reply once and in order. Then one reply is alive at a time. Otherwise
-            replies come as a list, emptied when the next messages are sent (`Strategy.start` would keep them alive for
-            another round).
-        min_fit_clients: With fewer successful replies to "train" the run ends.
-        on_failure: Told client, round, the reason in one line, and the traceback if there is one.
-        numel: Numbers in the whole of an array, from its name and shape; of a model that is split, records hold parts.
-    """
+    contexts: Sequence[Context] = ()  # the clients' contexts, where the clients run in this program
 
-    contexts: Sequence[Context] = ()  # what the clients store between rounds, where they are here
-
-    def __init__(
-        self,
-        *,
-        wire: Wire,
-        streams: bool = False,
-        min_fit_clients: int = 0,
-        on_failure: OnFailure = unheard,
-        numel: Callable[[str, Sequence[int]], int] = lambda name, shape: math.prod(shape),
-    ) -> None:
-        self.wire, self.streams, self.min_fit_clients = wire, streams, min_fit_clients
+    def __init__(self, settings: GridSettings) -> None:
+        self.settings = settings
         self.sent = self.received = 0  # bytes of the arrays that the server sent and got in the present round
-        self.on_failure, self._numel = on_failure, numel
         self.server_round = 1
         self._last_replies: list[Message] = []
 
     def begin(self, server_round: int) -> None:
-        """What clients are sent from now on belongs to this round."""
+        """Begin a round: the messages from now on belong to it."""
         self.server_round = server_round
         self.sent = self.received = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be known of this grid to go on after a round, but for the clients' states."""
+        """Return what this grid must know to continue after a round, besides the clients' contexts."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to one client."""
+        """Return a message to one client."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """The replies to `messages`, in order; a client that does not answer in time answers with an error.
+        """Return the replies to `messages`, in order; a client that does not answer in time answers with an error.
 
-        How long it may take is the grid's to know: strategies pass the `timeout` that `Strategy.start` was given.
+        `timeout` is ignored: strategies pass the one that `Strategy.start` was given, and the grid has its own.
         """
         self._last_replies.clear()
         accepted = [self.accept(message) for message in messages]
-        if self.streams:
-            return self.enough(accepted)
-        self._last_replies = list(self.enough(accepted))
+        if self.settings.streams:
+            return self.counted_replies(accepted)
+        self._last_replies = list(self.counted_replies(accepted))
         return self._last_replies
 
     @abstractmethod
     def accept(self, message: Message) -> Message:
-        """A strategy's message as it can be sent."""
+        """Return a strategy's message in the form in which it can be sent."""
 
     @abstractmethod
     def replies(self, messages: list[Message]) -> Iterator[Message]:
-        """The answers to accepted messages, in order."""
+        """Yield the answers to accepted messages, in order."""
 
-    def enough(self, messages: list[Message]) -> Iterator[Message]:
-        """The replies; too few that can be used are found when all have come."""
+    def counted_replies(self, messages: list[Message]) -> Iterator[Message]:
+        """Yield the replies and count their bytes.
+
+        Raises:
+            TooFewClients: When all replies have come, if fewer than `min_fit_clients` can be used.
+        """
         asked = succeeded = 0
         self.sent += sum(self._bytes(message.content) for message in messages)
         for reply in self.replies(messages):
@@ -98,14 +75,14 @@ class CountingGrid(Grid):
                 asked, succeeded = asked + 1, succeeded + (not reply.has_error())
             yield reply
             del reply  # or it would stay alive while the next client trains
-        if asked and succeeded < self.min_fit_clients:
+        if asked and succeeded < self.settings.min_fit_clients:
             raise TooFewClients(
                 f"round {self.server_round}: {succeeded} of {asked} clients succeeded, fewer than "
-                f"min_fit_clients={self.min_fit_clients}"
+                f"min_fit_clients={self.settings.min_fit_clients}"
             )
 
     def _bytes(self, content: RecordDict) -> int:
-        records = (standing_for(record) for record in content.array_records.values())
-        return sum(
-            self._numel(n, array.shape) * self.wire.itemsize for record in records for n, array in record.items()
-        )
+        """Return the bytes that the arrays of a message take on their way."""
+        records = [standing_for(record) for record in content.array_records.values()]
+        numbers = sum(self.settings.numel(name, array.shape) for record in records for name, array in record.items())
+        return numbers * self.settings.wire.itemsize

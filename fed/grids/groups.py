@@ -10,7 +10,8 @@ from flwr.clientapp import ClientApp
 
 from fed.distributed.ranks import Ranks
 from fed.errors import Stopped
-from fed.grids.local import LocalGrid
+from fed.grids.local import DEFAULT_SETTINGS, LocalGrid
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
 
 SMALL = {"config": ConfigRecord, "metrics": MetricRecord}
@@ -22,29 +23,26 @@ class GroupGrid(LocalGrid):
     A client that keeps arrays between rounds stays with the group that holds them; the others go where least is to do.
 
     Args:
-        app: The app every client runs.
-        contexts: One per client; after each round all groups have the same, but for arrays.
+        app: The app that every client runs.
+        contexts: One context per client; after each round all groups have the same contexts, but for arrays.
+        settings: The settings of the grid. If the strategy streams, each group hands it the replies of its own clients
+            as they come, and `RemoteArrays` in place of the others' arrays. Otherwise every process gets all replies.
         groups: This process and those at its place in the other groups.
-        work: What each client's round is expected to cost, in any unit.
-        streams: Whether each group hands the strategy the replies of its own clients as they come, and `RemoteArrays`
-            in
-            place of the others' arrays. Otherwise every process gets all replies.
+        work: The expected cost of each client's round, in any unit.
         exchange: Called in all groups when all clients of a round are done.
-        **how: As for `LocalGrid`.
     """
 
     def __init__(
         self,
         app: ClientApp,
         contexts: Sequence[Context],
+        settings: LocalGridSettings = DEFAULT_SETTINGS,
         *,
         groups: Ranks,
         work: Sequence[float],
-        streams: bool = False,
         exchange: Callable[[], None] = lambda: None,
-        **how: Any,
     ) -> None:
-        super().__init__(app, contexts, streams=streams, **how)
+        super().__init__(app, contexts, settings)
         self._groups, self._work, self._exchange = groups, work, exchange
         self._holders: dict[int, int] = {}  # the group that holds a client's arrays
 
@@ -65,7 +63,7 @@ class GroupGrid(LocalGrid):
                 told = reply.error.reason if reply.has_error() else outline(reply.content)
                 outlines[place] = told, outline(self.contexts[nodes[place]].state)
                 mine[place] = None
-                if self.streams:
+                if self.settings.streams:
                     yield reply
                 else:
                     mine[place] = reply
@@ -78,9 +76,9 @@ class GroupGrid(LocalGrid):
             content, state = every[place]
             self._remember(nodes[place], owners[place], state)
             if isinstance(content, str):  # the client failed
-                if not self.streams or place not in mine:
+                if not self.settings.streams or place not in mine:
                     yield self.numbered(Message(Error(0, content), reply_to=message))
-            elif self.streams:
+            elif self.settings.streams:
                 if place not in mine:
                     sent = next(iter(message.content.array_records.values()), ArrayRecord())
                     elsewhere = functools.partial(_elsewhere, sent)

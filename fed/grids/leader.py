@@ -14,6 +14,7 @@ from fed.distributed.ranks import Ranks
 from fed.distributed.shards import Shards
 from fed.grids.groups import filled, outline, shapes
 from fed.grids.local import LocalGrid
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import to_record, to_tensors
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -43,7 +44,8 @@ class LeaderGrid(LocalGrid):
     """
 
     def __init__(self, grid: LocalGrid, world: Ranks, parts: Shards) -> None:
-        super().__init__(grid.app, grid.contexts, streams=grid.streams, wire=grid.wire)
+        own = LocalGridSettings(streams=grid.settings.streams, wire=grid.settings.wire)
+        super().__init__(grid.app, grid.contexts, own)
         self._grid, self._world, self._parts = grid, world, parts
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:

@@ -1,65 +1,47 @@
-"""`LocalGrid`: Flower's `Grid` inside this process. The only file that touches Flower's private names."""
+"""`LocalGrid`: Flower's `Grid` with all clients in this process. Only this file uses Flower's private names."""
 
 import functools
 import itertools
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
-from flwr.app import (
-    Context,
-    Error,
-    Message,
-    MessageType,
-    RecordDict,
-)
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.checkpoints.journal import Journal
-from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import CannotGoOn, Failed
 from fed.grids.base import CountingGrid
-from fed.grids.faults import Faults, arrays, check_reply
-from fed.grids.wire import AS_IT_IS
+from fed.grids.faults import arrays, check_reply
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import copied
 from fed.seeding import seeded_globals
 
 SERVER_NODE = -1  # clients are nodes 0 to K-1
+DEFAULT_SETTINGS = LocalGridSettings()
 
 
 class LocalGrid(CountingGrid):
     """Delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
 
-    A client that fails answers with an error, which strategies leave out, and is told to `on_failure`.
+    A client that fails answers with an error, which strategies leave out, and `on_failure` is called. If the strategy
+    streams, each client runs only when its reply is asked for.
 
     Args:
-        app: The app every client runs.
+        app: The app that every client runs.
         contexts: One context per client; node k is client k. They keep what a client stores between rounds.
-        journal: Where replies of a round are found if the run was cut off after them.
-        seed: Of what clients draw from the global generators, which depends on client and round only.
-        own: The processes that train a client together with this one.
-        faults: Failures to simulate.
-        **how: As for `CountingGrid`. If the strategy streams, each client runs only when its reply is asked for.
+        settings: The settings of the grid.
     """
 
+    settings: LocalGridSettings
+
     def __init__(
-        self,
-        app: ClientApp,
-        contexts: Sequence[Context],
-        *,
-        journal: Journal | None = None,
-        seed: int = 0,
-        own: Ranks = ALONE,
-        faults: Faults | None = None,
-        **how: Any,
+        self, app: ClientApp, contexts: Sequence[Context], settings: LocalGridSettings = DEFAULT_SETTINGS
     ) -> None:
-        super().__init__(**{"wire": AS_IT_IS, **how})
+        super().__init__(settings)
         self.app = app
         self.contexts = contexts
-        self._journal, self._seed, self._own, self._faults = journal, seed, own, faults
         self._asked: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)
         self._pending: dict[str, Message] = {}
@@ -68,7 +50,7 @@ class LocalGrid(CountingGrid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, SERVER_NODE, 0
 
     def begin(self, server_round: int) -> None:
-        """What clients are sent from now on belongs to this round."""
+        """Begin a round: the messages from now on belong to it."""
         super().begin(server_round)
         self._asked.clear()
 
@@ -78,11 +60,11 @@ class LocalGrid(CountingGrid):
 
     @property
     def run(self) -> Run:
-        """The run this grid works for."""
+        """Return the run this grid works for."""
         return self._run
 
     def get_node_ids(self) -> Iterable[int]:
-        """0 to K-1."""
+        """Return the node ids 0 to K-1."""
         return range(len(self.contexts))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -93,69 +75,70 @@ class LocalGrid(CountingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the clients these messages were sent to and return their replies."""
-        return list(self.enough([self._pending.pop(message_id) for message_id in message_ids]))
+        return list(self.counted_replies([self._pending.pop(message_id) for message_id in message_ids]))
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
-        """Run the clients that these accepted messages go to, one by one."""
+        """Run the clients that these accepted messages go to, one by one, and yield their replies."""
         yield from map(self.deliver, messages)
 
     def accept(self, message: Message) -> Message:
-        """The message with an id and with containers of its own: strategies send one `RecordDict` to every client."""
+        """Give the message an id and containers of its own: strategies send one `RecordDict` to every client."""
         message.content = RecordDict({key: copied(record) for key, record in message.content.items()})
         return self.numbered(message)
 
     def deliver(self, message: Message) -> Message:
-        """Run the client that an accepted message goes to; its reply, which may be an error."""
+        """Run the client that an accepted message goes to, and return its reply, which may be an error."""
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         context = self.contexts[node]
         self._asked[kind, node] += 1
         number = self._asked[kind, node]
         try:
-            if self._journal is None:
+            if self.settings.journal is None:
                 return self.numbered(self._attempt(message, context, number))
             what = f"{kind}-{node}-{number}"
             run = functools.partial(self._attempt, message, context, number)
-            return self.numbered(self._journal.answer(self.server_round, what, message, context, run))
+            return self.numbered(self.settings.journal.answer(self.server_round, what, message, context, run))
         except Failed as error:
             reason, details = str(error), ""
         except CannotGoOn:  # no fault of the client's
             raise
         except Exception as error:
-            if self._own.count > 1:  # the others wait for this process
+            if self.settings.own.count > 1:  # the others wait for this process
                 raise
             reason, details = f"{type(error).__name__}: {error}", traceback.format_exc()
         reason = " ".join(reason.split()) or "no reason given"
-        self.on_failure(_client_id(context), self.server_round, reason, details)
+        self.settings.on_failure(_client_id(context), self.server_round, reason, details)
         return self.numbered(Message(Error(0, reason), reply_to=message))
 
     def _attempt(self, message: Message, context: Context, number: int) -> Message:
-        """What the client answers.
+        """Return the client's answer.
 
         Raises:
-            Failed: If that cannot be used.
+            Failed: If the answer cannot be used.
         """
         node, kind, client_id = message.metadata.dst_node_id, message.metadata.message_type, _client_id(context)
+        wire, faults = self.settings.wire, self.settings.faults
         for key, record in list(message.content.array_records.items()):
-            message.content[key] = self.wire.travelled(record)
+            message.content[key] = wire.travelled(record)
         # Flower's view refers to itself and would keep the arrays alive after the client is done.
         received = dict(message.content.array_records)
         sent = arrays(message) if kind == MessageType.TRAIN else None
-        if sent is not None and self._faults is not None:
-            self._faults.before(client_id, self.server_round)
-        with seeded_globals(self._seed, f"client {kind}", node, self.server_round, number):
+        if sent is not None and faults is not None:
+            faults.before(client_id, self.server_round)
+        with seeded_globals(self.settings.seed, f"client {kind}", node, self.server_round, number):
             reply = self.app(message, context)
         if reply.has_error():
             raise Failed(reply.error.reason)
         if sent is not None:
-            if self._faults is not None:
-                self._faults.after(client_id, self.server_round, sent, reply)
-            check_reply(sent, reply, self._own)
+            if faults is not None:
+                faults.after(client_id, self.server_round, sent, reply)
+            check_reply(sent, reply, self.settings.own)
             for key in reply.content.array_records.keys() & received.keys():
-                reply.content[key] = self.wire.travelled(reply.content.array_records[key], received[key])
+                reply.content[key] = wire.travelled(reply.content.array_records[key], received[key])
         return reply
 
     def numbered(self, message: Message) -> Message:
-        """The message, with a number that no other has."""
+        """Give the message a number that no other has, and return it."""
         message.metadata.__dict__["_message_id"] = str(next(self._ids))
         return message
 

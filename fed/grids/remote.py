@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,48 +14,27 @@ from fed.errors import CannotGoOn, Failed
 from fed.grids.base import CountingGrid
 from fed.grids.faults import arrays, check_reply
 from fed.grids.nodes import Nodes
+from fed.grids.settings import RemoteGridSettings
 from fed.model.arrays import copied
 
 POLL = 0.2  # seconds between two looks for replies
 # In the config of every message to a client.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}  # metrics of a reply
-# Told client, round, "train" or "evaluate", and the metrics of a reply that can be used.
-OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 
 
 class RemoteGrid(CountingGrid):
     """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
 
-    Messages tell a client its number and what `told` holds.
-
-    Args:
-        grid: Flower's.
-        told: MODEL: the SHA-256 of the weights before any training; RUN: a name of the run, by which clients find what
-            they kept of it; SETTINGS: those of the run.
-        wait: Seconds that clients may be missing before the run ends.
-        simulated: Whether a node is whichever client it is told to be; else it is asked who it is, and to get ready.
-        timeout: Seconds from sending after which a client is left out of the round; None: none. A node that Flower
-            finds offline is left out at once.
-        on_reply: Told of each reply that can be used.
-        **how: As for `CountingGrid`.
+    Messages tell a client its number and what `settings.told` holds.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        *,
-        told: Mapping[str, str],
-        wait: float,
-        simulated: bool,
-        timeout: float | None,
-        on_reply: OnReply,
-        **how: Any,
-    ) -> None:
-        super().__init__(**how)
-        self._told = dict(told)
-        self._grid, self._wait, self._timeout, self._on_reply = grid, wait, timeout, on_reply
-        self._nodes = Nodes(grid, None if simulated else told)
+    settings: RemoteGridSettings
+
+    def __init__(self, grid: Grid, settings: RemoteGridSettings) -> None:
+        super().__init__(settings)
+        self._grid = grid
+        self._nodes = Nodes(grid, None if settings.simulated else settings.told)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent or asked for, or a round began
@@ -72,11 +51,11 @@ class RemoteGrid(CountingGrid):
         Raises:
             CannotGoOn: If they do not come.
         """
-        deadline = time.monotonic() + self._wait
+        deadline = time.monotonic() + self.settings.wait
         self._nodes.expected = expected
         while (online := len(self._nodes.online())) < expected:
             if time.monotonic() > deadline:
-                if online < max(self.min_fit_clients, 1):
+                if online < max(self.settings.min_fit_clients, 1):
                     raise CannotGoOn(self._too_few(online))
                 print(f"{online} of {expected} clients came; going on without the others", flush=True)
                 break
@@ -99,14 +78,14 @@ class RemoteGrid(CountingGrid):
             CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
         """
         found = self._nodes.online()
-        if time.monotonic() > self._since + self._wait:
+        if time.monotonic() > self._since + self.settings.wait:
             raise CannotGoOn(self._too_few(len(found)))
         return found
 
     def _too_few(self, online: int) -> str:
         return (
-            f"too few clients for process_timeout={self._wait:g} seconds: {self._nodes.described(online)}; start more "
-            "of them or lower client_num_in_total or clients_per_round"
+            f"too few clients for process_timeout={self.settings.wait:g} seconds: {self._nodes.described(online)}; "
+            "start more of them or lower client_num_in_total or clients_per_round"
         )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -135,7 +114,7 @@ class RemoteGrid(CountingGrid):
         """The answers, in the order of the messages; those that come before their turn wait."""
         sent = list(zip(self._push(messages), messages, strict=True))
         waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Message]()
-        deadline = time.monotonic() + (self._timeout or math.inf)
+        deadline = time.monotonic() + (self.settings.timeout or math.inf)
         for message_id, message in sent:
             if message_id is None:
                 yield self._failed(message, "its node has left")
@@ -152,7 +131,7 @@ class RemoteGrid(CountingGrid):
                 yield self._taken(message, found.pop(message_id))
             else:
                 waiting.discard(message_id)
-                yield self._failed(message, f"no answer within client_timeout={self._timeout:g} seconds")
+                yield self._failed(message, f"no answer within client_timeout={self.settings.timeout:g} seconds")
 
     def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
         """The replies that are there, by the message that they answer."""
@@ -170,7 +149,7 @@ class RemoteGrid(CountingGrid):
                 content[key] = self._packed(record) if isinstance(record, ArrayRecord) else copied(record)
             if not content.config_records:
                 content["config"] = ConfigRecord()
-            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self._told})
+            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self.settings.told})
             sent.append(
                 Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
             )
@@ -186,8 +165,8 @@ class RemoteGrid(CountingGrid):
         for shared in self._shared:
             if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
                 return shared
-        packed = self.wire.pack(record)
-        received = record if self.wire.dtype == "float32" else self.wire.unpack(packed)
+        packed = self.settings.wire.pack(record)
+        received = record if self.settings.wire.dtype == "float32" else self.settings.wire.unpack(packed)
         self._shared.append(_Shared(record, packed, received))
         return self._shared[-1]
 
@@ -201,7 +180,7 @@ class RemoteGrid(CountingGrid):
         received, kind = message.content.array_records, message.metadata.message_type
         try:
             for key in reply.content.array_records.keys() & received.keys():
-                reply.content[key] = self.wire.unpack(reply.content.array_records[key], received[key])
+                reply.content[key] = self.settings.wire.unpack(reply.content.array_records[key], received[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays(message), reply)
         except Failed as error:
@@ -211,13 +190,13 @@ class RemoteGrid(CountingGrid):
         metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
         if problem := _unusable(metrics):
             return self._failed(message, problem)
-        self._on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
+        self.settings.on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
 
     def _failed(self, message: Message, reason: str | None) -> Message:
         reason, _, details = (reason or "").partition("\n")
         reason = " ".join(reason.split()) or "no reason given"
-        self.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
+        self.settings.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
         return Message(Error(0, reason), reply_to=message)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from fed.distributed.ranks import Ranks, arrange
 from fed.grids.groups import GroupGrid, share_out
+from fed.grids.local import DEFAULT_SETTINGS
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
 from fed.tracking.log import Log, Relay
 from fed.tracking.tracker import Tracker
@@ -75,9 +78,12 @@ def messages(nodes: list[int], *, keep: bool) -> list[Message]:
     return [Message(RecordDict({"config": ConfigRecord({"keep": keep}), "arrays": arrays}), n, "train") for n in nodes]
 
 
-def grid_of(trained: list[int], **changes: Any) -> GroupGrid:
+def grid_of(
+    trained: list[int], settings: LocalGridSettings = DEFAULT_SETTINGS, exchange: Callable[[], None] = lambda: None
+) -> GroupGrid:
     contexts = [Context(0, node, {"partition-id": node}, RecordDict(), {}) for node in range(4)]
-    return GroupGrid(keeping_app(trained), contexts, groups=groups_of(2), work=[1.0, 1.0, 1.0, 4.0], **changes)
+    work = [1.0, 1.0, 1.0, 4.0]
+    return GroupGrid(keeping_app(trained), contexts, settings, groups=groups_of(2), work=work, exchange=exchange)
 
 
 def told(reply: Message) -> tuple[int, dict[str, Any], list[float] | None]:
@@ -139,7 +145,7 @@ def test_only_clients_that_keep_arrays_stay_with_their_group(keep: bool, expecte
 
 def streamed() -> dict[str, Any]:
     trained: list[int] = []
-    grid = grid_of(trained, streams=True)
+    grid = grid_of(trained, LocalGridSettings(streams=True))
     replies = iter(grid.send_and_receive(messages([1, 3, 0, 2], keep=False)))
     before = list(trained)
     first = next(replies)

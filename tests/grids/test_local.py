@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fed.errors import TooFewClients
 from fed.grids.local import LocalGrid
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import to_record
 
 
@@ -67,7 +68,7 @@ def test_every_client_gets_containers_of_its_own():
 
 def test_streaming_runs_a_client_only_when_its_reply_is_asked_for():
     ran: list[int] = []
-    grid = LocalGrid(counting_app(ran), contexts(3), streams=True)
+    grid = LocalGrid(counting_app(ran), contexts(3), LocalGridSettings(streams=True))
     replies = iter(grid.send_and_receive(messages(content(), [0, 1, 2])))
     assert ran == []
     next(replies)
@@ -114,7 +115,8 @@ def failing_app() -> ClientApp:
 @pytest.mark.parametrize("streams", [False, True])
 def test_clients_that_fail_answer_with_their_reason(streams: bool):
     told = []
-    grid = LocalGrid(failing_app(), contexts(7), streams=streams, on_failure=lambda *failure: told.append(failure))
+    settings = LocalGridSettings(streams=streams, on_failure=lambda *failure: told.append(failure))
+    grid = LocalGrid(failing_app(), contexts(7), settings)
     grid.begin(4)
     record = RecordDict({"arrays": to_record({"a": torch.zeros(2)})})
     replies = list(grid.send_and_receive(messages(record, list(range(7)))))
@@ -138,9 +140,9 @@ def test_clients_that_fail_answer_with_their_reason(streams: bool):
 def test_a_round_with_too_few_clients_ends_the_run(streams: bool):
     record = RecordDict({"arrays": to_record({"a": torch.zeros(2)})})
     for needed, nodes in ((2, [5, 0, 5]), (1, [5]), (0, [0])):
-        grid = LocalGrid(failing_app(), contexts(7), streams=streams, min_fit_clients=needed)
+        grid = LocalGrid(failing_app(), contexts(7), LocalGridSettings(streams=streams, min_fit_clients=needed))
         assert len(list(grid.send_and_receive(messages(record, nodes)))) == len(nodes)
-    grid = LocalGrid(failing_app(), contexts(7), streams=streams, min_fit_clients=3)
+    grid = LocalGrid(failing_app(), contexts(7), LocalGridSettings(streams=streams, min_fit_clients=3))
     with pytest.raises(TooFewClients, match="round 1: 2 of 3 clients succeeded, fewer than min_fit_clients=3"):
         list(grid.send_and_receive(messages(record, [5, 0, 5])))
 
@@ -156,7 +158,7 @@ def test_what_clients_draw_depends_on_client_and_round_and_leaves_the_generators
 
     def draws(seed: int, server_round: int, nodes: list[int]) -> list[tuple[float, float, float]]:
         drawn.clear()
-        grid = LocalGrid(app, contexts(2), seed=seed)
+        grid = LocalGrid(app, contexts(2), LocalGridSettings(seed=seed))
         grid.begin(server_round)
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
         list(grid.send_and_receive(messages(content(), nodes)))
@@ -210,7 +212,7 @@ def test_what_a_client_was_sent_is_free_when_it_is_done():
         content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"n": 1})})
         return Message(content, reply_to=message)
 
-    grid = LocalGrid(app, contexts(1), streams=True)
+    grid = LocalGrid(app, contexts(1), LocalGridSettings(streams=True))
     try:
         for number in range(3):
             tensor = torch.full((3,), float(number))

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 import fed.grids.remote
 from fed.errors import CannotGoOn, TooFewClients
 from fed.grids.remote import RemoteGrid
+from fed.grids.settings import RemoteGridSettings
 from fed.grids.wire import AS_IT_IS, Wire
 from fed.model.arrays import to_record, to_tensors
 from support.flower_grid import FlowerGrid
@@ -47,7 +48,7 @@ def made(configs, **how):
     usual = {"told": {"model": "abc"}, "wait": 0.5, "simulated": False, "timeout": None, "wire": AS_IT_IS}
     usual["on_failure"] = lambda *failure: told.append(failure)
     usual["on_reply"] = lambda *reply: told.append(reply)
-    return RemoteGrid(flower, **{**usual, **how}), flower, seen, told
+    return RemoteGrid(flower, RemoteGridSettings(**{**usual, **how})), flower, seen, told
 
 
 def messages(clients):
@@ -202,7 +203,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
         except ValueError as error:
             return Message(Error(0, str(error)), reply_to=message)
 
-    grid = RemoteGrid(flower, wait=0.5, simulated=False, min_fit_clients=2, **how)
+    grid = RemoteGrid(flower, RemoteGridSettings(wait=0.5, simulated=False, min_fit_clients=2, **how))
     grid.gather(1)
     assert len(seen) == 2 and "cannot take part: not ready" in capsys.readouterr().out
     refused = next(node for node in flower.online if node not in grid._nodes.by_client().values())

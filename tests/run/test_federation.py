@@ -16,12 +16,13 @@ from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from clients.trainer import LocalTrainer
 from fed.config import components, schema
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import load_arrays, model_tensors, snapshot, to_tensors
 from fed.model.evaluation import Evaluation, evaluate_pairs
 from fed.model.policy import Policy
 from fed.model.references import with_reference
 from fed.seeding import seed_globals
-from fed.simulation import simulate
+from fed.simulation import ServerSide, simulate
 from losses.sft import sft
 from server.app import server_app
 from server.evaluate import ServerEvaluation
@@ -60,14 +61,17 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
         always_accuracy=asks(strategy, "needs_server_accuracy"),
     )  # fmt: skip
     seed_globals(0, "test")
-    final = simulate(
+    server = ServerSide(
         partial(server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=rounds),
         snapshot(model_tensors(policy.model)),
         evaluation,
+        on_traffic=lambda *traffic: log.traffic.append(traffic),
+    )
+    final = simulate(
+        server,
         client_app(LocalTrainer(policy, settings), pairs, log, mods=mods),
         range(clients),
-        streams=getattr(strategy, "streams", False),
-        on_traffic=lambda *traffic: log.traffic.append(traffic),
+        LocalGridSettings(streams=getattr(strategy, "streams", False)),
     )
     load_arrays(policy.model, final)
     return to_tensors(snapshot(model_tensors(policy.model))), log

@@ -26,11 +26,12 @@ from fed.checkpoints.contexts import Contexts, asked
 from fed.checkpoints.journal import Journal
 from fed.distributed.ranks import ALONE, ONE_PROCESS
 from fed.distributed.shards import Shards
+from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import model_tensors, snapshot, to_record
 from fed.model.policy import Policy
 from fed.model.references import weights_hash, with_reference
 from fed.seeding import seed_globals
-from fed.simulation import Persistence, simulate
+from fed.simulation import Persistence, ServerSide, simulate
 from fed.tracking.log import Recorder
 from fed.tracking.tracker import Tracker
 from server.app import server_app
@@ -113,16 +114,14 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
             rounds.end()
             return MetricRecord({"validation_accuracy": 0.5})
 
-        simulate(
+        server = ServerSide(
             partial(server_app, strategy=strategy, train_config=ConfigRecord(), num_rounds=ROUNDS),
             initial,
             evaluate,
-            client_app(FirstVisits([pairs] * num_clients, columns), tracker, persists),
-            range(num_clients),
-            streams=True,
-            persistence=Persistence(checkpointer, {"strategy": StrategyState(strategy), "log": tracker}),
-            journal=journal,
+            Persistence(checkpointer, {"strategy": StrategyState(strategy), "log": tracker}),
         )
+        client = client_app(FirstVisits([pairs] * num_clients, columns), tracker, persists)
+        simulate(server, client, range(num_clients), LocalGridSettings(streams=True, journal=journal))
     return rounds
 
 
