@@ -26,6 +26,7 @@ from fed.data.tokens import Example, tokenize
 from fed.distributed.launch import is_rank, local_ranks
 from fed.distributed.ranks import Mesh, Ranks, arrange
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.model.policy import Policy
 from fed.seeding import seed_globals
 from losses.trial import stands_alone
@@ -180,14 +181,11 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
     seed_globals(config.seed, "model")
     return load_policy(
         replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
-        device=device,
-        activation_checkpointing=config.activation_checkpointing,
+        Placement(device, mesh, config.trainer == "TensorParallelTrainer", config.cpu_offload),
         lora=config.lora,
         layout=Layout(**{name: getattr(config, name) for name in Layout.__dataclass_fields__}),
         max_length=config.max_length,
-        mesh=mesh,
-        tensor_parallel=config.trainer == "TensorParallelTrainer",
-        cpu_offload=config.cpu_offload,
+        activation_checkpointing=config.activation_checkpointing,
     )
 
 

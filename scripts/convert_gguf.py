@@ -15,6 +15,7 @@ import transformers
 
 from fed.config.schema import ModelSettings
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.model.policy import save_policy
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        save_policy(load_policy(ModelSettings(gguf_file=file), device=torch.device("cpu")), Path(folder))
+        save_policy(load_policy(ModelSettings(gguf_file=file), Placement(torch.device("cpu"))), Path(folder))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

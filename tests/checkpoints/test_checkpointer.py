@@ -26,6 +26,7 @@ from fed.errors import CannotGoOn, CannotWrite
 from fed.model import weight_files
 from fed.model.arrays import TensorArray, to_record, to_tensors
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.seeding import seed_globals
 from support.ranks import in_ranks
 
@@ -559,7 +560,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(
 def sharded(seed: int, groups: int) -> tuple[Any, Mesh]:
     mesh = arrange(groups, torch.device("cpu"))
     seed_globals(seed, "model")
-    policy = load_policy(ModelSettings(), device=torch.device("cpu"), layout=Layout(), max_length=64, mesh=mesh)
+    policy = load_policy(ModelSettings(), Placement(torch.device("cpu"), mesh), layout=Layout(), max_length=64)
     return policy.model, mesh
 
 

@@ -7,6 +7,7 @@ from fed.config.schema import ModelSettings
 from fed.data.collate import Layout
 from fed.distributed.ranks import arrange
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.model.policy import Policy
 from fed.model.samples import generate
 from fed.seeding import seed_globals
@@ -18,7 +19,7 @@ TEXTS = ("Hel", "Hello", "Hello you", "He", "Hello you there")
 
 def demo_policy() -> Policy:
     seed_globals(0, "model")
-    return load_policy(ModelSettings(), device=CPU, layout=Layout(), max_length=64, mesh=arrange(1, CPU))
+    return load_policy(ModelSettings(), Placement(CPU, arrange(1, CPU)), layout=Layout(), max_length=64)
 
 
 def drawn(temperature: float, seed: int = 0, batch_size: int = 2, end: int = 256) -> list[tuple[int, ...]]:

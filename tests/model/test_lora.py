@@ -22,6 +22,7 @@ from fed.model.arrays import model_tensors, snapshot
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.loading import load_policy
 from fed.model.lora import adapter_off, add_adapter, base_state, save_model
+from fed.model.placement import Placement
 from fed.model.policy import Policy, pair_logps, save_policy
 from fed.model.references import weights_hash, with_reference
 from run import experiment
@@ -57,7 +58,7 @@ def load(r: int = 4, *, lora: dict[str, Any] | None = None, checkpointing: bool 
     torch.manual_seed(0)
     settings = LoraSettings(r=r, **(lora or {}))
     return load_policy(
-        ModelSettings(**model), device=torch.device("cpu"), activation_checkpointing=checkpointing, lora=settings
+        ModelSettings(**model), Placement(torch.device("cpu")), activation_checkpointing=checkpointing, lora=settings
     )
 
 

@@ -18,6 +18,7 @@ from fed.model import policy as policy_module
 from fed.model.demo import demo_tokenizer
 from fed.model.evaluation import evaluate
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.model.policy import Policy, response_logps, save_policy
 from fed.model.references import weights_hash, with_reference
 from losses.preference import dpo
@@ -38,7 +39,7 @@ def no_progress_bars():
 def load(name: object = "demo", *, activation_checkpointing: bool = False, **more: object) -> Policy:
     torch.manual_seed(0)
     settings = ModelSettings(name_or_path=None if name is None else str(name), **more)
-    return load_policy(settings, device=CPU, activation_checkpointing=activation_checkpointing)
+    return load_policy(settings, Placement(CPU), activation_checkpointing=activation_checkpointing)
 
 
 def refusal(name: object = "demo", **more: object) -> str:

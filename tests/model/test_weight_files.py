@@ -15,6 +15,7 @@ from fed.errors import CannotWrite
 from fed.files import writing
 from fed.model import weight_files
 from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.seeding import seed_globals
 from support.ranks import in_ranks
 
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 def weights(seed: int, groups: int) -> tuple[dict[str, Tensor], object]:
     mesh = arrange(groups, CPU)
     seed_globals(seed, "model")
-    policy = load_policy(ModelSettings(), device=CPU, layout=Layout(), max_length=64, mesh=mesh)
+    policy = load_policy(ModelSettings(), Placement(CPU, mesh), layout=Layout(), max_length=64)
     return {name: weight.detach() for name, weight in policy.model.named_parameters()}, mesh
 
 

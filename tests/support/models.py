@@ -1,18 +1,16 @@
-"""Small models, and GGUF files of them."""
+"""GGUF files of small models."""
 
 from pathlib import Path
 
 import gguf
 import numpy as np
-import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from fed.model.demo import demo_model, demo_tokenizer
+from fed.model.demo import demo_tokenizer
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """The model in float32, with a byte-level tokenizer of as many tokens: "ab" in place of the byte 0."""
+    """Write the model in float32 with a byte-level tokenizer of as many tokens, "ab" in place of the byte 0."""
     config, tokenizer = model.config, demo_tokenizer()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -46,31 +44,6 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory) -> Path:
-    """A two-layer GPT-2 as an HF directory: embeddings tied, dropout 0.1 in its configuration."""
-    directory = tmp_path_factory.mktemp("gpt2")
-    tokenizer = demo_tokenizer()
-    end = tokenizer.eos_token_id
-    torch.manual_seed(1)
-    config = GPT2Config(
-        vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=end, eos_token_id=end
-    )
-    GPT2LMHeadModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Path:
-    """The demo model as an HF directory."""
-    directory = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(2)
-    demo_model(demo_tokenizer()).save_pretrained(directory)
-    demo_tokenizer().save_pretrained(directory)
-    return directory
 
 
 GGUF_NAMES = {

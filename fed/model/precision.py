@@ -1,0 +1,45 @@
+"""The dtypes that a model's weights are kept in and computed in."""
+
+import torch
+
+from fed.config.schema import ModelSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def weights_dtype(settings: ModelSettings) -> torch.dtype:
+    """Return the dtype that weights are kept in.
+
+    Raises:
+        ValueError: If the dtype is unknown, or the reference would have another one.
+    """
+    dtype = _dtype("model.policy_dtype", settings.policy_dtype)
+    if settings.reference_dtype not in (None, settings.policy_dtype):
+        raise ValueError(
+            f"model.reference_dtype={settings.reference_dtype} differs from policy_dtype={settings.policy_dtype}: "
+            "round 0 would measure rounding noise instead of ties; leave it null"
+        )
+    return dtype
+
+
+def compute_dtype(settings: ModelSettings) -> torch.dtype | None:
+    """Return the dtype that forward passes compute in; None: that of the weights.
+
+    Raises:
+        ValueError: If the dtype is unknown, or has more bits than the weights.
+    """
+    if settings.fsdp_policy_mp in (None, settings.policy_dtype):
+        return None
+    dtype = _dtype("model.fsdp_policy_mp", settings.fsdp_policy_mp)
+    if dtype == torch.float32:
+        raise ValueError(
+            f"precision=float32 (or model.fsdp_policy_mp=float32) is not less than policy_dtype="
+            f"{settings.policy_dtype}; set policy_dtype=float32, or leave precision out"
+        )
+    return dtype
+
+
+def _dtype(key: str, name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"{key}={name} is not a dtype; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,64 @@
+"""A model with all its weights in the memory of one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fed.config.schema import LoraSettings, ModelSettings
+from fed.model.archive import load_archive
+from fed.model.lora import add_adapter
+from fed.model.pretrained import load_model
+
+
+@dataclass(frozen=True)
+class Source:
+    """The settings and objects that a model is made from."""
+
+    settings: ModelSettings
+    tokenizer: Any
+    dtype: torch.dtype  # of the weights
+    compute_dtype: torch.dtype | None  # None: that of the weights
+    lora: LoraSettings | None
+
+
+def whole_model(source: Source) -> Any:
+    """Load the model with all its weights into main memory, with the archive's weights and the adapter if asked for.
+
+    Raises:
+        ValueError: If something cannot be loaded or does not fit.
+    """
+    model = load_model(source.settings, source.tokenizer, source.dtype)
+    if source.settings.archive is not None:
+        load_archive(model, Path(source.settings.archive).expanduser())
+    prepare(model, source)
+    return model
+
+
+def prepare(model: Any, source: Source) -> None:
+    """Check `model.block_name` and add the adapter, if the settings have them.
+
+    Raises:
+        ValueError: If the model has no such block, or no such layer for the adapter.
+    """
+    if source.settings.block_name is not None:
+        _check_block_name(model, source.settings.block_name)
+    if source.lora is not None and source.lora.r:
+        add_adapter(model, source.lora, _home(source.settings))
+
+
+def _check_block_name(model: Any, block_name: str) -> None:
+    classes = {type(module).__name__ for module in model.modules()}
+    if block_name not in classes:
+        repeated = sorted(name for name in classes if "Block" in name or "Layer" in name)
+        raise ValueError(f"model.block_name={block_name} is no module of the model; it has {', '.join(repeated)}")
+
+
+def _home(settings: ModelSettings) -> str | None:
+    """Return the directory or hub name that alone gives the loaded weights; None: there is none."""
+    name = settings.name_or_path
+    if name is None or name == "demo" or settings.gguf_file is not None or settings.archive is not None:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
