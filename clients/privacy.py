@@ -7,7 +7,7 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fed.config.flower import KIND, LEAST
-from fed.config.schema import PrivacySettings
+from fed.config.groups import PrivacySettings
 from fed.errors import Failed
 from fed.privacy import classical_epsilon, local_sensitivity, moved
 from fed.seeding import unseed_noise

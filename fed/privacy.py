@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 
-from fed.config.schema import PrivacySettings
+from fed.config.groups import PrivacySettings
 from fed.model.arrays import to_record, to_tensors
 
 

@@ -10,14 +10,12 @@ from omegaconf import OmegaConf
 
 from fed.config.checks import Request
 from fed.config.schema import Config
+from fed.config.scopes import on_resume
 from fed.tracking.run_folder import CONFIG, ENVIRONMENT, newest_run
 
 LATEST = "latest"
-FINDS = ("resume", "output_dir", "exp_name")  # keys that say which run is meant
-MAY_CHANGE = (
-    *("comm_round", "checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
-    *("process_timeout", "client_timeout", "min_fit_clients"),
-)
+FINDS = on_resume("finds")  # keys that say which run is meant
+MAY_CHANGE = on_resume("free")
 # What environment.json must say, and how.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
 # What decides the last bits of a run: the same versions, on the same processor.
@@ -45,7 +43,11 @@ def resumed(settings: Request) -> Request:
             raise ValueError(f"{key} has no effect with resume={typed.resume}, which names the run; leave it out")
     began, environment = _config(folder), _environment(folder)
     if (began.engine == "flower") != (typed.engine == "flower"):
-        how = "flwr run . NAME -c 'resume=\"FOLDER\"'" if began.engine == "flower" else "python main.py resume=FOLDER"
+        how = (
+            "flwr run . NAME -c 'settings=\"resume=FOLDER\"'"
+            if began.engine == "flower"
+            else "python main.py resume=FOLDER"
+        )
         raise ValueError(f"resume={folder} is a run that goes on with: {how}")
     changed = {key: getattr(typed, key) for key in MAY_CHANGE if key in settings.given}
     if began.cpu_matmul == "auto" and environment["library"]:

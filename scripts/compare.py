@@ -25,7 +25,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import explain, schema
-from fed.config.checks import CHOICES
 from fed.reports import compare_png, page, statistics, tables
 from fed.reports.runs import Method, Run
 from scripts.compare_runs import Runner, Wanted, method_arguments, reads
@@ -104,7 +103,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     own: dict[str, object] = {}
     typed = []
     parsers: dict[str, Callable[[str], object]] = {
-        "modes": lambda text: _listed("modes", text, CHOICES["mode"]),
+        "modes": lambda text: _listed("modes", text, schema.every_key()["mode"].choices),
         "strategies": lambda text: _listed("strategies", text),
         "seeds": lambda text: [_number("seeds", seed, 0) for seed in _listed("seeds", text)],
         "runs_at_a_time": lambda text: _number("runs_at_a_time", text, 1),

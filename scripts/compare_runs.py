@@ -14,27 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.types import RunMode
-from omegaconf import OmegaConf
-
-from fed.config.arguments import check_arguments
-from fed.config.checks import checked
-from fed.config.effect import READ_BY_GROUP
+from fed.config import composing, effect
+from fed.config.schema import CONFIG_DIR, every_key
+from fed.config.scopes import of_role
 from fed.reports.runs import Run
 from fed.tracking.run_folder import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "config"
-# Keys that say where a run is kept, or that a run that goes on may have otherwise, not what it is.
-NOT_WHAT = {
-    *("output_dir", "cache_dir", "exp_name", "resume", "num_threads", "cpu_matmul", "process_timeout"),
-    *("checkpoint_every", "checkpoint_keep", "checkpoint_within_round"),
-}
-# Keys of a federation, which training without one has no use for.
-OF_FEDERATION = {
-    *("temp", "weighting", "decay_rate", "decay_target", "clients_in_parallel", "min_fit_clients", "privacy")
-}
+# Keys that say where a run is kept, or that a resumed run may have otherwise: they do not make it another run.
+NOT_WHAT = of_role("place", "upkeep")
+OF_FEDERATION = ("strategy", "privacy", "faults")  # groups that training without a federation has no use for
 
 
 @dataclass(frozen=True)
@@ -58,16 +47,7 @@ class Wanted:
         Raises:
             ValueError, HydraException, OmegaConfBaseException: If they are refused.
         """
-        typed = list(self.arguments)
-        check_arguments(typed)
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            composed = compose("config", typed, return_hydra_config=True)
-        if composed.hydra.mode == RunMode.MULTIRUN:
-            raise ValueError("experiment= names a sweep, each of whose runs has other settings; run it with main.py")
-        choices = dict(composed.hydra.runtime.choices)
-        OmegaConf.set_struct(composed, False)
-        del composed["hydra"]
-        return _what(asdict(checked(composed, typed, choices).config))
+        return _what(asdict(composing.request(self.arguments).config))
 
     def found(self) -> Run | None:
         """The newest finished run with these settings, or else the newest that was cut off."""
@@ -99,17 +79,20 @@ def method_arguments(mode: str, strategy: str, variant: Sequence[str], typed: Se
 
 def reads(mode: str, strategy: str, key: str) -> bool:
     """Whether a method has a use for a key."""
+    known = every_key().get(key)
     if mode != "federated":
-        return key not in OF_FEDERATION and not key.startswith(("strategy.", "faults.", "privacy."))
+        idle = known is not None and any(idle.key == "mode" and idle.applies(mode) for idle in known.idle)
+        federated = known is not None and known.scope.federated_only
+        return not (idle or federated or key.split(".")[0] in OF_FEDERATION)
     text = _strategy_file(strategy)
     if key.startswith("strategy."):
         return re.search(rf"^\s*{re.escape(key.removeprefix('strategy.'))}:", text, re.MULTILINE) is not None
-    group, read = READ_BY_GROUP.get(key, ("", ""))
-    return group != "strategy" or f"${{{read}}}" in text
+    group, read = (known and known.read_by) or ("", "")
+    return group != "strategy" or effect.reads(text, read)
 
 
 def _strategy_file(strategy: str) -> str:
-    path = CONFIGS / "strategy" / f"{strategy}.yaml"
+    path = CONFIG_DIR / "strategy" / f"{strategy}.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""  # composing says what there is
 
 

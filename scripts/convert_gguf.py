@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import transformers
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
 from fed.model.policy import save_policy

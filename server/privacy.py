@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fed.config.schema import PrivacySettings
+from fed.config.groups import PrivacySettings
 from fed.privacy import accountant, epsilon, moved
 from fed.seeding import unseed_noise
 from server.strategies import FeDPO, StreamingFedAvg

@@ -71,7 +71,7 @@ def test_multirun_makes_one_folder_per_run_and_leaves_nothing_else(command_line:
     assert [path.name for path in result.folder.iterdir()] == ["runs"]
     rounds = [yaml.safe_load((run / "config.yaml").read_text())["comm_round"] for run in result.runs]
     assert sorted(rounds) == [1, 2]
-    assert not main.config.scratch().exists()
+    assert not main.schema.scratch().exists()
 
 
 def squeezed(policy: Logps, reference: Logps | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Checks of what is typed, before it is composed: what Hydra would take in silence, and secrets."""
+"""Checks of the command line before Hydra composes it: mistakes that Hydra would accept, and secrets."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SECRET_VARIABLE = re.compile("(token|secret|password|passwd|(api|access|private|
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would take in silence or give up on without naming it.
+    """Refuse arguments that Hydra would accept silently, or reject without naming them.
 
     Raises:
         ValueError: Naming the argument, what was expected, and the way out.
@@ -50,7 +50,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _check_text(argument: str) -> None:
-    """What is typed becomes names of folders and is kept in files."""
+    """Refuse text that cannot be kept in files and names of folders, and secrets, which must not be."""
     try:
         argument.encode()
     except UnicodeEncodeError as error:
@@ -68,7 +68,7 @@ def _check_text(argument: str) -> None:
 
 
 def _check_flags(arguments: Sequence[str]) -> None:
-    """Flags that Hydra does not know, and one that would run the code of a pickle."""
+    """Refuse flags that Hydra does not know, and the one that would run the code of a pickle."""
 
     def refuse(message: str) -> NoReturn:
         raise ValueError(f"{message}; python main.py --help lists what can be said")

@@ -1,4 +1,4 @@
-"""Losses, strategies and partitioners from YAML: a dotted path and its keyword arguments, no registry."""
+"""Losses, strategies and partitioners made from YAML: a dotted path and its keyword arguments."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ WORDS: dict[Any, str] = {
 
 
 def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
-    """What `node["_target_"]` returns when called with the node's other values; nested nodes first.
+    """Call `node["_target_"]` with the node's other values and return its result; nested nodes are made first.
 
     Args:
         group: Name of the configuration group, for messages: "strategy", "partition".
@@ -40,7 +40,7 @@ def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
 
 
 def bind(group: str, node: Mapping[str, Any], given: Collection[str]) -> functools.partial[Any]:
-    """The function `node["_target_"]`, called with two tensors' worth of log-probs, with the node's other values bound.
+    """Return the function `node["_target_"]` with the node's other values bound; two arguments are left: log-probs.
 
     Raises:
         ValueError: If the path cannot be imported, does not take a value, or lacks one.
@@ -51,7 +51,7 @@ def bind(group: str, node: Mapping[str, Any], given: Collection[str]) -> functoo
 
 
 def imported(key: str, path: str) -> Any:
-    """The callable at a dotted path.
+    """Import the callable at a dotted path.
 
     Raises:
         ValueError: If there is none.
@@ -74,10 +74,10 @@ def imported(key: str, path: str) -> Any:
 
 
 def check_call(name: str, function: Callable[..., Any], supplied: int, values: Mapping[str, Any]) -> None:
-    """Refuse a function that could not be called so.
+    """Refuse a function that cannot be called with so many positional values and these keyword arguments.
 
     Raises:
-        ValueError: If it does not take `supplied` values by position and these keyword arguments.
+        ValueError: If its signature does not take them.
     """
     try:
         signature = inspect.signature(function)
@@ -92,11 +92,16 @@ def check_call(name: str, function: Callable[..., Any], supplied: int, values: M
 def _target_and_values(
     group: str, node: Mapping[str, Any], given: Collection[str], supplied: int = 0
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The callable and the values meant for it, of the types it asks for.
+    """Return the callable and the values meant for it; values of the wrong type are refused.
 
-    A target typed on the command line inherits the values of the file it replaces, and a typed file those of a preset:
-    what it does not take is dropped, but a value that was itself typed is never dropped in silence. `supplied`: how
-    many come by position at each call.
+    A target typed on the command line inherits the values of the file it replaces, and a typed file those of a preset.
+    A value that the target does not take is dropped, or refused if it was itself typed.
+
+    Args:
+        group: Name of the configuration group.
+        node: Resolved group node.
+        given: Keys typed on the command line.
+        supplied: Number of values that come by position at each call.
     """
     target = imported(f"{group}._target_", node["_target_"])
     values = {key: value for key, value in node.items() if key != "_target_"}
@@ -119,7 +124,10 @@ def _target_and_values(
 
 
 def _parameters(target: Callable[..., Any], supplied: int) -> dict[str, Any] | None:
-    """Keyword arguments with their types; None: any. A class that passes **kwargs on takes what its bases take."""
+    """Return the keyword arguments with their types, or None if any are taken.
+
+    A class that passes **kwargs on also takes what its bases take.
+    """
     if isinstance(target, type):
         functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
         supplied = 1  # self
@@ -149,7 +157,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether YAML's value is of this type; true where the type is none of YAML's own."""
+    """Return True if YAML's value has this type, or if the type is one that YAML does not know."""
     kinds = _kinds(hint)
     if any(kind not in WORDS for kind in kinds):
         return True

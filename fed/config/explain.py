@@ -1,15 +1,14 @@
-"""Complaints about the command line, as one line that names the way out."""
+"""Messages about the command line, in one line that names the way out."""
 
 import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from fed.config.schema import OPEN_GROUPS, PRESETS, Config, keys
+from fed.config.schema import CONFIG_DIR, OPEN_GROUPS, PRESETS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -30,7 +29,7 @@ REFUSED = {
 
 
 def explain(message: str) -> str:
-    """Hydra's and OmegaConf's complaint about the command line as one line that names the way out."""
+    """Rewrite the message of an exception of Hydra's or OmegaConf's as one line that names the way out."""
     full_key = re.search(r"full_key: (\S+)", message)
     message = re.sub(r"(?m)^\s*(full_key|object_type|reference_type|Set the|See https).*$", "", message)
     text = " ".join(message.split())
@@ -59,33 +58,33 @@ def explain(message: str) -> str:
 
 
 def malformed(argument: str) -> str:
-    """Told of an argument that is no setting."""
+    """Return the message about an argument that is no setting."""
     return f"{argument!r} is no setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
 
 
 def unknown(key: str) -> str:
-    """Told of a key that is not in the schema: why it is refused, or the nearest one that exists."""
+    """Return the message about a key that is not in the schema: why it is refused, or the nearest key that exists."""
     refused = REFUSED.get(key) or REFUSED.get(key.split(".")[0])
     if refused:
         return f"{key} is refused: {refused}"
     group = key.split(".")[0]
     own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in OPEN_GROUPS else ""
     near = nearest(key, [*keys(), PRESETS, *group_keys()])
-    return f"unknown key {key}{near}; every key is in fed/config/schema.py and config/{own}"
+    return f"unknown key {key}{near}; docs/settings.md lists every key{own}"
 
 
 def group_keys() -> list[str]:
-    """Dotted parameters of all files of the groups whose keys the schema leaves open."""
+    """Return the dotted parameters in all files of the groups whose keys the schema leaves open."""
     found = set()
     for group in OPEN_GROUPS:
-        for path in (Path(__file__).parents[2] / "config" / group).glob("*.yaml"):
+        for path in (CONFIG_DIR / group).glob("*.yaml"):
             node: Any = OmegaConf.to_container(OmegaConf.load(path))
             found |= {f"{group}.{key}" for key in node.get(group, node)}
     return sorted(found)
 
 
 def _expected(key: str) -> str:
-    """What the schema wants, in words, with the default as an example."""
+    """Return the type that the schema wants for a key, in words."""
     schema: Any = Config
     for name in key.split("."):
         item = {item.name: item for item in fields(schema)}.get(name) if is_dataclass(schema) else None
@@ -102,12 +101,16 @@ def _expected(key: str) -> str:
 
 
 def listed(choices: Iterable[str]) -> str:
-    """The choices, with commas."""
+    """Return the choices, with commas."""
     return ", ".join(choices)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name with the same last part, or that begins `name` or is begun by it, or that looks most like it."""
+    """Return " (nearest: NAME)" with the known name that is most like `name`.
+
+    A name with the same last part comes first, then one that begins `name` or that `name` begins, then one spelled
+    alike.
+    """
     known = list(known)
     parent, _, last = name.rpartition(".")
     same = [other for other in known if other.rpartition(".")[2] == last]

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fed.config.schema import FaultSettings
+from fed.config.groups import FaultSettings
 from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed
 from fed.model.arrays import to_record, to_tensors

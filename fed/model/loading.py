@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fed.config.schema import LoraSettings, ModelSettings
+from fed.config.groups import LoraSettings, ModelSettings
 from fed.data.collate import PADDED, Layout
 from fed.distributed.ranks import ALONE
 from fed.model.placement import Placement, move

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fed.config.schema import LoraSettings
+from fed.config.groups import LoraSettings
 from fed.distributed.shards import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter

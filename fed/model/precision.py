@@ -2,7 +2,7 @@
 
 import torch
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.model.demo import demo_model, demo_tokenizer
 
 # Has transformers name the weights that it left random, instead of a log line or an exception that names none.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fed.config.schema import LoraSettings, ModelSettings
+from fed.config.groups import LoraSettings, ModelSettings
 from fed.model.archive import load_archive
 from fed.model.lora import add_adapter
 from fed.model.pretrained import load_model

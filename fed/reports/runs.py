@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from fed.config.scopes import of_role
 from fed.tracking.line_files import read_lines
 from fed.tracking.metrics import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
 from fed.tracking.run_folder import CONFIG, ENVIRONMENT
 
 PARTITION_FILE = "partition.json"
 # Keys that say which repetition a run is or where it is kept, not what it tries.
-OF_THE_RUN = {"seed", "exp_name", "output_dir", "cache_dir", "resume"}
+OF_THE_RUN = of_role("repetition", "place")
 
 
 @dataclass(frozen=True)

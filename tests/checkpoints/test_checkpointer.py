@@ -18,7 +18,7 @@ from fed import files
 from fed.checkpoints import checkpointer, contexts, serialize
 from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.checkpoints.contexts import ClientFiles, Contexts
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.data.collate import Layout
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.distributed.shards import Shards

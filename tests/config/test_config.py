@@ -1,5 +1,6 @@
 """The command line's checks: what is composed, what is refused, and in which words."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from fed.config import checks, components, effect
+from fed.config import components
 from fed.config.arguments import check_arguments
 from fed.config.checks import checked
 from fed.config.explain import REFUSED, explain
-from fed.config.schema import GROUPS, PRESETS, keys
+from fed.config.meaning import value_of
+from fed.config.schema import GROUPS, PRESETS, Config, every_key, keys
 from support.configured import DEFAULTS, chosen, composed, settings_of
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -106,9 +108,9 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("strategy=dp_client_adaptive client_mods=[]", "client_mods=[] adaptiveclipping_mod clip"),
         ("privacy.kind=dp", "privacy.kind=dp unknown central_dp local_dp"),
         ("privacy=central_dp privacy.clipping=nobody", "privacy.clipping=nobody server client"),
-        ("privacy=central_dp privacy.noise_multiplier=0", "privacy.noise_multiplier=0 above 0"),
+        ("privacy=central_dp privacy.noise_multiplier=0", "privacy.noise_multiplier=0 more than 0"),
         ("privacy=local_dp privacy.clipping_norm=.inf", "privacy.clipping_norm=inf finite"),
-        ("privacy=local_dp privacy.max_epsilon=-1", "privacy.max_epsilon=-1 above 0"),
+        ("privacy=local_dp privacy.max_epsilon=-1", "privacy.max_epsilon=-1 more than 0"),
         ("privacy=local_dp privacy.delta=0.1", "privacy.delta=0.1 less than 1/client_num_in_total"),
         ("privacy=local_dp privacy.delta=0", "privacy.delta=0 more than 0"),
         ("+privacy.foo=1", "unknown key privacy.foo nearest"),
@@ -274,10 +276,28 @@ def test_no_key_is_both_valid_and_refused() -> None:
     assert not set(keys()) & REFUSED.keys()
 
 
-def test_every_key_named_by_a_check_exists() -> None:
-    named: set[str] = {*checks.CHOICES, *checks.AT_LEAST_ONE, *checks.AT_LEAST_ZERO, *checks.POSITIVE}
-    named |= {*effect.READ_BY_GROUP, *(key for key, _, _ in effect.WITHOUT_EFFECT)}
-    assert named <= set(keys())
+def test_every_key_says_what_it_means() -> None:
+    groups = {"model", "privacy", "lora", "faults", "tensorboard", "loss", "partition", "strategy"}
+    assert every_key().keys() == set(keys()) - groups
+    for name, key in every_key().items():
+        assert re.fullmatch(r"(?s)[A-Z`].*\.", key.doc), name
+
+
+@pytest.mark.parametrize("name", every_key())
+def test_every_key_that_the_description_of_another_names_exists(name: str) -> None:
+    key, config = every_key()[name], settings_of().config
+    for idle in key.idle:
+        assert not idle.applies(value_of(config, idle.key)) or value_of(config, name) == value_of(Config(), name)
+    if key.read_by is not None:
+        group, read = key.read_by
+        assert group in GROUPS and read in keys()
+
+
+@pytest.mark.parametrize("name", [name for name, key in every_key().items() if key.choices or key.limits])
+def test_the_default_of_every_key_is_one_that_it_accepts(name: str) -> None:
+    key, default = every_key()[name], value_of(Config(), name)
+    assert default is None or not key.choices or default in key.choices
+    assert default is None or key.limits is None or key.limits.hold(default)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clients.app import ClientPairs
-from fed.config.schema import Config, LoraSettings, ModelSettings, TensorBoardSettings
+from fed.config.groups import LoraSettings, ModelSettings, TensorBoardSettings
+from fed.config.schema import Config
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.distributed.shards import local, whole_state
 from fed.model.arrays import load_arrays, model_tensors, to_record

@@ -9,7 +9,7 @@ from test_fsdp import Saved, alone, assert_same, saved, together  # noqa: F401  
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 import fed.distributed.tensor_parallel
-from fed.config.schema import LoraSettings
+from fed.config.groups import LoraSettings
 from fed.distributed.tensor_parallel import problem
 from support.families import FAMILIES, GATED
 

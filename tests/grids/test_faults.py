@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fed.config.schema import FaultSettings
+from fed.config.groups import FaultSettings
 from fed.distributed.ranks import arrange
 from fed.errors import Failed
 from fed.grids.faults import Faults, check_reply

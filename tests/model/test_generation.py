@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.data.collate import Layout
 from fed.distributed.ranks import arrange
 from fed.model.loading import load_policy

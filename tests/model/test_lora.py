@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
 import main
-from fed.config.schema import LoraSettings, ModelSettings
+from fed.config.groups import LoraSettings, ModelSettings
 from fed.model.arrays import model_tensors, snapshot
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.loading import load_policy
@@ -386,7 +386,7 @@ def test_mistakes_are_told_in_one_line(
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("lora.r=4 lora.alpha=0", "lora.alpha=0.0 above 0"),
+        ("lora.r=4 lora.alpha=0", "lora.alpha=0.0 more than 0"),
         ("lora.r=4 lora.alpha=.nan", "lora.alpha=nan finite"),
         ("lora.r=4 lora.alpha=.inf", "lora.alpha=inf finite"),
         ("lora.r=4 lora.target_modules=[]", "lora.target_modules is empty"),

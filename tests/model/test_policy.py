@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.data.collate import collate
 from fed.errors import CannotWrite
 from fed.model import policy as policy_module

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fed.config.schema import ModelSettings
+from fed.config.groups import ModelSettings
 from fed.data.collate import Layout
 from fed.distributed.ranks import ONE_PROCESS, arrange
 from fed.distributed.shards import local, whole_state

@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from fed.config.checks import Request
-from fed.config.schema import Config, FaultSettings, ModelSettings, keys
+from fed.config.groups import FaultSettings, ModelSettings
+from fed.config.schema import Config, keys
 from fed.tracking import run_folder
 from run.resume import MAY_CHANGE, differences, resumed
 

@@ -19,7 +19,7 @@ from clients.settings import LocalSettings
 from clients.trainer import LocalTrainer
 from fed import privacy
 from fed.checkpoints.serialize import is_packable
-from fed.config.schema import PrivacySettings
+from fed.config.groups import PrivacySettings
 from fed.errors import Failed
 from fed.grids.local import LocalGrid
 from fed.model.arrays import model_tensors, snapshot, to_record, to_tensors

@@ -93,7 +93,7 @@ CONFIG = (
     ("loss.beta=0", "loss.beta=0 above 0"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing=0.5 below 0.5"),
     ("lora.r=-1", "lora.r=-1 at least 0"),
-    ("lora.r=2 lora.alpha=0", "lora.alpha=0 above 0"),
+    ("lora.r=2 lora.alpha=0", "lora.alpha=0 more than 0"),
     ("exp_name=a/b", "exp_name=a/b without slashes"),
     ("exp_name=..", "exp_name=.. name"),
     ("exp_name=" + "a" * 256, "exp_name=aaa short name"),

@@ -1,0 +1,136 @@
+"""The keys with a point in their name, `model.name_or_path` for one, by group."""
+
+from dataclasses import dataclass
+
+from fed.config.conditions import ABOVE_0, AT_LEAST_0, NO_LORA, NOT_LOCAL, NOT_PRIVATE, PROBABILITY
+from fed.config.meaning import Idle, Limits, Scope, at, key
+
+BY_THE_NODE = Scope(decider="node")
+EACH_CLIPS = Idle("privacy.kind", lambda kind: kind == "local_dp", "privacy=local_dp, where every client clips")
+
+
+@dataclass
+class ModelSettings:
+    """The model that is trained, and the types of its numbers. The files of config/model/ set these keys."""
+
+    name_or_path: str | None = key(
+        "demo", "`demo`, a local directory, or a name on the Hugging Face hub.", scope=BY_THE_NODE
+    )
+    tokenizer_name_or_path: str | None = key(
+        None, "Directory or hub name of the tokenizer; null: `model.name_or_path`.", scope=BY_THE_NODE
+    )
+    gguf_file: str | None = key(
+        None, "A GGUF file to read the weights from; `model.name_or_path` may then be left out.", scope=BY_THE_NODE
+    )
+    archive: str | None = key(
+        None,
+        "Weights for policy and reference: a model directory, a checkpoint, a safetensors file or a `policy.pt`.",
+        scope=BY_THE_NODE,
+    )
+    block_name: str | None = key(
+        None, "Class name of the block that the model repeats, which FSDP splits one by one; null: found by itself."
+    )
+    policy_dtype: str = key("float32", "Type of the weights.")
+    reference_dtype: str | None = key(None, "Type of the reference's weights; only `model.policy_dtype` works.")
+    fsdp_policy_mp: str | None = key(
+        None, "Mixed precision: the type to compute in, with weights kept in `model.policy_dtype`; see `precision`."
+    )
+    trust_remote_code: bool = key(False, "Run Python code that lies beside the model's weights.")
+
+
+@dataclass
+class LoraSettings:
+    """A low-rank adapter that is trained while the model's own weights stay as they are."""
+
+    r: int = key(0, "Rank of the adapter; 0 trains all weights.", AT_LEAST_0)
+    alpha: float | None = key(
+        None, "The adapter's product is scaled by alpha / r; null: 2 r.", ABOVE_0, idle=(NO_LORA,)
+    )
+    target_modules: list[str] | None = key(
+        None,
+        "Linear layers that get an adapter; null: those peft knows for the family, or all but the head.",
+        idle=(NO_LORA,),
+    )
+
+
+@dataclass
+class FaultSettings:
+    """Failures to simulate."""
+
+    dropout_rate: float = key(
+        0.0, "Probability that a client does not answer in a round.", PROBABILITY, idle=(NOT_LOCAL,)
+    )
+    straggler_rate: float = key(
+        0.0,
+        "Probability that a client is late; it is left out if by more than `client_timeout`.",
+        PROBABILITY,
+        idle=(at("client_timeout", None, "where nobody is too late"), NOT_LOCAL),
+    )
+    straggler_seconds: float = key(
+        0.0,
+        "Mean of the exponential distribution of that delay, in seconds; nobody really waits.",
+        AT_LEAST_0,
+        idle=(at("faults.straggler_rate", 0), NOT_LOCAL),
+    )
+    nan_rate: float = key(0.0, "Probability that a client's weights are not numbers.", PROBABILITY, idle=(NOT_LOCAL,))
+    byzantine_clients: int = key(
+        0, "So many clients, the first ones, send the opposite of their update.", AT_LEAST_0, idle=(NOT_LOCAL,)
+    )
+    byzantine_scale: float = key(
+        10.0,
+        "The opposite of an update is multiplied by this.",
+        AT_LEAST_0,
+        idle=(at("faults.byzantine_clients", 0), NOT_LOCAL),
+    )
+
+
+@dataclass
+class PrivacySettings:
+    """Differential privacy for the data of each client; docs/privacy.md says what it protects and what not."""
+
+    kind: str = key(
+        "none",
+        "Who adds noise: `central_dp`: the server, which is trusted; `local_dp`: every client; `none`: nobody.",
+        choices=("none", "central_dp", "local_dp"),
+        idle=(NOT_PRIVATE,),
+    )
+    clipping_norm: float = key(
+        1.0, "A client's update that is longer is shortened to this norm.", ABOVE_0, idle=(NOT_PRIVATE,)
+    )
+    noise_multiplier: float = key(
+        1.0,
+        "Standard deviation of the noise, in units of the most that one client can change.",
+        ABOVE_0,
+        idle=(NOT_PRIVATE,),
+    )
+    clipping: str = key(
+        "server",
+        "With `central_dp`: who clips the updates.",
+        choices=("server", "client"),
+        idle=(EACH_CLIPS, NOT_PRIVATE),
+    )
+    delta: float = key(
+        1e-5,
+        "Delta of (epsilon, delta); less than 1 / `client_num_in_total`.",
+        Limits(above=0, below=1),
+        idle=(NOT_PRIVATE,),
+    )
+    max_epsilon: float | None = key(
+        None,
+        "The run ends before a round would exceed this epsilon; null: no limit.",
+        ABOVE_0,
+        idle=(NOT_PRIVATE,),
+    )
+    seeded_noise: bool = key(
+        True,
+        "Draw the noise from `seed`, so that a run can be repeated; with false nobody can draw it again. "
+        "`flwr run` sets it to false.",
+        idle=(NOT_PRIVATE,),
+    )
+
+
+@dataclass
+class TensorBoardSettings:
+    """Curves for TensorBoard."""
+
+    enabled: bool = key(True, "Write event files to the run's folder `tensorboard/`.")
