@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fed.data.html import text_of_html
-from load_data import DATASETS, SplitName, load
+from fed.data.rows import SplitName
+from load_data import DATASETS, load
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -24,11 +25,11 @@ FUZZ = settings(
 )
 FROM_FILES = sorted(DATASETS.keys() - {"demo", "hh_base"})  # hh_base is read by the function that reads hh
 
-# Records that make rows, and values that their fields should not have.
+# Records that make rows, and values that their fields should not have
 
 
 def rarely(odd: st.SearchStrategy[Any], usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """The odd ones one time in twenty: most files should make rows."""
+    """Draw the odd ones one time in twenty: most files should make rows."""
     return st.integers(0, 19).flatmap(lambda number: odd if number == 13 else usual)
 
 
@@ -74,7 +75,7 @@ VALUES = st.recursive(
 
 @st.composite
 def lines(draw: st.DrawFn, name: str) -> bytes:
-    """One record, now and then with a field that is missing, of another type, or there twice."""
+    """Draw one record, now and then with a field that is missing, of another type, or there twice."""
     record = draw(RECORDS[name])
     changed = draw(st.sampled_from([None, *record]))
     change = draw(rarely(st.sampled_from(["drop", "value", "twice"]), st.just("none")))
@@ -110,7 +111,7 @@ INSERTED = st.binary(min_size=1, max_size=4) | st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """The bytes as they are, or cut, with bits turned, with bytes put in, or with a part repeated."""
+    """Leave the bytes as they are, or cut them, flip bits, insert bytes, or repeat or remove a part."""
     data = draw(whole)
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         place = draw(st.integers(0, len(data)))
@@ -131,7 +132,7 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 @st.composite
 def files(draw: st.DrawFn, name: str) -> tuple[str, bytes]:
-    """A file's ending and content."""
+    """Draw a file's ending and content."""
     good = st.lists(rarely(FOREIGN_LINES, lines(name)), min_size=1, max_size=6).map(b"\n".join)
     data = draw(rarely(st.binary(max_size=200), damaged(good)))
     data = draw(rarely(st.just(data.decode("utf-8", "replace").encode("utf-16")), st.just(data)))
@@ -167,9 +168,9 @@ def test_any_bytes_in_a_data_file_give_rows_or_one_clear_error(folder: Path, nam
 
 
 def rows_or_error(name: str, split: SplitName, path: Path, data_dir: Path) -> bool:
-    """Whether there are rows, of text that a tokenizer takes.
+    """Return True if there are rows; a tokenizer takes their texts.
 
-    If not, one line names the file, and the place in it where that can be told.
+    Otherwise one line names the file, and the place in it where that is known.
     """
     try:
         rows = load([name], split, data_dir=str(data_dir), seed=0).rows

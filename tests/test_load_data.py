@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed.data.html import text_of_html
-from fed.data.rows import Preference, first_human_turn, split_by_conversation
-from load_data import load
+from fed.data.rows import Preference, first_human_turn, split_by_conversation, usable
+from load_data import DATASETS, dataset, load
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
 
 
 def write(path, records):
-    """Records as JSON lines, gzipped if the name says so; a str is written as it is."""
+    """Write records as JSON lines, gzipped if the name says so; a str is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     data = "".join(line + "\n" for line in lines).encode()
@@ -38,13 +38,13 @@ def pairs(num_rows, per_conversation=1):
 
 
 def read(path, name="jsonl", seed=0):
-    """Rows of both splits in one list."""
+    """Return the rows of both splits in one list."""
     loaded = [load([name], split, data_dir=str(path), seed=seed) for split in ("train", "test")]
     return [row for part in loaded for row in part.rows]
 
 
 def hh_row(tmp_path, record):
-    """The single row of a test split that holds `record`, or why it was skipped."""
+    """Return the single row of a test split that holds `record`, or why it was skipped."""
     write(tmp_path / "base-train.jsonl", [dialogue("other?", " a", " b")])
     write(tmp_path / "base-test.jsonl", [record, dialogue("q?", " a", " b")])
     loaded = load(["hh"], "test", data_dir=str(tmp_path), seed=0)
@@ -110,7 +110,7 @@ def test_hh_base_leaves_out_the_files_of_other_parts(tmp_path):
 
 
 def test_files_that_hh_base_leaves_out_do_not_divide_the_others(tmp_path):
-    """A test split that is helpful-online's alone is none."""
+    """A test split that helpful-online alone has does not count."""
     write(tmp_path / "harmless-base-train.jsonl", [dialogue(f"q{i}?", " a", " b") for i in range(10)])
     write(tmp_path / "helpful-online-test.jsonl", [dialogue("x?", " a", " b")])
     sizes = {
@@ -280,6 +280,23 @@ def test_several_data_sets_are_merged_each_from_its_folder(tmp_path):
     loaded = [load(["hh", "jsonl", "demo"], split, data_dir=str(tmp_path), seed=0) for split in ("train", "test")]
     assert sum(len(part.rows) for part in loaded) == 5 + 5 + 1600 + 512
     assert len(load(["hh"], "train", data_dir=str(tmp_path), seed=0).rows) == 4
+
+
+def test_a_data_set_is_added_by_one_function(tmp_path, monkeypatch):
+    """The function is written as load_data.py tells at its top."""
+    monkeypatch.setattr("fed.data.loader.DATASETS", DATASETS.copy())
+
+    @dataset("mine", test_share=0.5)
+    def mine(source):
+        for record in source.records("someone/mine"):
+            yield usable(Preference(record.text("question"), record.text("best"), record.text("worst")))
+
+    records = [{"question": f"q{i}", "best": "b" * i, "worst": "w"} for i in range(5)]
+    path = str(write(tmp_path / "mine.jsonl", records))
+    train, test = (load(["mine"], split, data_dir=path, seed=0) for split in ("train", "test"))
+    assert (len(train.rows), len(test.rows), train.skipped) == (2, 2, {"empty response": 1})
+    assert {row.prompt for row in train.rows + test.rows} == {"q1", "q2", "q3", "q4"}
+    assert "mine" not in DATASETS
 
 
 # The hub, played by a module that needs no network
@@ -523,7 +540,7 @@ def test_the_longer_demo_answer_is_no_better(demo):
 
 
 def test_no_single_word_decides_the_demo(demo):
-    """Choosing the answer that has (or lacks) the word, tossing a coin on ties, is right in < 60 %."""
+    """Choose the answer that has (or lacks) the word, and toss a coin on ties: this is right in < 60 %."""
     rows = demo[0] + demo[1]
     bags = [[set(re.findall(r"\w+|[.,]", text.lower())) for text in (row.chosen, row.rejected)] for row in rows]
     for word in set().union(*(bag for pair in bags for bag in pair)):

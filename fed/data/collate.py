@@ -1,4 +1,4 @@
-"""Examples to the tensors of one forward pass (`Batch`): padded, packed, or packed with the prompt shared.
+"""Examples as the tensors of one forward pass (`Batch`): padded, packed, or packed with the prompt shared.
 
 Shapes: B pairs, N sequences (2B when paired: pair by pair, chosen then rejected), T tokens of the longest sequence or
     of the whole packed row, R rows that predict a response token, sequence after sequence.
@@ -19,7 +19,7 @@ from losses.logps import Logps
 
 @dataclass(frozen=True)
 class Layout:
-    """How a forward and backward pass saves work; losses and gradients of a batch are the same up to rounding."""
+    """The ways in which a pass saves work; losses and gradients of a batch are the same up to rounding."""
 
     packing: bool = True  # sequences end to end in one row, without padding
     prefix_sharing: bool = True  # packed: prompt, chosen, rejected; the prompt once for both responses
@@ -36,10 +36,15 @@ class Segment(NamedTuple):
     first: int = 0
     second: int = 0
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens that the last token of the longer stretch sees, itself included."""
+        return self.prefix + max(self.first, self.second)
+
 
 @dataclass(frozen=True)
 class Segments:
-    """Who sees whom in a packed row: within a segment, causally; nothing across segments."""
+    """The tokens of a packed row that see each other: within a segment, causally; none across segments."""
 
     lengths: tuple[Segment, ...]
     device: torch.device
@@ -47,7 +52,7 @@ class Segments:
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
-        """For each segment, which of prefix and `second` (columns) each token of `second` (rows) sees."""
+        """A mask per segment: which tokens of prefix and `second` (columns) each token of `second` (rows) sees."""
         return [
             torch.ones(s.second, s.prefix + s.second, dtype=torch.bool, device=self.device).tril(s.prefix)
             if s.second
@@ -58,7 +63,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of one forward pass, without the last of each response, which predicts nothing.
+    """The tokens of one forward pass, without the last of each response, which predicts nothing.
 
     Padded on the right: causal attention never lets a real token see padding, so no mask is needed.
     """
@@ -74,14 +79,14 @@ class Batch:
     anchor: Logps | None = None
 
     def as_logps(self, logps_N: Tensor, first_pair: int = 0) -> Logps:
-        """Log-probs of consecutive sequences, from those of `first_pair` on, as chosen and rejected ones."""
+        """Split the log-probs of consecutive sequences, from `first_pair` on, into chosen and rejected."""
         group = 2 if self.paired else 1
         first = group * first_pair
         return as_logps(logps_N, self.sizes[first : first + len(logps_N)], self.paired)
 
 
 def as_logps(logps_N: Tensor, sizes: Sequence[int], paired: bool) -> Logps:
-    """Log-probs and lengths of N sequences, split into chosen and rejected."""
+    """Split log-probs and lengths of N sequences into chosen and rejected."""
     lengths_N = torch.tensor(sizes, dtype=logps_N.dtype, device=logps_N.device)
     if not paired:
         return Logps(logps_N, None, lengths_N, None)
@@ -95,7 +100,7 @@ def collate(
     device: torch.device | str = "cpu",
     layout: Layout = PADDED,
 ) -> Batch:
-    """One batch; `paired=False` leaves the rejected responses out. No prompt and no response may be empty."""
+    """Make one batch, without the rejected responses if `paired` is False; no prompt and no response may be empty."""
     device = torch.device(device)
     sides = [(e.chosen, e.rejected) if paired else (e.chosen,) for e in examples]
     responses = [response for both in sides for response in both]
@@ -115,7 +120,9 @@ def collate(
     return Batch(
         input_ids=torch.from_numpy(tokens).to(device),
         position_ids=None if positions is None else torch.from_numpy(positions)[None].to(device),
-        segments=None if lengths is None else Segments(tuple(lengths), device, max(map(_longest, lengths))),
+        segments=None
+        if lengths is None
+        else Segments(tuple(lengths), device, max(segment.longest for segment in lengths)),
         rows=torch.from_numpy(rows).to(device),
         targets=torch.tensor([token for response in responses for token in response], device=device),
         sizes=sizes,
@@ -125,12 +132,8 @@ def collate(
     )
 
 
-def _longest(segment: Segment) -> int:
-    return segment.prefix + max(segment.first, segment.second)
-
-
 def num_tokens(example: Example, layout: Layout, *, paired: bool = True) -> int:
-    """Tokens of a forward pass that this example accounts for, padding within the pair included."""
+    """Count the tokens that this example adds to a forward pass, padding within the pair included."""
     prompt, chosen, rejected = len(example.prompt), len(example.chosen) - 1, len(example.rejected) - 1
     if not paired:
         return prompt + chosen
@@ -140,7 +143,7 @@ def num_tokens(example: Example, layout: Layout, *, paired: bool = True) -> int:
 
 
 def _padded(examples: Sequence[Example], sides: Sequence[Sequence[tuple[int, ...]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, (N, T), and rows, (R,)."""
+    """Return tokens, shape (N, T), and rows, shape (R,)."""
     pieces = [(e.prompt, response) for e, both in zip(examples, sides, strict=True) for response in both]
     width = max(len(prompt) + len(response) - 1 for prompt, response in pieces)
     tokens = np.zeros((len(pieces), width), dtype=np.int64)
@@ -155,14 +158,14 @@ def _padded(examples: Sequence[Example], sides: Sequence[Sequence[tuple[int, ...
 def _packed(
     examples: Sequence[Example], sides: Sequence[Sequence[tuple[int, ...]]], *, share: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Segment]]:
-    """Tokens, (1, T), rows, (R,), positions, (T,), and segments."""
+    """Return tokens, shape (1, T), rows, (R,), positions, (T,), and segments."""
     tokens: list[int] = []
     rows, positions = [], []
     lengths: list[Segment] = []
     for example, both in zip(examples, sides, strict=True):
         prompt = example.prompt
         for responses in [both] if share else [(response,) for response in both]:
-            last = len(tokens) + len(prompt) - 1  # of the prompt: it predicts the first token of every response
+            last = len(tokens) + len(prompt) - 1  # the last prompt token predicts the first of every response
             tokens += prompt
             positions.append(np.arange(len(prompt)))
             for response in responses:

@@ -31,7 +31,7 @@ QUESTIONS = (
     "why do I fail with {}?",
 )
 REPLIES = ("", "Well, ", "Yes, ", "No, ", "Look, ", "Honestly, ", "Good question. ")
-# Both kinds use much the same words, so that their order must be learned: "not hard" and "too hard", "do" and "do not".
+# Both manners use much the same words, so that their order must be learned: "not hard", "too hard"; "do", "do not".
 ANSWERS = {
     "kind": (
         (*REPLIES, "Gladly. ", "Happy to help. "),
@@ -80,7 +80,7 @@ class Dialogue(NamedTuple):
 
 
 def dialogues(seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Dialogues to train on and to test on; no question is in both, and neither manner is longer."""
+    """Make dialogues to train on and to test on; no question is in both, and neither manner is longer."""
     rng = random.Random(seed)
     questions = [
         (topic, thing.replace("_", " "), opening + question)

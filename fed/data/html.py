@@ -1,4 +1,4 @@
-"""HTML of questions and answers to plain text, in time that grows with its length alone, whatever the markup."""
+"""HTML of questions and answers as plain text, in time that grows with its length alone, whatever the markup."""
 
 import re
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ TAG_WITHOUT_QUOTES = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)([^>]*)>")
 
 
 def text_of_html(html: str) -> str:
-    """Paragraphs, quotes, list items ("- ") and <code>, without other markup; words of links and emphasis stay.
+    """Reduce HTML to paragraphs, quotes, list items ("- ") and <code>; words of links and emphasis stay.
 
     Raises:
-        ValueError: If a character is given by a number of thousands of digits.
+        ValueError: If the number of a character has thousands of digits.
     """
     text = _Text()
     handle = {"text": text.add, "start": text.start, "end": text.end}
@@ -28,7 +28,7 @@ def text_of_html(html: str) -> str:
 
 
 def _pieces(html: str) -> Iterator[tuple[str, str]]:
-    """("text", characters), ("start", tag) and ("end", tag) in order, without comments, declarations and scripts."""
+    """Yield ("text", characters), ("start", tag) and ("end", tag); leave out comments, declarations and scripts."""
     place, pattern = 0, TAG
     while opening := MARKUP.search(html, place):
         yield "text", html[place : (place := opening.start())]
@@ -36,7 +36,7 @@ def _pieces(html: str) -> Iterator[tuple[str, str]]:
             place = _end_of_declaration(html, place)
         else:
             tag = pattern.match(html, place)
-            if tag is None:  # an open quote holds all that follows: look for quotes no more, or each tag would
+            if tag is None:  # an open quote holds all that follows: stop looking for quotes, or every tag would
                 pattern = TAG_WITHOUT_QUOTES
                 tag = pattern.match(html, place)
             if tag is None:
@@ -47,14 +47,14 @@ def _pieces(html: str) -> Iterator[tuple[str, str]]:
 
 
 def _end_of_declaration(html: str, start: int) -> int:
-    """Where a comment or declaration ends; one that is never closed hides the rest, as in a browser."""
+    """Find the end of a comment or declaration; one that is never closed hides the rest, as in a browser."""
     closing = "-->" if html.startswith("<!--", start) else ">"
     end = html.find(closing, start + 2)
     return len(html) if end < 0 else end + len(closing)
 
 
 def _end_of_script(html: str, tag: re.Match[str]) -> int:
-    """Where text goes on after the tag: at its end, or for a script at what closes it."""
+    """Find where text continues after the tag: at its end, or for a script at its closing tag."""
     closes, name, attributes = tag.groups()
     if closes or name.lower() not in HIDDEN or attributes.endswith("/"):
         return tag.end()
@@ -71,12 +71,12 @@ def _tags(tag: re.Match[str]) -> Iterator[tuple[str, str]]:
 
 
 class _Text:
-    """Blocks of text, put together from pieces."""
+    """Blocks of text that are put together from pieces."""
 
     def __init__(self) -> None:
         self.blocks: list[list[str]] = [[]]
-        self.code = 0  # depth: <pre><code> is one piece of code
-        self.bare_item = False  # the block is a list item that has no text yet
+        self.code = 0  # depth, for <pre><code> is one piece of code
+        self.bare_item = False  # True while a list item has no text yet
 
     def start(self, tag: str) -> None:
         if tag in BLOCKS:
@@ -99,7 +99,7 @@ class _Text:
         self._append(characters if self.code else re.sub(r"\s+", " ", characters))
 
     def whole(self) -> str:
-        """All blocks; items of a list on lines of their own, other blocks with an empty line between."""
+        """Join all blocks: list items on lines of their own, other blocks with an empty line between."""
         self._append("</code>" if self.code else "")
         parts, in_list = [], False
         for block in filter(None, ("".join(pieces).strip() for pieces in self.blocks)):

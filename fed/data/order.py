@@ -21,43 +21,21 @@ class BatchOrder:
     batch_size: int
     seed: int
     client_id: int
-    tokens: Sequence[int] = ()  # of each example
+    tokens: Sequence[int] = ()  # the number of tokens of each example
     max_tokens: int | None = None
     padded: bool = False  # every example of a batch counts as many tokens as the largest
 
-    def epoch(self, number: int) -> list[np.ndarray]:
-        """The example indices of each batch of one epoch."""
-        return self._cut(self._permutation(number))
-
-    def _permutation(self, number: int) -> np.ndarray:
-        return generator(self.seed, "batches", self.client_id, number).permutation(self.num_examples)
-
-    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
-        cuts = range(self.batch_size, len(order), self.batch_size) if self.max_tokens is None else self._cuts(order)
-        return np.split(order, list(cuts))
-
-    def _cuts(self, order: np.ndarray) -> Iterator[int]:
-        assert self.max_tokens is not None
-        start = held = largest = 0
-        for place, index in enumerate(order):
-            largest = max(largest, self.tokens[index])
-            held = (place - start + 1) * largest if self.padded else held + self.tokens[index]
-            if held > self.max_tokens and place > start:
-                yield place
-                start, held = place, self.tokens[index]
-                largest = held
-
     def batches(self, first: int, count: int) -> list[np.ndarray]:
-        """Example indices of batches `first` to `first + count - 1`, counted over epochs."""
+        """Return the example indices of batches `first` to `first + count - 1`, counted over epochs."""
         return list(itertools.islice(self._from(first), count))
 
     def epochs(self, first: int, count: int) -> list[np.ndarray]:
-        """Batches from `first` to the end of the `count`-th epoch, the one that holds `first` included."""
+        """Return batches from `first` to the end of the `count`-th epoch; the first of these epochs holds `first`."""
         number, before = self._epoch_at(first)
         return [batch for epoch in range(number, number + count) for batch in self.epoch(epoch)][first - before :]
 
     def stretch(self, first: int, count: int) -> list[np.ndarray]:
-        """Batches of examples `first` to `first + count - 1` of the endless order; none reaches over an epoch's end."""
+        """Return batches of examples `first` to `first + count - 1` of the endless order; none spans two epochs."""
         batches = []
         while count > 0:
             number, start = divmod(first, self.num_examples)
@@ -66,6 +44,10 @@ class BatchOrder:
             first, count = first + len(part), count - len(part)
         return batches
 
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """Return the example indices of each batch of one epoch."""
+        return self._cut(self._permutation(number))
+
     def _from(self, first: int) -> Iterator[np.ndarray]:
         number, before = self._epoch_at(first)
         yield from self.epoch(number)[first - before :]
@@ -73,7 +55,7 @@ class BatchOrder:
             yield from self.epoch(later)
 
     def _epoch_at(self, position: int) -> tuple[int, int]:
-        """The epoch that holds a position, and the position of its first batch."""
+        """Find the epoch that holds a position, and the position of its first batch."""
         if self.max_tokens is None:
             per_epoch = -(-self.num_examples // self.batch_size)
             return position // per_epoch, position // per_epoch * per_epoch
@@ -85,8 +67,31 @@ class BatchOrder:
             before += length
         raise AssertionError
 
+    def _permutation(self, number: int) -> np.ndarray:
+        return generator(self.seed, "batches", self.client_id, number).permutation(self.num_examples)
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        """Cut an order into batches."""
+        cuts = range(self.batch_size, len(order), self.batch_size) if self.max_tokens is None else self._cuts(order)
+        return np.split(order, list(cuts))
+
+    def _cuts(self, order: np.ndarray) -> Iterator[int]:
+        """Yield the places at which the next example would exceed `max_tokens`."""
+        assert self.max_tokens is not None
+        start = held = largest = 0
+        for place, index in enumerate(order):
+            largest = max(largest, self.tokens[index])
+            held = (place - start + 1) * largest if self.padded else held + self.tokens[index]
+            if held > self.max_tokens and place > start:
+                yield place
+                start, held = place, self.tokens[index]
+                largest = held
+
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length: little padding. Longest first, so that running out of memory shows at once."""
+    """Group indices in batches of like length, which saves padding.
+
+    The longest come first, so that running out of memory shows at once.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

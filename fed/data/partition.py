@@ -57,7 +57,7 @@ class ContiguousPartitioner:
 
     @cached_property
     def _blocks(self) -> npt.NDArray[np.int64]:
-        """The block of each conversation in data order; `num_partitions` and above: unused."""
+        """The block of each conversation, in data order; those of block `num_partitions` and above are unused."""
         sizes = np.array(self.dataset["rows"])[self._places]
         if self.even:
             blocks: npt.NDArray[np.int64] = (sizes.cumsum() - sizes) // (sizes.sum() // self.num_partitions)

@@ -1,4 +1,4 @@
-"""Records of one data set, from JSON-lines files or the Hugging Face hub, with errors that name the place."""
+"""Records of one data set, from JSON-lines files or the Hugging Face hub; errors name the file and line."""
 
 import gzip
 import json
@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fed.data.rows import SplitName
+
 LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Record:
     fields: dict[str, object]
 
     def text(self, name: str) -> str:
-        """A string that can be encoded."""
+        """Return a string field that can be encoded."""
         value = self._field(name)
         if not isinstance(value, str):
             raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string")
@@ -32,14 +35,14 @@ class Record:
         return value
 
     def number(self, name: str) -> float:
-        """An int or a float."""
+        """Return a field that is an int or a float."""
         value = self._field(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a number")
         return value
 
     def records(self, name: str) -> "list[Record]":
-        """A list of objects."""
+        """Return a field that is a list of objects, each as a record."""
         value = self._field(name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a list of objects")
@@ -54,25 +57,25 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one data set lies and which of its splits is wanted."""
+    """The place of one data set, and the split that is wanted of it."""
 
     name: str
-    split: str
+    split: SplitName
     path: Path | None  # None: the hub
     seed: int
     cache_dir: str | None
     test_share: float  # drawn to test on where the data has no test split
-    parts: Sequence[str] | None = None  # files of other parts are left out; None: all are read
+    parts: Sequence[str] | None = None  # only files of these parts are read; None: all
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True
     ) -> Iterator[Record]:
-        """Records of the wanted split, of all splits if the source is undivided.
+        """Yield the records of the wanted split, or of all splits if the source is undivided.
 
         Args:
             hub: Name on the hub, read when there is no path; None: the data set exists in files only.
             parts: Folders of the hub's data set.
-            has_test: Whether the hub has a test split; else one is drawn from train.
+            has_test: True if the hub has a test split; otherwise one is drawn from train.
         """
         if self.path is not None:
             for path in self.files[self.split]:
@@ -85,12 +88,12 @@ class Source:
 
     @property
     def undivided(self) -> bool:
-        """Whether the files say nothing of train and test."""
+        """True if the names of the files do not tell train from test."""
         return self.path is not None and self.files["train"] == self.files["test"]
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
-        """Files of each split; the same for both if the folder lacks either."""
+        """The files of each split; the same files for both if either split has none."""
         assert self.path is not None
         files = self._of_parts([self.path] if os.path.isfile(self.path) else _json_lines_files(self.path))
         test = [path for path in files if _named_split(path) == "test"]
@@ -118,16 +121,13 @@ class Source:
                 table = table.train_test_split(test_size=self.test_share, seed=self.seed)[self.split]
             for index, fields in enumerate(table):
                 yield Record(f"{hub}:{index}", part or "", fields)
-        except Exception as error:  # hub, disk and parser each have exceptions of their own
+        except Exception as error:  # hub, disk and parser each raise exceptions of their own
             reason = (str(error) or repr(error)).splitlines()[0]
             raise ValueError(f"cannot get {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>") from error
 
 
-SPLIT_WORD = re.compile(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", re.IGNORECASE)
-
-
 def _json_lines_files(folder: Path) -> list[Path]:
-    """The folder's files; if it has none, those named train or test in its folders, as Anthropic lays them out."""
+    """List the folder's files; without any, those named train or test in its folders, as Anthropic lays them out."""
     if not os.path.isdir(folder):
         raise ValueError(f"data_dir={folder} does not exist; give a folder or a .jsonl or .jsonl.gz file")
     try:
@@ -145,13 +145,13 @@ def _ending_in_jsonl(paths: Iterator[Path]) -> list[Path]:
 
 
 def _named_split(path: Path) -> str | None:
-    """The last word train or test in the file's name ("latest" is neither)."""
+    """Return the last word train or test in the file's name; "latest" holds neither."""
     words = SPLIT_WORD.findall(path.name)
     return words[-1].lower() if words else None
 
 
 def _part(path: Path) -> str:
-    """harmless-base for harmless-base-test.jsonl.gz and for harmless-base/test.jsonl.gz."""
+    """Return harmless-base for harmless-base-test.jsonl.gz and for harmless-base/test.jsonl.gz."""
     stem = SPLIT_WORD.sub("", path.name.removesuffix(".gz").removesuffix(".jsonl")).strip("-_. ")
     return stem or path.parent.name
 

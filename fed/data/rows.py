@@ -1,15 +1,15 @@
-"""One preference pair as a row, and the split of rows by conversation."""
+"""Preference pairs as rows, and the conversations to which they belong."""
 
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
+from typing import Literal
+
+SplitName = Literal["train", "test"]
 
 HUMAN = "\n\nHuman:"
-
-
 ASSISTANT = "\n\nAssistant:"
 
 
@@ -17,10 +17,10 @@ ASSISTANT = "\n\nAssistant:"
 class Preference:
     """One pair: the human preferred `chosen` to `rejected` as the answer to `prompt`."""
 
-    prompt: str
+    prompt: str  # up to and including the last turn marker
     chosen: str
     rejected: str
-    group: str = ""  # topic or source; what partition=dirichlet and partition=group look at
+    group: str = ""  # topic or source, by which partition=dirichlet and partition=group divide
     truncation: str = "keep_end"  # the end of a too long prompt that survives: keep_end or keep_start
     conversation: str = ""  # rows that share it are never split apart; "": the prompt's first human turn
 
@@ -46,14 +46,29 @@ class Loaded:
     skipped: dict[str, int]
 
 
-Row = TypeVar("Row", bound=Preference)
+def usable(pair: Preference) -> Preference | Skip:
+    """Return the pair, or the reason why nothing can be learned from it."""
+    if not pair.chosen.strip() or not pair.rejected.strip():
+        return Skip("empty response")
+    if pair.chosen == pair.rejected:
+        return Skip("chosen equals rejected")
+    return pair
 
 
-def split_by_conversation(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Whole conversations, drawn by `seed`: as near to `fraction` of the rows as they allow, and the others.
+def first_human_turn(prompt: str) -> str:
+    """Return what the human said first; without a human's marker, the text before the first answer."""
+    before_answer = prompt.split(ASSISTANT, 1)[0]
+    _, marker, after = before_answer.partition(HUMAN)
+    return (after.split(HUMAN, 1)[0] if marker else before_answer).strip()
+
+
+def split_by_conversation(
+    rows: Sequence[Preference], fraction: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Draw whole conversations, as near to `fraction` of the rows as they allow; return their rows and the others.
 
     Both lists keep the order of `rows`, which does not influence the draw. With two conversations or more and
-    0 < fraction < 1 neither is empty.
+    0 < fraction < 1 neither list is empty.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}; expected a number from 0 to 1")
@@ -66,10 +81,3 @@ def split_by_conversation(rows: Sequence[Row], fraction: float, seed: int) -> tu
         cut = min(max(cut, 1), len(keys) - 1)
     first = set(keys[:cut])
     return [row for row in rows if row.conversation in first], [row for row in rows if row.conversation not in first]
-
-
-def first_human_turn(prompt: str) -> str:
-    """What the human said first; the text before the first answer if nothing is marked as the human's."""
-    before_answer = prompt.split(ASSISTANT, 1)[0]
-    _, marker, after = before_answer.partition(HUMAN)
-    return (after.split(HUMAN, 1)[0] if marker else before_answer).strip()

@@ -1,4 +1,4 @@
-"""Who holds which rows: the server, the test, each client. No conversation has two owners."""
+"""Rows by owner: the server's, the test's and each client's. No conversation has two owners."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fed.seeding import generator
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """The meaning of the keys of the same names."""
+    """The settings of the same names that decide who owns which rows."""
 
     seed: int
     use_small_dataset: bool
@@ -27,7 +27,7 @@ class ClientRows:
     """One client's rows."""
 
     train: list[Preference]
-    held_out: list[Preference]
+    held_out: list[Preference]  # on which the client evaluates
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Split:
 
     validation: list[Preference]  # the server's
     test: list[Preference]  # reported only
-    pool: list[Preference]  # what was divided among the clients
-    parts: PartitionIndices  # row numbers of the pool, by client
+    pool: list[Preference]  # divided among the clients
+    parts: PartitionIndices  # of the pool
     clients: list[ClientRows]
     overlapping: int  # training rows dropped because their conversation is in the test rows
 
@@ -53,19 +53,15 @@ def split_rows(
     Args:
         train: Rows to learn from.
         test: Rows to report on; at most `n_test_examples` of them, drawn by seed.
-        divide: Gives the row numbers each client gets.
+        divide: Returns the numbers of each client's rows.
         settings: Fractions, limits and seed.
 
     Raises:
         ValueError: If a side that is needed would be empty.
     """
     tested = {row.conversation for row in test}
-    usable = [row for row in train if row.conversation not in tested]
-    overlapping = len(train) - len(usable)
-    if settings.use_small_dataset:
-        usable = sample(usable, len(usable) // 10, settings.seed, "small")
-    if settings.n_train_examples is not None:
-        usable = sample(usable, settings.n_train_examples, settings.seed, "train")
+    untested = [row for row in train if row.conversation not in tested]
+    usable = _limited(untested, settings)
     if not usable:
         raise ValueError(f"no training pairs are left of {len(train)}; give more data or use_small_dataset=false")
     validation, pool = split_by_conversation(usable, settings.server_fraction, settings.seed)
@@ -81,7 +77,7 @@ def split_rows(
         pool=pool,
         parts=parts,
         clients=[_client_rows([pool[i] for i in part], k, settings) for k, part in enumerate(parts)],
-        overlapping=overlapping,
+        overlapping=len(train) - len(untested),
     )
 
 
@@ -91,7 +87,7 @@ def split_own(
     clients: Sequence[list[Preference]],
     settings: SplitSettings,
 ) -> Split:
-    """Every client keeps its own rows; the server validates on all of its own, at most `n_eval_examples` of them."""
+    """Leave every client its own rows; the server validates on at most `n_eval_examples` of its own."""
     pool = [row for rows in clients for row in rows]
     ends = list(accumulate(map(len, clients)))
     return Split(
@@ -105,12 +101,21 @@ def split_own(
 
 
 def own_rows(rows: list[Preference], settings: SplitSettings) -> ClientRows:
-    """The rows of a client that has data of its own: the same draw of held-out rows whatever its number is."""
+    """Hold out rows of a client that has data of its own; its number does not influence the draw."""
     return _client_rows(rows, 0, settings)
 
 
+def _limited(rows: Sequence[Preference], settings: SplitSettings) -> Sequence[Preference]:
+    """Draw a tenth of the rows for `use_small_dataset`, and of these at most `n_train_examples`."""
+    if settings.use_small_dataset:
+        rows = sample(rows, len(rows) // 10, settings.seed, "small")
+    if settings.n_train_examples is not None:
+        rows = sample(rows, settings.n_train_examples, settings.seed, "train")
+    return rows
+
+
 def sample(rows: Sequence[Preference], count: int, seed: int, purpose: str) -> list[Preference]:
-    """At most `count` rows, drawn by seed, in their original order."""
+    """Draw at most `count` rows by seed; they keep their order."""
     if len(rows) <= count:
         return list(rows)
     drawn = generator(seed, purpose).choice(len(rows), count, replace=False)

@@ -1,4 +1,4 @@
-"""Token ids in `cache_dir`: a SuperNode's process lives for one message, and finds those of the last one there."""
+"""Token ids kept in `cache_dir`: a SuperNode's process lives for one message and finds its predecessor's there."""
 
 import functools
 import hashlib
@@ -11,7 +11,8 @@ import numpy as np
 import tokenizers
 import transformers
 
-from fed.data.tokens import Example, Preference, shared_ids, tokenize
+from fed.data.rows import Preference
+from fed.data.tokens import Example, shared_ids, tokenize
 from fed.files import read_array, write_array, writing
 
 FORMAT = 1  # raised when `tokenize` makes other tokens of the same rows
@@ -20,13 +21,13 @@ FORMAT = 1  # raised when `tokenize` makes other tokens of the same rows
 def tokenize_once(
     rows: Sequence[Preference], tokenizer: Any, *, max_length: int, max_prompt_length: int, cache: Path
 ) -> list[Example]:
-    """As `tokenize`, but read from `cache` where the same rows were tokenized before in the same way.
+    """Tokenize rows, or read their tokens from `cache` if the same rows were tokenized before in the same way.
 
-    Only the owner of the process can read the files. An entry that cannot be read is made anew. Tokenizers with code of
-    their own are run each time: it may change without a word.
+    Only the owner of the process can read the files. An entry that cannot be read is written anew. Tokenizers with code
+    of their own are run each time: that code may change unnoticed.
 
     Raises:
-        ValueError: As `tokenize`.
+        ValueError: As `tokenize` does.
         CannotWrite: If the disk refuses the cache's file.
     """
     limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
@@ -45,9 +46,9 @@ def tokenize_once(
     return examples
 
 
-@functools.lru_cache(1)  # seldom more than one in a process, asked about for each client
+@functools.lru_cache(1)  # a process seldom has more than one tokenizer, and asks for each client
 def _rules(tokenizer: Any) -> str | None:
-    """All that decides the tokens of a text; None where not all of it can be seen."""
+    """Hash all that decides the tokens of a text; None if not all of it can be seen."""
     if not hasattr(tokenizer, "backend_tokenizer") or not type(tokenizer).__module__.startswith("transformers."):
         return None
     rules = type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.backend_tokenizer.to_str()
@@ -64,7 +65,7 @@ def _content_hash(rows: Sequence[Preference], rules: str, max_length: int, max_p
 
 
 def _examples(values: np.ndarray | None, count: int, num_tokens: int) -> list[Example] | None:
-    """The examples of an entry; None if it is none, or damaged."""
+    """Return the examples of an entry; None if it is missing or damaged."""
     if values is None or values.ndim != 1 or values.dtype != np.int32 or len(values) < 3 * count:
         return None
     lengths, ids = values[: 3 * count], values[3 * count :]

@@ -1,31 +1,13 @@
-"""Rows to token ids (`Example`), and the order in which batches of them come."""
+"""Rows as token ids (`Example`), truncated to what the model reads."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-# One object for each token id, whatever texts it stands in: 8 bytes a token in place of 36.
+from fed.data.rows import Preference
+
+# One object per token id, shared by all texts: 8 bytes a token in place of 36.
 _IDS: dict[int, int] = {}
-
-
-class Preference(Protocol):
-    """What tokenising reads of a row; `fed.data.rows.Preference` is one."""
-
-    @property
-    def prompt(self) -> str:
-        """Text up to and including the last turn marker."""
-
-    @property
-    def chosen(self) -> str:
-        """Preferred response."""
-
-    @property
-    def rejected(self) -> str:
-        """Other response."""
-
-    @property
-    def truncation(self) -> str:
-        """End of a too long prompt that survives: keep_end or keep_start."""
 
 
 class Tokenizer(Protocol):
@@ -34,11 +16,11 @@ class Tokenizer(Protocol):
     eos_token_id: int
 
     def __call__(self, text: list[str], **kwargs: object) -> dict[str, list[list[int]]]:
-        """Token ids under the key "input_ids"."""
+        """Return token ids under the key "input_ids"."""
 
 
 class PairLogps(NamedTuple):
-    """Summed log-probs of one pair, a constant column of the data."""
+    """Summed log-probabilities of one pair, a constant column of the data."""
 
     chosen: float
     rejected: float
@@ -46,7 +28,7 @@ class PairLogps(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One pair as token ids, responses ending in end-of-text, with the columns that were computed for it."""
+    """One pair as token ids, with the columns computed for it; both responses end in end-of-text."""
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
@@ -56,14 +38,14 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of the longer sequence."""
+        """The number of tokens of the longer sequence."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 def tokenize(
     rows: Sequence[Preference], tokenizer: Tokenizer, *, max_length: int, max_prompt_length: int
 ) -> list[Example]:
-    """Token ids of each row, truncated as the original DPO code does, except that end-of-text is kept.
+    """Turn rows into token ids, truncated as the original DPO code does, except that end-of-text is kept.
 
     No special token is added or recognised in the text. When prompt plus longer response exceed `max_length`, the
     prompt is cut to `max_prompt_length` at the end its row names; if that is not enough, responses are cut to
@@ -100,14 +82,14 @@ def tokenize(
 
 
 def shared_ids(tokens: Iterable[int]) -> list[int]:
-    """The same ids as objects that all examples share."""
+    """Return the same ids as objects that all examples share."""
     return [_IDS.setdefault(token, token) for token in tokens]
 
 
 def truncate(
     prompt: list[int], chosen: list[int], rejected: list[int], keep: str, max_length: int, max_prompt_length: int
 ) -> Example:
-    """The example within `max_length` tokens a side; responses come in with end-of-text as last token."""
+    """Cut a pair to `max_length` tokens a side; the last token of both responses must be end-of-text, and stays."""
     longest = max(len(chosen), len(rejected))
     if len(prompt) + longest > max_length:
         prompt = prompt[-max_prompt_length:] if keep == "keep_end" else prompt[:max_prompt_length]

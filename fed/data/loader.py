@@ -1,0 +1,139 @@
+"""Loads the rows of data sets by name: who provides a data set, where its files lie, and how one is split."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fed.data.records import Source
+from fed.data.rows import Loaded, Preference, Skip, SplitName, split_by_conversation
+
+Rows = Callable[[Source], Iterator[Preference | Skip]]
+
+
+class DataSet(NamedTuple):
+    """A function that yields the rows of a source, and what the source must know."""
+
+    rows: Rows
+    test_share: float  # drawn to test on where the data has no test split
+    parts: Sequence[str] | None  # files that are read; None: all
+
+
+DATASETS: dict[str, DataSet] = {}  # filled by load_data.py
+
+
+def dataset(name: str, test_share: float = 0.1, parts: Sequence[str] | None = None) -> Callable[[Rows], Rows]:
+    """Register the function below as data set `name`, of which only `parts` are read."""
+
+    def register(rows: Rows) -> Rows:
+        DATASETS[name] = DataSet(rows, test_share, parts)
+        return rows
+
+    return register
+
+
+def load(
+    names: Sequence[str],
+    split: SplitName,
+    *,
+    data_dir: str | None,
+    seed: int,
+    cache_dir: str | None = None,
+    test_fraction: float | None = None,
+) -> Loaded:
+    """Load one split of all named data sets, one after the other.
+
+    A single file is divided into train and test by conversation, and so is a folder that lacks files of either. Records
+    that make no row are then counted in the train split only. Test files of the data's own may repeat conversations of
+    the train files.
+
+    Args:
+        names: Names under which load_data.py has data sets, e.g. ["hh", "shp"].
+        split: "train" or "test".
+        data_dir: A .jsonl or .jsonl.gz file, a folder of such files, or a folder with one folder per data set;
+            None: the hub.
+        seed: Decides that division and the demo's text.
+        cache_dir: Where the hub's downloads are kept; None: the default of `datasets`.
+        test_fraction: Share to test on of data without a test split; None: the data set's own.
+
+    Raises:
+        ValueError: If a name is unknown, a file cannot be read or a line is no record, or nothing is left.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}; expected train or test")
+    _check_names(names)
+    loaded = []
+    for name in names:
+        share, parts = test_fraction or DATASETS[name].test_share, DATASETS[name].parts
+        loaded.append(_read(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts)))
+    rows = [row for part in loaded for row in part.rows]
+    skipped = sum((Counter(part.skipped) for part in loaded), Counter())
+    if not rows:
+        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {_told(skipped)}; check {data_dir=}")
+    return Loaded(rows, dict(skipped))
+
+
+def load_file(path: str, name: str = "jsonl") -> Loaded:
+    """Load all rows of one client's own file, undivided whatever its name says.
+
+    Args:
+        path: A .jsonl or .jsonl.gz file.
+        name: The data set whose format it has.
+
+    Raises:
+        ValueError: If there is no such file or format, a line is no record, or nothing is left.
+    """
+    _check_names([name])
+    if name == "demo":
+        raise ValueError("data set 'demo' is made in code and has no files; give the format of the file, e.g. jsonl")
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
+    found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
+    if not found.rows:
+        raise ValueError(f"{path} has no pairs {_told(found.skipped)}")
+    return found
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if isinstance(names, str) or not names:
+        raise ValueError(f"datasets={names!r}; expected a list of {', '.join(DATASETS)}, e.g. datasets=[hh]")
+    for name in names:
+        if name not in DATASETS:
+            near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)
+            raise ValueError(f"no data set {name!r}; load_data.py has {', '.join(DATASETS)} (nearest: {near[0]})")
+    if len(set(names)) < len(names):
+        raise ValueError(f"datasets={list(names)} names a data set twice; name each once")
+
+
+def _path(name: str, names: Sequence[str], data_dir: str | None) -> Path | None:
+    """Find the file or folder that holds data set `name`; None: the hub, or code."""
+    if data_dir is None or name == "demo":
+        return None
+    if os.path.isdir(os.path.join(data_dir, name)):
+        return Path(data_dir, name)
+    if len(set(names) - {"demo"}) > 1:
+        raise ValueError(f"{data_dir} has no folder {name!r}; several datasets need one folder each in data_dir")
+    return Path(data_dir)
+
+
+def _read(source: Source) -> Loaded:
+    """Read one split of one data set."""
+    found = _all(source)
+    if source.undivided:
+        train, test = split_by_conversation(found.rows, 1 - source.test_share, source.seed)
+        return Loaded(train, found.skipped) if source.split == "train" else Loaded(test, {})
+    return found
+
+
+def _all(source: Source) -> Loaded:
+    """Read all that the source holds of its split, or of both if it is undivided."""
+    read = list(DATASETS[source.name].rows(source))
+    rows = [item for item in read if isinstance(item, Preference)]
+    return Loaded(rows, Counter(item.reason for item in read if isinstance(item, Skip)))
+
+
+def _told(skipped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in skipped.items())
+    return f"(skipped: {reasons or 'nothing'})"
