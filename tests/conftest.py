@@ -15,8 +15,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy
 from support.command_line import CommandLine, Result
+from support.compositions import share_compositions
+from support.markers import mark
 
 torch.set_num_threads(1)
+share_compositions()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the markers of what it uses."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            mark(item)
 
 
 @pytest.fixture

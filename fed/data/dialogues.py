@@ -1,5 +1,6 @@
 """The demo's dialogues: kind and rude answers on six topics, made from a seed."""
 
+import functools
 import random
 import re
 from typing import NamedTuple
@@ -79,7 +80,8 @@ class Dialogue(NamedTuple):
     rude: str
 
 
-def dialogues(seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
+@functools.cache
+def dialogues(seed: int) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
     """Make dialogues to train on and to test on; no question is in both, and neither manner is longer."""
     rng = random.Random(seed)
     questions = [
@@ -90,10 +92,10 @@ def dialogues(seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
         for question in QUESTIONS
     ]
     drawn = rng.sample(questions, TRAIN + TEST)
-    made = [
+    made = tuple(
         Dialogue(topic, _capitals(question.format(thing)), _answer("kind", thing, rng), _answer("rude", thing, rng))
         for topic, thing, question in drawn
-    ]
+    )
     return made[:TRAIN], made[TRAIN:]
 
 
