@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import arguments, checks, explain, schema
 from fed.distributed import launch
-from fed.errors import CannotGoOn, Stopped
+from fed.errors import CannotContinue, Stopped
 
 
 def main() -> int:
@@ -88,7 +88,7 @@ def _compose_and_run(composed: DictConfig) -> None:
                     ray_engine.run(prepared, folder)
                 else:
                     experiment.run(prepared, folder)
-            except CannotGoOn as error:
+            except CannotContinue as error:
                 if not launch.is_first():  # of what all find, the first one tells; what only this one found is told too
                     time.sleep(launch.FIRST_SPEAKS)
                     raise

@@ -1,26 +1,26 @@
-"""Why a client, or a whole run, ends early although the program has no defect."""
+"""The reasons for which a client, or a whole run, ends early although the program has no defect."""
 
 import signal
 
 
 class Failed(Exception):
-    """A client is left out of the round; raised by all processes that train it together."""
+    """A client's failure, for which it is left out of the round; raised by all processes that train it together."""
 
 
-class CannotGoOn(Exception):
-    """The run ends, with all that was done on the disk; the message says why."""
+class CannotContinue(Exception):
+    """The end of a run that has written all it did to the disk; the message gives the reason."""
 
 
-class TooFewClients(CannotGoOn):
-    """Fewer clients than `min_fit_clients` succeeded in a round."""
+class TooFewClients(CannotContinue):
+    """A round in which fewer clients than `min_fit_clients` succeeded."""
 
 
-class CannotWrite(CannotGoOn):
-    """The disk does not take what a run has to keep."""
+class CannotWrite(CannotContinue):
+    """A disk that refuses a file which the run must write."""
 
 
 class Stopped(BaseException):
-    """The run ends because it was asked to; no mistake, so no `except Exception` takes it."""
+    """The end of a run that a signal asked for; no mistake, so `except Exception` does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")

@@ -1,4 +1,4 @@
-"""Arrays in files of `cache_dir`: what is costly to compute, and may be computed anew at any time."""
+"""Files that are never half written, and what a full or missing disk says."""
 
 import errno
 import io
@@ -12,37 +12,44 @@ import numpy as np
 
 from fed.errors import CannotWrite
 
-
-def read_array(entry: Path) -> np.ndarray | None:
-    """What `write_array` wrote there; None: nothing, or a file that cannot be read."""
-    try:
-        with entry.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
-        return None
+# Errors of a disk that is full, gone, or not to be written.
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
+}
 
 
-def write_array(entry: Path, values: np.ndarray) -> None:
-    """Keep an array; a reader never sees half of it.
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `CannotWrite` in place of any error inside by which the disk refuses `path`.
 
-    Raises:
-        CannotWrite: If the disk refuses the file.
+    Every library that writes reports such an error in its own way.
     """
-    content = io.BytesIO()
-    np.lib.format.write_array(content, values, allow_pickle=False)
-    with writing(entry):
-        write_whole(entry, content.getvalue())
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except BaseException as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise CannotWrite(f"cannot write {path}: {reason}") from error
 
 
-def free_space(path: Path) -> int:
-    """Bytes free where the path is or will be."""
-    while not path.exists():
-        path = path.absolute().parent
-    return shutil.disk_usage(path).free
+def _refusal(error: BaseException | None) -> str | None:
+    """Return the disk's reason if one is behind the error; safetensors reports it as text, torch by process."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return str(error.strerror)
+    text = str(error)
+    if "I/O error" in text and "os error" in text:
+        return text.rpartition("I/O error: ")[2].partition(" (os error")[0]
+    for failure, *_ in getattr(error, "failures", {}).values():
+        return _refusal(failure)
+    return None
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file of a cache by way of a partial one, so that a reader never sees half of it.
+    """Write a file by way of a partial one, so that a reader never sees half of it.
 
     Raises:
         OSError: If it cannot be written.
@@ -53,8 +60,29 @@ def write_whole(file: Path, content: bytes) -> None:
     partial.replace(file)
 
 
-def cut_off(path: Path, size: int) -> None:
-    """Leave so many bytes of a file; a shorter one stays as it is."""
+def write_array(entry: Path, values: np.ndarray) -> None:
+    """Write an array to a cache; a reader never sees half of it.
+
+    Raises:
+        CannotWrite: If the disk refuses the file.
+    """
+    content = io.BytesIO()
+    np.lib.format.write_array(content, values, allow_pickle=False)
+    with writing(entry):
+        write_whole(entry, content.getvalue())
+
+
+def read_array(entry: Path) -> np.ndarray | None:
+    """Read an array from a cache; None if there is no file or it cannot be read."""
+    try:
+        with entry.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
+        return None
+
+
+def truncate(path: Path, size: int) -> None:
+    """Truncate a file to `size` bytes; a shorter one stays as it is."""
     if path.stat().st_size > size:
         os.truncate(path, size)
 
@@ -68,34 +96,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# What a disk says that is full, gone, or not to be written.
-DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
-}
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside, what the disk refuses is `CannotWrite`, whatever the library that writes makes of it."""
-    try:
-        yield
-    except CannotWrite:
-        raise
-    except BaseException as error:
-        reason = _refusal(error)
-        if reason is None:
-            raise
-        raise CannotWrite(f"cannot write {path}: {reason}") from error
-
-
-def _refusal(error: BaseException | None) -> str | None:
-    """What the disk said, if that is behind an error: safetensors tells it as text, torch by process."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        return str(error.strerror)
-    text = str(error)
-    if "I/O error" in text and "os error" in text:
-        return text.rpartition("I/O error: ")[2].partition(" (os error")[0]
-    for failure, *_ in getattr(error, "failures", {}).values():
-        return _refusal(failure)
-    return None
+def free_space(path: Path) -> int:
+    """Return the free bytes on the disk where the path is or will be."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free

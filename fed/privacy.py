@@ -1,7 +1,8 @@
-"""What `privacy=` means in numbers: Flower's RDP accountant, and its two kinds of noise in the same unit.
+"""The numbers behind `privacy=`: Flower's RDP accountant, and its two kinds of noise in the same unit.
 
-Both kinds are Gaussian mechanisms with a noise multiplier z, the noise's standard deviation over what one client can
-change in what is published. So z alone decides epsilon: T of them have RDP T a / (2 z^2) of order a.
+Both kinds are Gaussian mechanisms. Their noise multiplier z is the noise's standard deviation divided by the
+sensitivity, the largest change that one client can make to what is published. So z alone decides epsilon: T releases
+have RDP T a / (2 z^2) of order a.
 """
 
 import functools
@@ -16,7 +17,7 @@ from fed.model.arrays import to_record, to_tensors
 
 
 def accountant(delta: float, population: int) -> RdpAccountant:
-    """Of releases each of which all those may be in; no sampling makes it cheaper.
+    """Return an accountant of releases that each may contain any of `population` clients, without credit for sampling.
 
     Raises:
         ValueError: If the package that computes it is not installed.
@@ -24,7 +25,7 @@ def accountant(delta: float, population: int) -> RdpAccountant:
     config = PrivacyConfig(
         target_delta=delta,
         population_size=population,
-        # Of a Gaussian release the accountant reads z only: the relation is that which z was computed for.
+        # The accountant reads only z of a Gaussian release: the relation is the one that z was computed for.
         neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
         sampling_method=SamplingMethod.NO_AMPLIFICATION,
     )
@@ -36,9 +37,9 @@ def accountant(delta: float, population: int) -> RdpAccountant:
         ) from error
 
 
-@functools.lru_cache(maxsize=4096)  # of many clients most have been asked equally often
+@functools.lru_cache(maxsize=4096)  # most of many clients have taken part equally often
 def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
-    """What so many releases cost together; 0 for none."""
+    """Return the epsilon that so many releases spend together; 0 for none."""
     if releases == 0:
         return 0.0
     one = accountant(delta, 1)
@@ -47,23 +48,23 @@ def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
 
 
 def local_sensitivity(settings: PrivacySettings) -> float:
-    """2 C: as far apart as two updates of norm at most C can be."""
+    """Return 2 C, the largest distance between two updates of norm at most C."""
     return 2 * settings.clipping_norm
 
 
 def classical_epsilon(settings: PrivacySettings) -> float:
-    """What Flower's `LocalDpMod` must be told so that its noise has the standard deviation z x sensitivity.
+    """Return the epsilon with which Flower's `LocalDpMod` adds noise of standard deviation z x sensitivity.
 
-    Its own is sensitivity sqrt(2 ln(1.25 / delta)) / epsilon. That formula holds for epsilon < 1 only; here it accounts
-    for nothing.
+    The mod computes sensitivity sqrt(2 ln(1.25 / delta)) / epsilon. That formula is valid for epsilon < 1 only; here it
+    sets the noise and is not used for accounting.
     """
     return math.sqrt(2 * math.log(1.25 / settings.delta)) / settings.noise_multiplier
 
 
 def moved(sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
-    """The trained weights, the first of them changed by its last bits if all are exactly those that were sent.
+    """Return the trained weights; if they equal the sent ones, change the last bits of the first number.
 
-    Flower's clipping divides by the norm of the difference; that a client has not moved must not show.
+    Flower's clipping divides by the norm of the difference, and nobody may see that a client has not moved.
     """
     before, after = to_tensors(sent), to_tensors(trained)
     if any(name not in before or not torch.equal(before[name], after[name]) for name in after):
@@ -78,7 +79,7 @@ def moved(sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
 
 
 def described(settings: PrivacySettings, num_rounds: int) -> str:
-    """What is protected at which price, in one line."""
+    """Describe the privacy setting and the epsilon it spends in one line."""
     spent = epsilon(settings.noise_multiplier, num_rounds, settings.delta)
     of_whom = " of one client" if settings.kind == "local_dp" else ""
     limit = "" if settings.max_epsilon is None else f", ends before {settings.max_epsilon:g}"

@@ -23,6 +23,7 @@ from fed.model.references import weights_hash
 from fed.reports.curves import curves
 from fed.tracking import run_folder
 from fed.tracking.log import Log, Relay
+from fed.tracking.run_files import CURVES, SUMMARY, TENSORBOARD
 from fed.tracking.tracker import Tracker
 from run import resume
 from run.federation import MODEL_HASH, Place, RemoteClients, federate, federate_remotely
@@ -60,14 +61,14 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
         if config.mode == "local":
             tracker.everyone()
         memory = plan.mesh.world.gather(_memory(plan.policy.device))
-        with writing(folder / "summary.json"):
+        with writing(folder / SUMMARY):
             summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
     if not writes:
         return
-    with writing(folder / "curves.png"):
+    with writing(folder / CURVES):
         picture = curves(folder)
     console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
-    console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / 'tensorboard'})", soft_wrap=True)
+    console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / TENSORBOARD})", soft_wrap=True)
 
 
 def _checkpointer(plan: Plan, place: Place, model: str) -> Checkpointer:

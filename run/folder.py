@@ -14,11 +14,9 @@ from fed.config.schema import Config
 from fed.data.partition_file import write_partition
 from fed.files import free_space, write_whole
 from fed.tracking import run_folder
+from fed.tracking.run_files import CONFIG, PARTITION_FILE
 from run.federation import Place
 from run.plan import Plan
-
-PARTITION_FILE = "partition.json"
-
 
 STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
 
@@ -80,7 +78,7 @@ def _reopen_folder(plan: Plan) -> Path:
             )
         try:
             shutil.copyfile(again, folder / PARTITION_FILE)
-            write_whole(folder / run_folder.CONFIG, _yaml(replace(config, resume=None)).encode())
+            write_whole(folder / CONFIG, _yaml(replace(config, resume=None)).encode())
         except OSError as error:
             raise ValueError(f"resume={folder} cannot be written: {error}") from error
     behind = max((done for place in places_of(plan, folder) for done in rounds(place.checkpoints)), default=0)

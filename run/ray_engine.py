@@ -32,7 +32,7 @@ def run(plan: Plan, folder: Path) -> None:
     """As `experiment.run`, with clients in other processes, `clients_in_parallel` of them at once.
 
     Raises:
-        CannotGoOn, Stopped: As `experiment.run`.
+        CannotContinue, Stopped: As `experiment.run`.
     """
     from flwr.simulation import run_simulation
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.config.scopes import on_resume
-from fed.tracking.run_folder import CONFIG, ENVIRONMENT, newest_run
+from fed.tracking.run_files import CONFIG, ENVIRONMENT
+from fed.tracking.run_folder import newest_run
 
 LATEST = "latest"
 FINDS = on_resume("finds")  # keys that say which run is meant

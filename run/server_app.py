@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fed.config.checks import Request
 from fed.config.flower import run_settings
 from fed.distributed import launch
-from fed.errors import CannotGoOn
+from fed.errors import CannotContinue
 from run import experiment
 from run.federation import RemoteClients
 from run.folder import create_folder, locked
@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         run(settings_of(context.run_config), grid)
-    except (ValueError, CannotGoOn) as error:
+    except (ValueError, CannotContinue) as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr, flush=True)
         raise RuntimeError(line) from None
@@ -53,7 +53,7 @@ def run(settings: Request, grid: Grid) -> None:
 
     Raises:
         ValueError: If it cannot begin.
-        CannotGoOn: If it cannot go on.
+        CannotContinue: If it cannot go on.
     """
     with launch.joined(settings.config.device, settings.config.process_timeout) as device:
         prepared = prepare(settings, device)

@@ -18,7 +18,7 @@ from fed.config import composing, effect
 from fed.config.schema import CONFIG_DIR, every_key
 from fed.config.scopes import of_role
 from fed.reports.runs import Run
-from fed.tracking.run_folder import CONFIG
+from fed.tracking.run_files import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
 # Keys that say where a run is kept, or that a resumed run may have otherwise: they do not make it another run.

@@ -18,7 +18,7 @@ from fed.checkpoints import serialize
 from fed.checkpoints.contexts import ClientFiles, asked, small
 from fed.distributed.ranks import Mesh
 from fed.distributed.shards import Shards
-from fed.errors import CannotGoOn, CannotWrite
+from fed.errors import CannotContinue, CannotWrite
 from fed.files import sync, writing
 from fed.model import weight_files
 from fed.model.arrays import to_record, to_tensors
@@ -89,7 +89,7 @@ class Checkpointer:
         """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
 
         Raises:
-            CannotGoOn: If it is of another run.
+            CannotContinue: If it is of another run.
         """
         world = self._mesh.world
         for server_round in world.from_first(sorted(rounds(self.folder), reverse=True)):
@@ -217,7 +217,7 @@ class Checkpointer:
     def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():
             if before is not None and before.get(key) != value:
-                raise CannotGoOn(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
+                raise CannotContinue(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
 
     def clean(self, server_round: int) -> None:
         """Remove what a run that goes on after this round does not read."""

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fed.errors import CannotGoOn, Failed
+from fed.errors import CannotContinue, Failed
 from fed.grids.base import CountingGrid
 from fed.grids.faults import arrays, check_reply
 from fed.grids.settings import LocalGridSettings
@@ -100,7 +100,7 @@ class LocalGrid(CountingGrid):
             return self.numbered(self.settings.journal.answer(self.server_round, what, message, context, run))
         except Failed as error:
             reason, details = str(error), ""
-        except CannotGoOn:  # no fault of the client's
+        except CannotContinue:  # no fault of the client's
             raise
         except Exception as error:
             if self.settings.own.count > 1:  # the others wait for this process

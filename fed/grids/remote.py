@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, Rec
 from flwr.serverapp import Grid
 
 from fed.distributed.stop import Stop
-from fed.errors import CannotGoOn, Failed
+from fed.errors import CannotContinue, Failed
 from fed.grids.base import CountingGrid
 from fed.grids.faults import arrays, check_reply
 from fed.grids.nodes import Nodes
@@ -49,14 +49,14 @@ class RemoteGrid(CountingGrid):
         """Wait until so many clients are there; when the time is up, fewer will do, but no fewer than a round needs.
 
         Raises:
-            CannotGoOn: If they do not come.
+            CannotContinue: If they do not come.
         """
         deadline = time.monotonic() + self.settings.wait
         self._nodes.expected = expected
         while (online := len(self._nodes.online())) < expected:
             if time.monotonic() > deadline:
                 if online < max(self.settings.min_fit_clients, 1):
-                    raise CannotGoOn(self._too_few(online))
+                    raise CannotContinue(self._too_few(online))
                 print(f"{online} of {expected} clients came; going on without the others", flush=True)
                 break
             self._stop.check()
@@ -75,11 +75,11 @@ class RemoteGrid(CountingGrid):
         """The clients whose nodes are online, in order.
 
         Raises:
-            CannotGoOn: If nothing could be sent for too long: strategies ask again and again until there are enough.
+            CannotContinue: If nothing could be sent for too long; strategies ask until there are enough nodes.
         """
         found = self._nodes.online()
         if time.monotonic() > self._since + self.settings.wait:
-            raise CannotGoOn(self._too_few(len(found)))
+            raise CannotContinue(self._too_few(len(found)))
         return found
 
     def _too_few(self, online: int) -> str:
@@ -93,7 +93,7 @@ class RemoteGrid(CountingGrid):
         accepted = [self.accept(message) for message in messages]
         ids = [found for found in self._push(accepted) if found is not None]
         if len(ids) < len(accepted):
-            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(accepted)} messages")
+            raise CannotContinue(f"round {self.server_round}: Flower did not take all of {len(accepted)} messages")
         self._pending.update(zip(ids, accepted, strict=True))
         return ids
 
@@ -155,7 +155,7 @@ class RemoteGrid(CountingGrid):
             )
         ids: list[str | None] = list(self._grid.push_messages(sent))
         if len(ids) < len(sent):
-            raise CannotGoOn(f"round {self.server_round}: Flower did not take all of {len(sent)} messages")
+            raise CannotContinue(f"round {self.server_round}: Flower did not take all of {len(sent)} messages")
         self._shared.clear()
         self._since = time.monotonic()
         return ids

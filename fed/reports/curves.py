@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed.tracking.metrics import EVERYONE, Line, read_metrics
+from fed.tracking.run_files import CURVES
 
 PANELS = {
     "accuracy": "accuracy (share of pairs)",
@@ -60,7 +61,7 @@ def curves(run_dir: Path) -> Path | None:
     if len(rounds) == 1:
         figure.axes[0].set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
     _entitle(figure, run_dir.resolve())
-    path = run_dir / "curves.png"
+    path = run_dir / CURVES
     figure.savefig(path)
     return path
 

@@ -46,7 +46,7 @@ class SweepPicture(Callback):
 
     def _is_ours(self, folder: Path) -> bool:
         """Whether it was started by this command line, and not by another at the same time."""
-        from fed.tracking.run_folder import ENVIRONMENT
+        from fed.tracking.run_files import ENVIRONMENT
 
         with suppress(OSError, ValueError, KeyError):
             return json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["argv"][1:] in self._commands

@@ -16,10 +16,9 @@ from omegaconf import OmegaConf
 
 from fed.config.scopes import of_role
 from fed.tracking.line_files import read_lines
-from fed.tracking.metrics import EVERYONE, MARGINS, SAMPLES, SUMMARY, TIMING, Line, read_metrics
-from fed.tracking.run_folder import CONFIG, ENVIRONMENT
+from fed.tracking.metrics import EVERYONE, Line, read_metrics
+from fed.tracking.run_files import CONFIG, ENVIRONMENT, MARGINS, PARTITION_FILE, SAMPLES, SUMMARY, TIMING
 
-PARTITION_FILE = "partition.json"
 # Keys that say which repetition a run is or where it is kept, not what it tries.
 OF_THE_RUN = of_role("repetition", "place")
 

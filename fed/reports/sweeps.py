@@ -8,8 +8,7 @@ from fed.reports.runs import Run
 from fed.reports.statistics import mean_and_se
 from fed.reports.sweep_png import picture
 from fed.reports.sweep_settings import Setting, label, settings, shown, swept_keys
-from fed.tracking.metrics import SUMMARY
-from fed.tracking.run_folder import CONFIG
+from fed.tracking.run_files import CONFIG, SUMMARY
 
 METRICS = ("accuracy", "margin", "loss", "kl")
 BEST = "best_accuracy"  # of all rounds after training began

@@ -1,4 +1,4 @@
-"""TensorBoard event files, one per folder, appended to for as long as the run goes on."""
+"""TensorBoard event files: one per folder, appended to until the run ends, also after a resume."""
 
 import os
 import socket
@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fed.files import cut_off
+from fed.files import truncate
 
 MAX_OPEN_EVENT_FILES = 64  # a thousand clients must not run into the limit on open files
-FLUSH_SECONDS = 10.0  # how old the client curves in TensorBoard may be
+FLUSH_SECONDS = 10.0  # the longest that a client's values wait before they reach the disk
 
 
 class EventFiles:
-    """One TensorBoard file per folder, the last used ones open.
+    """TensorBoard files, one per folder, of which the last used ones are open.
 
-    tensorboardX's `SummaryWriter` costs two threads and a pipe each and would start a new file whenever a client comes
-    back; here the same records (its protos, its checksums) are appended to one file.
+    A `SummaryWriter` of tensorboardX costs two threads and a pipe, and starts a new file whenever a client comes back.
+    This class appends the same records, with tensorboardX's protos and checksums, to one file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,14 +39,14 @@ class EventFiles:
             self.flush()
 
     def add(self, folder: str, summary: Any, step: int) -> None:
-        """Append one event with what a function of `tensorboardX.summary` made."""
+        """Append one event with a summary that a function of `tensorboardX.summary` returned."""
         from tensorboardX.proto.event_pb2 import Event
 
         event = Event(wall_time=time.time(), step=step, summary=summary)
         self._file(folder).write(_record(event.SerializeToString()))
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush all files."""
         for file in self._open.values():
             file.flush()
         self._next_flush = time.monotonic() + FLUSH_SECONDS
@@ -57,21 +57,21 @@ class EventFiles:
             self._close(*self._open.popitem())
 
     def state_dict(self) -> dict[str, Any]:
-        """What is written so far, now on the disk."""
+        """Return the name and the sizes of all files, whose content is now on the disk."""
         self.flush()
         for file in self._open.values():
             os.fsync(file.fileno())
         return {"name": self._name, "sizes": {**self._sizes, **{name: f.tell() for name, f in self._open.items()}}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the files as they were then: what was written later is cut off."""
+        """Truncate all files to the sizes that `state_dict` returned, and remove newer ones."""
         self.close()
         self._name, self._sizes = state["name"], dict(state["sizes"])
         for path in self._folder.glob("*/events.out.tfevents.*"):
             if path.name != self._name or path.parent.name not in self._sizes:
                 path.unlink()
             else:
-                cut_off(path, self._sizes[path.parent.name])
+                truncate(path, self._sizes[path.parent.name])
 
     def _file(self, folder: str) -> BinaryIO:
         if folder in self._open:
@@ -99,7 +99,7 @@ def _open_event_file(path: Path) -> BinaryIO:
 
 
 def _record(data: bytes) -> bytes:
-    """TFRecord: length, checksum of the length, data, checksum of the data."""
+    """Return a TFRecord: length, checksum of the length, data, checksum of the data."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack("<Q", len(data))

@@ -1,4 +1,4 @@
-"""The `.jsonl` files of a run: one JSON object per line, appended, cut back when a run goes on from before."""
+"""The `.jsonl` files of a run: one JSON object per line, appended, and truncated when a run is resumed."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from fed.files import cut_off, writing
+from fed.files import truncate, writing
 
 
 class LineFiles:
-    """The files of one folder, each opened when its first line is written."""
+    """The `.jsonl` files of one folder, each opened when its first line is written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -21,7 +21,7 @@ class LineFiles:
         """Append an object; it reaches the file at once.
 
         Raises:
-            CannotWrite: If the disk refuses it.
+            CannotWrite: If the disk refuses the line.
         """
         with writing(self._folder / name):
             file = self._file(name)
@@ -29,20 +29,20 @@ class LineFiles:
             file.flush()
 
     def state_dict(self) -> dict[str, int]:
-        """Bytes of each file, which are on the disk now."""
+        """Return the size of each file, whose content is now on the disk."""
         for file in self._open.values():
             file.flush()
             os.fsync(file.fileno())
         return {path.name: path.stat().st_size for path in self._folder.glob("*.jsonl")}
 
     def load_state_dict(self, sizes: Mapping[str, int]) -> None:
-        """Go on with the files as they were then: what was written later is cut off."""
+        """Truncate all files to the sizes that `state_dict` returned; files that are not among them become empty."""
         self.close()
         for path in self._folder.glob("*.jsonl"):
-            cut_off(path, sizes.get(path.name, 0))
+            truncate(path, sizes.get(path.name, 0))
 
     def close(self) -> None:
-        """Close all files; writing opens them again."""
+        """Close all files; the next `write` opens them again."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -53,13 +53,13 @@ class LineFiles:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file in order, none if there is no file; one that was cut off in writing is left out."""
+    """Return the objects of a file in order, without a last line that is incomplete; none if there is no file."""
     texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return (json.loads(text) for text in texts if text.endswith("\n"))
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it: scalars of numpy and torch become numbers, NaN and infinity null."""
+    """Return the value as JSON can hold it: numpy and torch scalars become numbers, NaN and infinity None."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

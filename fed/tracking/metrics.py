@@ -1,40 +1,26 @@
-"""The lines of `metrics.jsonl` and the means that are made of them."""
+"""The lines of `metrics.jsonl`, and the means and bests that are computed from them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from fed.tracking.line_files import read_lines
+from fed.tracking.run_files import METRICS
 
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+# Splits that are no data.
+FAILURE = "failure"  # a client that was left out of a round
+COMMUNICATION = "communication"  # the bytes that travelled in a round
+PRIVACY = "privacy"  # the budget that the rounds so far have spent
 
-
-MARGINS = "margins.jsonl"  # of each test pair, by evaluation
-
-
-TIMING = "timing.jsonl"  # wall time of each evaluation; apart, since no two runs take the same
-
-
-SAMPLES = "samples.jsonl"  # responses drawn during evaluation
-
-
-FAILURE = "failure"  # the split under which clients stand that were left out of a round
-
-
-COMMUNICATION = "communication"  # the split of what travelled in a round
-
-
-PRIVACY = "privacy"  # the split of what the rounds so far cost of it
-
-
-EVERYONE = "clients"  # who stands for the mean over clients that train alone
+EVERYONE = "clients"  # `who` of the mean over clients that train alone
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of `metrics.jsonl`; a metric that was not finite is None. Of a failure the only one is its reason."""
+    """One line of `metrics.jsonl`; a metric that was not finite is None. A failure has only a reason."""
 
     server_round: int
     who: str
@@ -43,30 +29,70 @@ class Line:
     metrics: Mapping[str, Any]
 
     def values(self) -> dict[str, Any]:
-        """The numbers of the line."""
+        """Return the line's round, pairs and metrics."""
         return {"round": self.server_round, "pairs": self.pairs, **self.metrics}
 
 
 def read_metrics(run_dir: Path) -> list[Line]:
-    """Lines of `metrics.jsonl` in order; one that was cut off while it was written does not count."""
+    """Read the lines of `metrics.jsonl` in order, without a last line that is incomplete."""
     rows = read_lines(run_dir / METRICS)
     return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]
 
 
-def _means(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each metric that all have, and with `_sd` its standard deviation; errors of single ones are left out."""
+def means_over_clients(lines: Iterable[Line]) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """Yield (round, pairs, mean test metrics) of clients that train one after the other, each through all rounds.
+
+    `pairs` counts what all clients together had trained after so many rounds.
+    """
+    by_round: dict[int, list[Line]] = {}
+    began: dict[str, int] = {}  # pairs that other clients had trained when a client's first round began
+    for line in lines:
+        if line.split == "test" and line.who.startswith("client-"):
+            by_round.setdefault(line.server_round, []).append(line)
+            began.setdefault(line.who, line.pairs)
+    for server_round, reported in sorted(by_round.items()):
+        pairs = sum(line.pairs - began[line.who] for line in reported)
+        yield server_round, pairs, means([line.metrics for line in reported])
+
+
+def means(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of each metric that all have, and its standard deviation under `..._sd`.
+
+    Standard errors of single clients (`..._se`) are left out.
+    """
     names = [n for n in every[0] if not n.endswith("_se") and all(metrics.get(n) is not None for metrics in every)]
-    means = {name: fmean(metrics[name] for metrics in every) for name in names}
+    found = {name: fmean(metrics[name] for metrics in every) for name in names}
     if len(every) > 1:
-        means |= {f"{name}_sd": stdev(metrics[name] for metrics in every) for name in names}
-    return means
+        found |= {f"{name}_sd": stdev(metrics[name] for metrics in every) for name in names}
+    return found
 
 
-def _best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
-    """The most accurate line of each split, the earlier one among equals."""
-    best: dict[str, tuple[float, Line]] = {}
+def results(lines: Sequence[Line], pairs: int) -> dict[str, Any]:
+    """Return the part of `summary.json` that follows from the metrics.
+
+    `final` holds the last server line of each split, `best` the most accurate one. Bytes and failures are left out if
+    none were recorded.
+    """
+    shared = [line for line in lines if line.who in ("server", EVERYONE) and line.split != COMMUNICATION]
+    travelled = [line.metrics for line in lines if line.split == COMMUNICATION]
+    failures = Counter(line.who for line in lines if line.split == FAILURE)
+    found: dict[str, Any] = {
+        "final": {line.split: line.values() for line in shared},
+        "best": best(shared),
+        "pairs": pairs,
+    }
+    if travelled:
+        found["bytes"] = {way: sum(metrics[f"bytes_{way}"] for metrics in travelled) for way in ("sent", "received")}
+    if failures:
+        found["failures"] = failures
+    return found
+
+
+def best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
+    """Return the most accurate line of each split; among equals the earliest."""
+    found: dict[str, tuple[float, Line]] = {}
     for line in lines:
         accuracy = line.metrics.get("accuracy")
-        if accuracy is not None and (line.split not in best or accuracy > best[line.split][0]):
-            best[line.split] = accuracy, line
-    return {split: line.values() for split, (_, line) in best.items()}
+        if accuracy is not None and (line.split not in found or accuracy > found[line.split][0]):
+            found[line.split] = accuracy, line
+    return {split: line.values() for split, (_, line) in found.items()}

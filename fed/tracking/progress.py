@@ -1,8 +1,9 @@
-"""What a person sees of a run: a line per round and, on a terminal, a live bar below them."""
+"""The console of a run: one line per round and, on a terminal, a live bar below them."""
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,7 +12,7 @@ LINE_SECONDS = 30.0  # without a terminal, the longest silence while a client tr
 
 
 class Display:
-    """Rounds as lines, clients as a bar.
+    """Shows rounds as lines and clients as a bar.
 
     Progress counts client visits, the current one by the share of its pairs, so the time left includes evaluation. It
     does not matter whether all clients take turns each round or, as in mode=local, one after the other runs all rounds.
@@ -26,17 +27,17 @@ class Display:
         self._bar: Progress | None = None
         self._visit = _Visit(0, 0, 1)
         self._visits = 0
-        self._start: tuple[float, int] | None = None  # of training, and how many visits were over: not 0 after a resume
+        self._start: tuple[float, int] | None = None  # the time, and the visits before it: not 0 after a resume
 
     def reference(self, pairs: int, total: int) -> None:
-        """So many of all pairs have their reference log-probs."""
+        """Show how many of all pairs have their reference log-probabilities."""
         if self._is_silent():
             elapsed = time.monotonic() - self._began
             pace = [f"elapsed {_clock(elapsed)}", f"left {_clock(elapsed * (total - pairs) / pairs)}"]
             self._print(f"reference log-probs  {pairs} of {total} pairs", pace)
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
-        """A client begins: one more visit."""
+        """Begin the visit of a client."""
         self._begin(max(server_round - 1, 0))
         self._visits += 1
         self._visit = _Visit(server_round, client_id, max(pairs, 1))
@@ -45,7 +46,7 @@ class Display:
             self._update_bar(None)
 
     def advance(self, pairs: int, pairs_per_second: float | None) -> None:
-        """So many more pairs of this visit are done."""
+        """Show that `pairs` more pairs of this visit are done."""
         self._visit.trained += pairs
         if self._bar:
             self._update_bar(pairs_per_second)
@@ -55,14 +56,14 @@ class Display:
             self._print(self._round(visit.server_round), [*parts, *self._pace(pairs_per_second)])
 
     def end_visit(self) -> None:
-        """The visit is over, whatever was counted."""
+        """End the visit, however many pairs were counted."""
         self._visit.trained = self._visit.pairs
 
     def print_line(
         self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
     ) -> None:
-        """One line for a finished round, from (label, value, standard error)."""
-        self._begin(server_round)  # the next thing heard of a client that is elsewhere may be its reply
+        """Print the line of a finished round, from (label, value, standard error)."""
+        self._begin(server_round)  # a remote client may be heard of only when it replies
         plus_minus = "+/-" if self._console.options.ascii_only else "±"
         parts = [
             f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
@@ -71,21 +72,21 @@ class Display:
         self._print(self._round(server_round), [*parts, *self._pace(pairs_per_second)])
 
     def print_failure(self, server_round: int, client_id: int, reason: str) -> None:
-        """One line for a client that is left out."""
+        """Print that a client is left out."""
         self._print(f"{self._round(server_round)}  client-{client_id} is left out: {reason}", [])
 
     def print_remark(self, server_round: int, remark: str) -> None:
-        """One line of what is to be known of a round besides its figures."""
+        """Print a remark on a round."""
         self._print(f"{self._round(server_round)}  {remark}", [])
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         if self._bar:
             self._bar.stop()
         self._bar = None
 
     def _begin(self, rounds: int) -> None:
-        """Training begins after so many rounds, if it has not begun before."""
+        """Note that training begins after `rounds` rounds, unless it has begun."""
         if self._start is None:
             self._start = time.monotonic(), rounds * self._clients_per_round
 
@@ -115,7 +116,7 @@ class Display:
         return max((time.monotonic() - since) * missing / done, 0.0) if done else None
 
     def _done(self) -> float:
-        """Visits of this process."""
+        """Return the visits of this process, the current one as a fraction."""
         return self._visits - 1 + min(self._visit.trained / self._visit.pairs, 1.0) if self._visits else 0.0
 
     def _new_bar(self) -> Progress:
@@ -141,8 +142,33 @@ class Display:
 
 
 @dataclass
+class RoundFigures:
+    """The figures of the current round: metrics by split, and accuracies by split and client."""
+
+    server_round: int
+    server: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    clients: dict[str, dict[int, float]] = field(default_factory=dict)
+    failed: int = 0
+    epsilon: float | None = None
+    remarks: Sequence[str] = ()
+
+    def texts(self) -> Iterator[tuple[str, float, float | None]]:
+        """Yield (label, value, standard error) for the round's line."""
+        for split, metrics in self.server.items():
+            if "accuracy" in metrics:
+                yield f"{split} accuracy", metrics["accuracy"], metrics.get("accuracy_se")
+            elif "loss" in metrics:
+                yield f"{split} loss", metrics["loss"], None
+        for split, accuracies in self.clients.items():
+            who = "clients'" if len(accuracies) > 1 else f"client-{next(iter(accuracies))}"
+            yield f"{who} {split} accuracy", fmean(accuracies.values()), None
+        if self.epsilon is not None:
+            yield "epsilon", self.epsilon, None
+
+
+@dataclass
 class _Visit:
-    """A client at work, with `pairs` pairs to train in this round."""
+    """A client's training in one round."""
 
     server_round: int
     client_id: int

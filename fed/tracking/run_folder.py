@@ -1,4 +1,4 @@
-"""The folder a run writes to, and the files that say what was run."""
+"""The folder of a run, and the files in it that record the settings and the machine."""
 
 import fcntl
 import glob
@@ -18,8 +18,8 @@ import torch
 
 from fed.cpu.runtime import cpu_name
 from fed.files import write_whole
+from fed.tracking.run_files import CONFIG, ENVIRONMENT
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -35,7 +35,7 @@ PACKAGES = (
 
 
 def check_cache_folder(cache_dir: str) -> None:
-    """Make the folder, so that a run does not fail on it later.
+    """Create the cache folder now, so that a run does not fail on it later.
 
     Raises:
         ValueError: If it cannot be written.
@@ -52,9 +52,9 @@ def check_cache_folder(cache_dir: str) -> None:
 def create_run_folder(
     output_dir: str, exp_name: str, config_yaml: str, device: torch.device, cpu: str, **more: object
 ) -> Path:
-    """Make `output_dir/exp_name/date_time/` with `environment.json` and, when all is there, `config.yaml`.
+    """Create `output_dir/exp_name/date_time/` with `environment.json` and, last of all, `config.yaml`.
 
-    `cpu` and `more` go into `environment.json` as they are.
+    `cpu` and `more` are written into `environment.json` unchanged.
 
     Raises:
         ValueError: If the folder cannot be written.
@@ -72,15 +72,15 @@ def create_run_folder(
 
 
 def _arguments() -> list[str]:
-    """The command line, without the secret by which Flower's programs know each other."""
+    """Return the command line without the token by which Flower's programs authenticate each other."""
     return ["..." if before == "--token" else word for before, word in itertools.pairwise(["", *sys.argv])]
 
 
 def newest_run(output_dir: str, exp_name: str | None) -> Path:
-    """The run that was started last, of all experiments if none is named.
+    """Return the folder of the run that was started last; without `exp_name`, among all experiments.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no run.
     """
     pattern = f"{glob.escape(exp_name) if exp_name else '*'}/*/{CONFIG}"
     found = [path.parent for path in Path(output_dir).glob(pattern)]
@@ -91,10 +91,10 @@ def newest_run(output_dir: str, exp_name: str | None) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process can have the folder; the system frees it however this one ends.
+    """Lock the folder for this process; the system releases the lock however the process ends.
 
     Raises:
-        ValueError: If another process has it.
+        ValueError: If another process holds the lock.
     """
     with (folder / ENVIRONMENT).open("r+") as file:
         try:
@@ -107,7 +107,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _new_folder(wanted: Path) -> Path:
-    """The folder, or the next free one when two runs start within a second."""
+    """Create the folder, or one with a number added when two runs start within a second."""
     for number in range(1000):
         folder = wanted if number == 0 else wanted.with_name(f"{wanted.name}-{number}")
         try:
@@ -119,7 +119,7 @@ def _new_folder(wanted: Path) -> Path:
 
 
 def surroundings(device: torch.device) -> dict[str, object]:
-    """What may decide the last bits of a run, besides its settings."""
+    """Describe the machine and the package versions, on which the last bits of a run may depend."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -131,7 +131,7 @@ def surroundings(device: torch.device) -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree, with "+changes" if files differ from it; None outside git."""
+    """Return the commit of this source tree, with "+changes" if files differ from it; None outside git."""
     here = Path(__file__).parent
     try:
         shown = subprocess.run(

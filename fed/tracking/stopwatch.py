@@ -1,4 +1,4 @@
-"""Seconds of a run by phase."""
+"""Wall time of a run by phase."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds by phase; of nested phases only the innermost runs."""
+    """A stopwatch per phase; of nested phases only the innermost runs."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -15,7 +15,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time inside belongs to `name`."""
+        """Account the time spent inside to `name`."""
         self._charge()
         self._phases.append(name)
         try:
@@ -25,12 +25,12 @@ class Stopwatch:
             self._phases.pop()
 
     def seconds(self) -> dict[str, float]:
-        """So far."""
+        """Return the seconds so far by phase."""
         self._charge()
         return dict(self._seconds)
 
     def set(self, seconds: Mapping[str, float]) -> None:
-        """Go on from these."""
+        """Set the seconds so far by phase."""
         self._charge()
         self._seconds = dict(seconds)
 

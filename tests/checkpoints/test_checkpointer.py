@@ -22,7 +22,7 @@ from fed.config.groups import ModelSettings
 from fed.data.collate import Layout
 from fed.distributed.ranks import ONE_PROCESS, Mesh, arrange
 from fed.distributed.shards import Shards
-from fed.errors import CannotGoOn, CannotWrite
+from fed.errors import CannotContinue, CannotWrite
 from fed.model import weight_files
 from fed.model.arrays import TensorArray, to_record, to_tensors
 from fed.model.loading import load_policy
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_run_is_refused(change: dict[str, Any], tmp_path
     save(new(tmp_path), 1)
     before = tree(tmp_path)
     ((key, value),) = change.items()
-    with pytest.raises(CannotGoOn, match=f"round-1 is of a run whose {key} was {RUN.get(key)}, here it is {value}"):
+    with pytest.raises(CannotContinue, match=f"round-1 is of a run whose {key} was {RUN.get(key)}, here it is {value}"):
         new(tmp_path, run={**RUN, **change}).newest(nobody)
     assert tree(tmp_path) == before
 
@@ -643,7 +643,7 @@ def newest_of_more(folder: Path) -> str:
     )
     try:
         checkpointer.newest(nobody)
-    except CannotGoOn as error:
+    except CannotContinue as error:
         return str(error)
     return ""
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from flwr.clientapp import ClientApp
 
 import fed.grids.remote
-from fed.errors import CannotGoOn, TooFewClients
+from fed.errors import CannotContinue, TooFewClients
 from fed.grids.remote import RemoteGrid
 from fed.grids.settings import RemoteGridSettings
 from fed.grids.wire import AS_IT_IS, Wire
@@ -138,7 +138,7 @@ def test_who_is_offline_does_not_count_when_clients_are_gathered():
     grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=2)
     list(grid.get_node_ids())
     flower.online.pop()
-    with pytest.raises(CannotGoOn, match="1 online"):
+    with pytest.raises(CannotContinue, match="1 online"):
         grid.gather(2)
 
 
@@ -214,7 +214,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     flower.online.add(refused)
     list(grid.get_node_ids())
     assert len(seen) == 3
-    with pytest.raises(CannotGoOn, match=r"too few clients .* 1 online, 1 cannot take"):
+    with pytest.raises(CannotContinue, match=r"too few clients .* 1 online, 1 cannot take"):
         grid.gather(2)
 
 
@@ -238,7 +238,7 @@ def test_a_strategy_that_waits_for_more_clients_than_come_ends_the_run():
     grid, *_ = made([{}])
     grid.gather(1)
     grid.begin(1)
-    with pytest.raises(CannotGoOn, match="1 online"):
+    with pytest.raises(CannotContinue, match="1 online"):
         while True:
             list(grid.get_node_ids())
             time.sleep(0.05)

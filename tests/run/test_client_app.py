@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fed.config.checks import Request
 from fed.config.flower import run_settings
 from fed.config.schema import Config
-from fed.errors import CannotGoOn
+from fed.errors import CannotContinue
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.seeding import seeded_globals
 from load_data import load
@@ -118,7 +118,7 @@ def test_the_secret_of_flowers_own_programs_is_not_in_the_run_folder(federate, f
 def test_a_client_that_is_promised_too_little_stays_away(federate, files, capfd):
     first, second = nodes(files)
     insists = {**second, "privacy.kind": "local_dp", "privacy.noise_multiplier": 2.0}
-    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+    with pytest.raises(CannotContinue, match="1 online, 1 cannot take part"):
         federate([first, insists], process_timeout=2, min_fit_clients=2)
     assert "takes part with privacy=local_dp only" in capfd.readouterr().out
     federate([first, insists], privacy="local_dp", strategy="fedavg", comm_round=1, **{"privacy.noise_multiplier": 2})
@@ -141,10 +141,10 @@ def draws(message, context, call_next):
 def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, capfd):
     secret = "the patient's name is Ada"
     files[1].write_text(json.dumps({"prompt": secret, "chosen": 5, "rejected": secret}) + "\n")
-    with pytest.raises(CannotGoOn, match="1 cannot take part"):
+    with pytest.raises(CannotContinue, match="1 cannot take part"):
         federate(nodes(files), process_timeout=2, min_fit_clients=2)
     files[1].write_text(json.dumps({secret: secret}) + "\n")
-    with pytest.raises(CannotGoOn, match="1 cannot take part"):
+    with pytest.raises(CannotContinue, match="1 cannot take part"):
         federate(nodes(files), process_timeout=2, min_fit_clients=2)
     out, err = capfd.readouterr()
     assert secret in err  # the client's own console
@@ -158,7 +158,7 @@ def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_
     demo_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     first, second = nodes(files)
-    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+    with pytest.raises(CannotContinue, match="1 online, 1 cannot take part"):
         federate([first, {**second, "model.name_or_path": str(folder)}], process_timeout=3, min_fit_clients=2)
     out, err = capfd.readouterr()
     assert "this client's model is not the server's" in err and "model.name_or_path" in err
@@ -178,7 +178,7 @@ def test_the_same_weights_are_not_the_same_model(federate, files, tmp_path, capf
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     first, second = nodes(files)
-    with pytest.raises(CannotGoOn, match="1 online, 1 cannot take part"):
+    with pytest.raises(CannotContinue, match="1 online, 1 cannot take part"):
         settings = {"process_timeout": 3, "min_fit_clients": 2, "lora.r": lora} if lora else {"process_timeout": 3}
         federate([first, {**second, "model.name_or_path": str(folder)}], **{"min_fit_clients": 2, **settings})
     assert f"the SHA-256 of its {part} is" in capfd.readouterr().out
@@ -202,7 +202,7 @@ def test_what_is_wrong_at_a_node_is_said_there_in_one_line(federate, files, capf
     if run:
         first = second = {**second, "partition-id": 0}
     node = {key: value for key, value in {**second, **change}.items() if value is not None}
-    with pytest.raises(CannotGoOn, match="cannot take part"):
+    with pytest.raises(CannotContinue, match="cannot take part"):
         federate([first, node], process_timeout=3, min_fit_clients=1 if run else 2, **run)
     err = capfd.readouterr().err
     told = [line for line in err.splitlines() if line.startswith("error: ")]

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from fed.tracking.line_files import read_lines
-from fed.tracking.metrics import MARGINS, METRICS, SAMPLES, TIMING
+from fed.tracking.run_files import MARGINS, METRICS, SAMPLES, TIMING
 from run import experiment
 
 ROOT = Path(__file__).parents[2]
