@@ -1,63 +1,60 @@
-"""`metrics.jsonl` to `curves.png`: accuracy, margin, loss, KL and the two rewards by round."""
+"""`curves.png` of one run: accuracy, margin, loss, KL and the two rewards by round, from `metrics.jsonl`."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fed.reports.style import COLOURS, FAINT, MANY_ROUNDS, PANELS, dress, new_figure, ticks_at_rounds
 from fed.tracking.metrics import EVERYONE, Line, read_metrics
 from fed.tracking.run_files import CURVES
 
-PANELS = {
-    "accuracy": "accuracy (share of pairs)",
-    "margin": "reward margin (β · nats)",
-    "loss": "loss (nats)",
-    "kl": "KL(reference ‖ policy)\n(nats per response)",
-}
-# What the margin is made of; drawn for one run only.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The two parts of the margin; drawn for one run only.
 REWARDS = {
     "reward_chosen": "reward of chosen (β · nats)",
     "reward_rejected": "reward of rejected (β · nats)",
 }
-# Okabe and Ito's colours; line style and marker tell the splits apart without them.
+# Line style and marker tell the splits apart without colours.
 STYLES: dict[str, dict[str, str]] = {
-    "train": {"color": "#009E73", "linestyle": ":", "marker": "^"},
-    "validation": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "test": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "train": {"color": COLOURS[2], "linestyle": ":", "marker": "^"},
+    "validation": {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
+    "test": {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
 }
-FAINT = "#9A9A9A"
-MANY_ROUNDS = 25  # from here on markers would hide the line
 MANY_CLIENTS = 30  # from here on lines would hide each other, and points are drawn
 
 
 def curves(run_dir: Path) -> Path | None:
-    """Draw a run's `curves.png`; None if `metrics.jsonl` holds nothing to draw.
+    """Draw a run's `curves.png` and return its path; None if `metrics.jsonl` holds nothing to draw.
 
     A split is drawn from the server's lines. Where there are none, as in mode=local, it is the mean over clients with
     one standard deviation to either side.
     """
-    lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # their spread is drawn from each of them
+    lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # the spread comes from single clients
     labels = {**PANELS, **REWARDS}
     panels = {metric: drawn for metric in labels if (drawn := _drawn(lines, metric))}
     if not panels:
         return None
-    # pyplot would keep the figure alive and choose a backend for the whole process; a bare figure draws with Agg.
-    from matplotlib.figure import Figure
-
     rounds = {float(at) for drawn in panels.values() for series in drawn for at in series.rounds}
     columns = min(2 if len(panels) < 5 else 3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.8 * columns + 0.4, 3.2 * rows + 1.0), dpi=120, layout="constrained")
+    figure = new_figure(4.8 * columns + 0.4, 3.2 * rows + 1.0)
     for index, (metric, drawn) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1, sharex=figure.axes[0] if figure.axes else None)
         if metric == "accuracy":
             _draw_clients(axes, lines)
         for series in drawn:
             _draw(axes, series, side_by_side=len(rounds) == 1)
-        _dress(axes, labels[metric])
+        axes.set_xlabel("round")
+        axes.set_ylabel(labels[metric])
+        ticks_at_rounds(axes)
+        dress(axes)
     if len(rounds) == 1:
         figure.axes[0].set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
     _entitle(figure, run_dir.resolve())
@@ -124,7 +121,7 @@ def _column(lines: Iterable[Line], metric: str) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _draw(axes: Any, series: _Series, *, side_by_side: bool) -> None:
+def _draw(axes: "Axes", series: _Series, *, side_by_side: bool) -> None:
     style = dict(STYLES[series.split])
     if len(series.rounds) >= MANY_ROUNDS:
         del style["marker"]
@@ -138,8 +135,8 @@ def _draw(axes: Any, series: _Series, *, side_by_side: bool) -> None:
     axes.fill_between(series.rounds, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
 
 
-def _draw_clients(axes: Any, lines: Sequence[Line]) -> None:
-    """Every client's accuracy on its own pairs, in the background."""
+def _draw_clients(axes: "Axes", lines: Sequence[Line]) -> None:
+    """Draw every client's accuracy on its own pairs, in the background."""
     reports = [line for line in lines if line.who != "server" and _measured(line, "accuracy")]
     split = next((split for split in ("validation", "test") if any(line.split == split for line in reports)), None)
     of_client: dict[str, list[Line]] = defaultdict(list)
@@ -156,19 +153,8 @@ def _draw_clients(axes: Any, lines: Sequence[Line]) -> None:
         axes.plot(rounds, values, color=FAINT, alpha=alpha, zorder=1, label=label, **style)
 
 
-def _dress(axes: Any, label: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("round")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.grid(color="#E4E4E4", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _entitle(figure: Any, run_dir: Path) -> None:
-    # parse_math=False: a folder's name may contain dollar signs.
+def _entitle(figure: "Figure", run_dir: Path) -> None:
+    # parse_math=False because a folder's name may contain dollar signs.
     figure.suptitle(f"{run_dir.parent.name}  ({run_dir.name})", fontsize=12, parse_math=False)
     entries: dict[str, Any] = {}
     for axes in figure.axes:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fed.reports.page_figures import Plot, axis, layout, literal, ticks
 from fed.reports.runs import Method, Run
-from fed.reports.style import Plot, axis, layout, literal, ticks
 
 # Paul Tol's "light", made for areas that are told apart beside each other, and none of the methods' colours.
 COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")

@@ -1,16 +1,20 @@
-"""Final test accuracy by each swept key, and over the first two of them."""
+"""`sweep.png`: final test accuracy by each swept key, and over the first two of them."""
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fed.reports.statistics import mean_and_se
-from fed.reports.style import COLOURS
+from fed.reports.style import COLOURS, GREY, GRID, dress, new_figure, shifted
 from fed.reports.sweep_settings import Setting, Value, is_number, label, order, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = "osD^vP"
 MOST_LINES = len(MARKERS)  # combinations of the other keys that are drawn one by one, else their mean
@@ -18,26 +22,22 @@ MOST_TICKS = 12  # values that are all written on an axis
 DECADE = 10.0  # largest by smallest from which on an axis is logarithmic
 LONGEST = 24  # letters of a value
 APART = 5.0  # points between the bars of two lines
-GREY, GRID = "#777777", "#E4E4E4"
 
 
 def picture(swept: Sequence[Setting], keys: Sequence[str], path: Path) -> None:
-    """Draw a panel for each key, and of two keys or more a heat map of the first two; without keys the seeds."""
-    # pyplot would keep the figure alive and choose a backend for the whole process; a bare figure draws with Agg.
-    from matplotlib.figure import Figure
-
+    """Draw a panel for each key and a heat map of the first two; without keys, draw the seeds."""
     panels = max(len(keys), 1) + (len(keys) > 1)
     columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(5.0 * columns + 0.4, 4.2 * rows + 0.6), dpi=120, layout="constrained")
+    figure = new_figure(5.0 * columns + 0.4, 4.2 * rows + 0.6)
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
     if keys:
         for index, key in enumerate(keys):
             _draw_key(axes[index], swept, keys, index)
-            _dress(axes[index], label(key))
+            _label(axes[index], label(key))
     else:
         _draw_seeds(axes[0], swept)
-        _dress(axes[0], "seed")
+        _label(axes[0], "seed")
     _align(axes[: max(len(keys), 1)])
     if len(keys) > 1:
         _draw_map(figure, axes[-1], swept, keys)
@@ -49,7 +49,7 @@ def picture(swept: Sequence[Setting], keys: Sequence[str], path: Path) -> None:
 
 
 class _Line(NamedTuple):
-    """Settings that differ in one key, in its order, or all of them where they are too many."""
+    """Settings that differ in one key, by its values in order; all settings if there would be too many lines."""
 
     name: str
     at: list[Value]
@@ -80,7 +80,7 @@ def _name(keys: Sequence[str], values: Sequence[Value]) -> str:
     return ", ".join(f"{label(key)}={_short(shown(key, value))}" for key, value in zip(keys, values, strict=True))
 
 
-def _draw_key(axes: Any, swept: Sequence[Setting], keys: Sequence[str], index: int) -> None:
+def _draw_key(axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], index: int) -> None:
     values = sorted({setting.values[index] for setting in swept}, key=order)
     place = _place(axes, keys[index], values)
     lines = _lines(swept, keys, index)
@@ -95,17 +95,17 @@ def _draw_key(axes: Any, swept: Sequence[Setting], keys: Sequence[str], index: i
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
 
 
-def _draw_means(axes: Any, line: _Line, at: Sequence[float], shift: float, style: dict[str, str]) -> None:
+def _draw_means(axes: "Axes", line: _Line, at: Sequence[float], shift: float, style: dict[str, str]) -> None:
     means, errors = zip(*(_mean_of(of_value) for of_value in line.of_value), strict=True)
     shape = {"linewidth": 1.5, "markersize": 5, "capsize": 3, "elinewidth": 1.0, "zorder": 3}
     name = _safe(line.name) or None
-    axes.errorbar(at, means, errors, label=name, transform=_shifted(axes, shift), **shape, **style)
-    # What is shifted does not count when matplotlib chooses the limits.
+    axes.errorbar(at, means, errors, label=name, transform=shifted(axes, shift), **shape, **style)
+    # Matplotlib leaves shifted things out when it chooses the limits.
     ends = [(x, mean + end) for x, mean, error in zip(at, means, errors, strict=True) for end in (0, -error, error)]
     axes.update_datalim([(x, y) for x, y in ends if not math.isnan(y)])
 
 
-def _draw_runs(axes: Any, line: _Line, at: Sequence[float], shift: float, color: str) -> None:
+def _draw_runs(axes: "Axes", line: _Line, at: Sequence[float], shift: float, color: str) -> None:
     points = [
         (x, accuracy)
         for x, of_value in zip(at, line.of_value, strict=True)
@@ -114,18 +114,11 @@ def _draw_runs(axes: Any, line: _Line, at: Sequence[float], shift: float, color:
     ]
     if len(points) > len(at):
         look = {"s": 9, "alpha": 0.5, "linewidths": 0, "color": color, "zorder": 2}
-        axes.scatter(*zip(*points, strict=True), transform=_shifted(axes, shift), **look)
+        axes.scatter(*zip(*points, strict=True), transform=shifted(axes, shift), **look)
         axes.update_datalim(points)
 
 
-def _shifted(axes: Any, points: float) -> Any:
-    """The axes' coordinates moved to the right, so that what has the same x stands side by side."""
-    from matplotlib.transforms import ScaledTranslation
-
-    return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
-
-
-def _draw_seeds(axes: Any, swept: Sequence[Setting]) -> None:
+def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
     runs = swept[0].runs
     place = _place(axes, "seed", [str(run.seed) for run in runs])
     values = [run.points[-1].metrics.get("accuracy", math.nan) for run in runs]
@@ -137,15 +130,15 @@ def _draw_seeds(axes: Any, swept: Sequence[Setting]) -> None:
 
 
 def _mean_of(swept: Sequence[Setting]) -> tuple[float, float]:
-    """Mean accuracy over settings, and of a single one its standard error; NaN where unknown."""
+    """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown."""
     known = [mean_and_se(values) for setting in swept if (values := setting.final("accuracy"))]
     if not known:
         return math.nan, math.nan
     return fmean(found.mean for found in known), known[0].se if len(swept) == 1 else math.nan
 
 
-def _place(axes: Any, key: str, values: Sequence[Value]) -> dict[Value, float]:
-    """Where each value lies on the x-axis, which is made fit: numbers to scale, all else side by side."""
+def _place(axes: "Axes", key: str, values: Sequence[Value]) -> dict[Value, float]:
+    """Set the x-axis up and return the place of each value: numbers to scale, all else side by side."""
     texts = [_safe(_short(shown(key, value))) for value in values]
     if not all(map(is_number, values)):
         place = {value: float(number) for number, value in enumerate(values)}
@@ -161,8 +154,8 @@ def _place(axes: Any, key: str, values: Sequence[Value]) -> dict[Value, float]:
     return place
 
 
-def _scale(axes: Any, values: Sequence[float]) -> None:
-    """Logarithmic where sizes differ much; linear about a zero, which has no logarithm."""
+def _scale(axes: "Axes", values: Sequence[float]) -> None:
+    """Make the x-axis logarithmic if sizes differ much; about a zero, which has no logarithm, it stays linear."""
     sizes = [abs(value) for value in values if value]
     if len(values) < 3 or max(sizes) / min(sizes) < DECADE:
         return
@@ -172,7 +165,7 @@ def _scale(axes: Any, values: Sequence[float]) -> None:
         axes.set_xscale("symlog", linthresh=min(sizes))
 
 
-def _draw_map(figure: Any, axes: Any, swept: Sequence[Setting], keys: Sequence[str]) -> None:
+def _draw_map(figure: "Figure", axes: "Axes", swept: Sequence[Setting], keys: Sequence[str]) -> None:
     columns, rows = (sorted({setting.values[index] for setting in swept}, key=order) for index in (0, 1))
     cells = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
@@ -192,8 +185,8 @@ def _draw_map(figure: Any, axes: Any, swept: Sequence[Setting], keys: Sequence[s
     axes.set_title("mean accuracy" if len(keys) == 2 else "mean accuracy over the other keys", fontsize=10)
 
 
-def _align(panels: Sequence[Any]) -> None:
-    """One range for all panels, of two hundredths at least: less is not worth a slope."""
+def _align(panels: Sequence["Axes"]) -> None:
+    """Give all panels one range of at least 0.02; smaller differences would look large."""
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
     missing = max(0.02 - (high - low), 0.0) / 2
     for axes in panels:
@@ -201,12 +194,10 @@ def _align(panels: Sequence[Any]) -> None:
         axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _dress(axes: Any, name: str) -> None:
+def _label(axes: "Axes", name: str) -> None:
     axes.set_xlabel(_safe(name))
     axes.set_ylabel("final test accuracy (share of pairs)")
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    dress(axes)
 
 
 def _short(text: str) -> str:
@@ -214,5 +205,5 @@ def _short(text: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """The text as matplotlib shows it letter by letter: a folder's name may contain dollar signs."""
+    """Escape dollar signs, which a folder's name may contain and matplotlib would read as formulas."""
     return text.replace("$", r"\$")

@@ -8,8 +8,9 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fed.reports.compare_png import draw, figure, series
+from fed.reports.compare_png import draw, figure
 from fed.reports.runs import Method
+from fed.reports.series import series
 from support.fabricated_runs import fabricate, with_metrics
 
 ROWS, COLUMNS = ("accuracy", "margin", "loss", "kl"), ("pairs", "rounds", "seconds")

@@ -8,9 +8,9 @@ import pytest
 
 from fed.reports import tables
 from fed.reports.page import Findings, write_page
+from fed.reports.page_figures import literal
 from fed.reports.runs import Method
 from fed.reports.statistics import differences
-from fed.reports.style import literal
 from support.fabricated_runs import fabricate
 from support.foreign_runs import EVIL, NAMES, make_methods
 

@@ -5,9 +5,10 @@ import pytest
 from fed.reports.differences import differing, surroundings
 from fed.reports.page_clients import COLOURS, constants, heat_maps, partitions
 from fed.reports.page_curves import curves
+from fed.reports.page_figures import literal
 from fed.reports.responses import final_samples
 from fed.reports.runs import Method
-from fed.reports.style import literal, styles
+from fed.reports.style import styles
 from support.fabricated_runs import fabricate
 from support.foreign_runs import EVIL, NAMES, change, make_methods, set_groups
 
