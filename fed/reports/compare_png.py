@@ -79,8 +79,8 @@ def _draw(axes: "Axes", x: Floats, one: Series, line: Mapping[str, Any], *, asid
     # So pale a band needs an outline, or others would hide it.
     for half, alpha, outline in ((one.spreads, PALE, 0.6), (one.errors, CLEAR, 0.0)):
         if np.isfinite(half).any():
-            colours = {"facecolor": (line["color"], alpha), "edgecolor": (line["color"], 0.5), "linewidth": outline}
-            axes.fill_between(x, one.values - half, one.values + half, zorder=2, **colours)
+            look: dict[str, Any] = {"facecolor": (line["color"], alpha), "edgecolor": (line["color"], 0.5)}
+            axes.fill_between(x, one.values - half, one.values + half, zorder=2, linewidth=outline, **look)
 
 
 def _set_ticks(axes: "Axes", *, whole: bool) -> None:
@@ -95,7 +95,7 @@ def _add_legend(figure: "Figure", methods: Sequence[Method], looks: Mapping[str,
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
+    handles: list[Any] = [  # tuples are drawn over each other
         (
             Patch(color=looks[method.name].colour, alpha=CLEAR, linewidth=0),
             Line2D([], [], **_line(looks[method.name], 1)),

@@ -22,7 +22,7 @@ REWARDS = {
     "reward_rejected": "reward of rejected (β · nats)",
 }
 # Line style and marker tell the splits apart without colours.
-STYLES: dict[str, dict[str, str]] = {
+STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": COLOURS[2], "linestyle": ":", "marker": "^"},
     "validation": {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
     "test": {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
@@ -127,8 +127,8 @@ def _draw(axes: "Axes", series: _Series, *, side_by_side: bool) -> None:
         del style["marker"]
     if len(series.rounds) == 1:  # a band needs two rounds
         shift = 0.1 * (1 + list(STYLES).index(series.split)) if side_by_side else 0.0
-        bar = {"label": series.label, "capsize": 4, "zorder": 3, **style}
-        axes.errorbar(series.rounds + shift, series.values, series.spread, **bar)
+        x = series.rounds + shift
+        axes.errorbar(x, series.values, series.spread, label=series.label, capsize=4, zorder=3, **style)
         return
     axes.plot(series.rounds, series.values, label=series.label, linewidth=1.8, markersize=4, zorder=3, **style)
     low, high = series.values - series.spread, series.values + series.spread
@@ -145,12 +145,11 @@ def _draw_clients(axes: "Axes", lines: Sequence[Line]) -> None:
             of_client[line.who].append(line)
     label = f"single clients, {split}"
     many = len(of_client) >= MANY_CLIENTS
-    style = {"linestyle": "none" if many else "-", "linewidth": 0.8, "marker": ".", "markersize": 3 if many else 4}
-    alpha = 0.3 if many else 0.5
+    style: dict[str, Any] = {"color": FAINT, "linewidth": 0.8, "marker": ".", "zorder": 1}
+    style |= {"linestyle": "none", "markersize": 3, "alpha": 0.3} if many else {"markersize": 4, "alpha": 0.5}
     for own in of_client.values():
         own.sort(key=lambda line: line.server_round)
-        rounds, values = _rounds(own), _column(own, "accuracy")
-        axes.plot(rounds, values, color=FAINT, alpha=alpha, zorder=1, label=label, **style)
+        axes.plot(_rounds(own), _column(own, "accuracy"), label=label, **style)
 
 
 def _entitle(figure: "Figure", run_dir: Path) -> None:
@@ -169,4 +168,5 @@ def _entitle(figure: "Figure", run_dir: Path) -> None:
         fontsize=9,
     )
     for handle in legend.legend_handles:
-        handle.set_alpha(1)
+        if handle is not None:
+            handle.set_alpha(1)

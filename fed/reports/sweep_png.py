@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -95,9 +95,9 @@ def _draw_key(axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], index
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
 
 
-def _draw_means(axes: "Axes", line: _Line, at: Sequence[float], shift: float, style: dict[str, str]) -> None:
+def _draw_means(axes: "Axes", line: _Line, at: Sequence[float], shift: float, style: dict[str, Any]) -> None:
     means, errors = zip(*(_mean_of(of_value) for of_value in line.of_value), strict=True)
-    shape = {"linewidth": 1.5, "markersize": 5, "capsize": 3, "elinewidth": 1.0, "zorder": 3}
+    shape: dict[str, Any] = {"linewidth": 1.5, "markersize": 5, "capsize": 3, "elinewidth": 1.0, "zorder": 3}
     name = _safe(line.name) or None
     axes.errorbar(at, means, errors, label=name, transform=shifted(axes, shift), **shape, **style)
     # Matplotlib leaves shifted things out when it chooses the limits.
@@ -113,20 +113,21 @@ def _draw_runs(axes: "Axes", line: _Line, at: Sequence[float], shift: float, col
         for accuracy in setting.final("accuracy")
     ]
     if len(points) > len(at):
-        look = {"s": 9, "alpha": 0.5, "linewidths": 0, "color": color, "zorder": 2}
-        axes.scatter(*zip(*points, strict=True), transform=shifted(axes, shift), **look)
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=9, alpha=0.5, linewidths=0, color=color, zorder=2, transform=shifted(axes, shift))
         axes.update_datalim(points)
 
 
 def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
     runs = swept[0].runs
-    place = _place(axes, "seed", [str(run.seed) for run in runs])
+    seeds = [str(run.seed) for run in runs]
+    place = _place(axes, "seed", seeds)
     values = [run.points[-1].metrics.get("accuracy", math.nan) for run in runs]
     axes.scatter(list(place.values()), values, s=10, color=COLOURS[0])
     mean, se = mean_and_se(values)
     axes.errorbar([len(runs)], [mean], [se], capsize=4, marker=MARKERS[0], color=COLOURS[0])
     ticks = [*place.values(), len(runs)]
-    axes.set_xticks(ticks, [*place, "mean"])
+    axes.set_xticks(ticks, [*dict.fromkeys(seeds), "mean"])
 
 
 def _mean_of(swept: Sequence[Setting]) -> tuple[float, float]:
@@ -142,7 +143,7 @@ def _place(axes: "Axes", key: str, values: Sequence[Value]) -> dict[Value, float
     texts = [_safe(_short(shown(key, value))) for value in values]
     if not all(map(is_number, values)):
         place = {value: float(number) for number, value in enumerate(values)}
-        turned = {"rotation": 20, "ha": "right"} if sum(map(len, texts)) > 36 else {}
+        turned: dict[str, Any] = {"rotation": 20, "ha": "right"} if sum(map(len, texts)) > 36 else {}
         axes.set_xticks(list(place.values()), texts, **turned)
         axes.margins(x=0.15)
         return place
@@ -174,10 +175,11 @@ def _draw_map(figure: "Figure", axes: "Axes", swept: Sequence[Setting], keys: Se
     axes.set_facecolor(GRID)  # cells without a run
     image = axes.imshow(cells, cmap="cividis", aspect="auto", origin="lower")
     figure.colorbar(image, ax=axes, shrink=0.9)
+    dark = np.asarray(image.norm(cells)) < 0.5
     for (y, x), value in np.ndenumerate(cells):
         if not math.isnan(value):
-            dark = image.norm(value) < 0.5
-            axes.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if dark else "black", fontsize=9)
+            colour = "white" if dark[y, x] else "black"
+            axes.text(x, y, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(columns)), [_safe(_short(shown(keys[0], value))) for value in columns])
     axes.set_yticks(range(len(rows)), [_safe(_short(shown(keys[1], value))) for value in rows])
     axes.set_xlabel(_safe(label(keys[0])))

@@ -20,7 +20,7 @@ FIGURES = {
 
 @pytest.fixture(scope="session")
 def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> WholeRuns:
-    """The runs that nothing happens to, by case."""
+    """Return the runs that nothing happens to, by case."""
     return WholeRuns(tmp_path_factory.mktemp("whole"))
 
 

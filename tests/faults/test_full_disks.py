@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder and the outcome of a run that had room enough."""
+    """Return the folder and the outcome of a run that had room enough."""
     folder = tmp_path_factory.mktemp("whole")
     ended = call(folder, *SMALL)
     run = only_run(folder)
@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of as many kilobytes as the test's parameter says."""
+    """Mount a file system of as many kilobytes as the test's parameter says."""
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", folder], check=True)
