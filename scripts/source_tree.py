@@ -8,11 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by make docs -->", "<!-- end of tree -->"
-# Folders in the order of the chain of imports; "" holds the files of the top level.
-FOLDERS = (
-    *("", "run", "clients", "server", "fed", "fed/reports", "fed/grids", "fed/checkpoints", "fed/tracking"),
-    *("fed/model", "fed/distributed", "fed/cpu", "fed/data", "fed/config", "losses", "scripts", "scripts/benchmark"),
-)
+# "" holds the files of the top level; the others are taken with all folders below them.
+TOPS = ("", "run", "clients", "server", "fed", "losses", "scripts")
 
 
 def main() -> int:
@@ -36,12 +33,18 @@ def with_tree(page: str) -> str:
 
 def tree() -> str:
     """Return one heading and table for each folder, files in alphabetical order."""
-    return "\n".join(line for folder in FOLDERS for line in _table(folder))
+    return "\n".join(line for folder in _folders() for line in _table(folder))
+
+
+def _folders() -> Iterator[str]:
+    for top in TOPS:
+        found = {path.parent for path in (ROOT.glob("*.py") if not top else (ROOT / top).rglob("*.py"))}
+        yield from (path.relative_to(ROOT).as_posix() for path in sorted(found))
 
 
 def _table(folder: str) -> Iterator[str]:
     files = sorted(path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py")
-    yield f"### {folder}/" if folder else "### The top level"
+    yield "### The top level" if folder == "." else f"### {folder}/"
     yield ""
     if (ROOT / folder / "__init__.py").is_file():
         yield f"{_first_line(ROOT / folder / '__init__.py')}"

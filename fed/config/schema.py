@@ -1,8 +1,8 @@
 """The schema of the command line: every key with its type, its default and its meaning.
 
 Keys stand in fed/config/sections/ and, those of groups, in fed/config/groups.py. Defaults stand there and in the YAML
-files of config/, and nowhere else. They are those of the published code, except where docs/decisions.md says why not;
-`model=demo` brings settings of its own.
+files of config/, and nowhere else. They are those of the published code, except where docs/decisions/ says why
+not; `model=demo` brings settings of its own.
 """
 
 import functools
