@@ -21,17 +21,17 @@ from fed.files import write_whole
 
 NAMES = {"mkl": "MKL", "onednn": "oneDNN"}
 ROWS = 512
-MOST_FLOP = 4e9  # of one measured forward and backward: 40 ms on a fast core
-SMALL = 1 << 17  # weights of a layer; below that Python takes longer than the matrices
-CLEARLY = 1.2  # oneDNN is taken when it is that much faster
+MOST_FLOP = 4e9  # operations of one measured forward and backward pass: 40 ms on a fast core
+SMALL = 1 << 17  # weights of a layer; with fewer, Python takes longer than the matrices
+CLEARLY = 1.2  # oneDNN is taken if it is faster by more than this factor
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The library in use, and 1e9 operations per second and core of each, where they were measured."""
+    """The library in use, and the measured speeds of both in 1e9 operations per second and core."""
 
     library: str | None  # None: this torch has neither
-    speeds: dict[str, float]
+    speeds: dict[str, float]  # empty: not measured
 
     def __str__(self) -> str:
         text = f"float32 matrices by {NAMES[self.library] if self.library else 'what torch was built with'}"
@@ -42,13 +42,13 @@ class Choice:
 
 
 def choose_library(model: Any, wanted: str, *, cache_dir: str, deterministic: bool = False) -> Choice:
-    """The library that `wanted` names, in use from now on by the model's linear layers.
+    """Choose the library that the model's linear layers use from now on.
 
     Args:
-        model: With float32 weights on the CPU.
+        model: A model with float32 weights on the CPU.
         wanted: "mkl", "onednn", or "auto": oneDNN where it is clearly faster on the layers that take the most time.
-        cache_dir: Keeps what was measured: libraries differ in the last bits, and a choice should not.
-        deterministic: Have "auto" measure nothing and take MKL.
+        cache_dir: Keeps measured choices: libraries differ in the last bits, so later runs must choose alike.
+        deterministic: Make "auto" measure nothing and take MKL.
 
     Raises:
         ValueError: If this torch lacks the library, or the cache cannot be written.
@@ -74,9 +74,9 @@ def _present() -> list[str]:
 
 
 def _costliest(model: Any) -> nn.Linear | Conv1D | None:
-    """A layer of the shape that multiplies most, over all layers of that shape; None without linear layers.
+    """Return a layer of the shape that has most weights in all its layers; None without linear layers.
 
-    The head does not count: it runs on the rows of responses only.
+    The head does not count: it multiplies the rows of responses only.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = [layer for layer in linear_layers(model) if layer is not head]
@@ -87,7 +87,7 @@ def _costliest(model: Any) -> nn.Linear | Conv1D | None:
 
 
 def _measured_once(layer: nn.Linear | Conv1D, file: Path) -> Choice:
-    """The choice for matrices of this layer's shape on this machine, from `file` if it stands there."""
+    """Choose for matrices of this layer's shape on this machine; read the choice from `file` if it stands there."""
     shape = "x".join(map(str, as_NK(layer).shape))
     key = f"{cpu_name()}, torch {torch.__version__}, {shape}"
     known = _read(file)
@@ -100,9 +100,10 @@ def _measured_once(layer: nn.Linear | Conv1D, file: Path) -> Choice:
 
 
 def measure(weight_NK: Tensor, repeats: int = 5) -> dict[str, float]:
-    """1e9 operations per second and core of each library, forward and both gradients; the fastest of interleaved runs.
+    """Measure each library in 1e9 operations per second and core, over a forward pass and both gradients.
 
-    One thread and its own time: what else the machine does then hardly counts.
+    Runs are interleaved and the fastest counts. One thread is measured by its own time, so that other load on the
+    machine hardly matters.
     """
     rows = max(64, min(ROWS, int(MOST_FLOP / (6 * weight_NK.numel()))))
     flop = 6 * rows * weight_NK.numel()
@@ -131,7 +132,7 @@ def _seconds(linear: Callable[..., Tensor], input_RK: Tensor, weight_NK: Tensor)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What earlier runs chose; a missing, damaged or foreign file is the same as none."""
+    """Read the choices of earlier runs; a missing, damaged or foreign file holds none."""
     try:
         found = json.loads(file.read_text())
         return {key: entry for key, entry in found.items() if entry.keys() == {"library", "speeds"}}

@@ -1,4 +1,4 @@
-"""Linear layers whose float32 matrices oneDNN multiplies on a CPU, in place of the library that torch uses by itself.
+"""Linear layers whose float32 matrices oneDNN multiplies on a CPU, in place of torch's usual library.
 
 Shapes: R rows, K inputs, N outputs.
 """
@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Have the linear layers of `model` multiply float32 matrices on the CPU by oneDNN; all else stays the same."""
+    """Make the linear layers of `model` multiply float32 matrices on the CPU by oneDNN; all else stays the same."""
     for layer in linear_layers(model):
         layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
 
@@ -26,12 +26,12 @@ def use_torch(model: nn.Module) -> None:
 
 
 def uses_onednn(model: nn.Module) -> bool:
-    """Whether `use_onednn` was called on `model`, or on what it is made of."""
+    """Return True if `use_onednn` was called on `model` or on a part of it."""
     return any(getattr(vars(layer).get("forward"), "__func__", None) is _forward for layer in linear_layers(model))
 
 
 def onednn_linear(input: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """What `F.linear` gives, multiplied by oneDNN, as are both gradients; float32 on the CPU."""
+    """Compute `F.linear` and both its gradients by oneDNN; all tensors are float32 on the CPU."""
     result: Tensor = _OneDnnLinear.apply(input.reshape(-1, input.shape[-1]), weight_NK, bias_N)  # type: ignore[no-untyped-call]
     return result.view(*input.shape[:-1], weight_NK.shape[0])
 
@@ -39,7 +39,7 @@ def onednn_linear(input: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Te
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_RK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input_RK if ctx.needs_input_grad[1] else None, weight_NK)  # frozen: no input is kept
+        ctx.save_for_backward(input_RK if ctx.needs_input_grad[1] else None, weight_NK)  # frozen weights need no input
         return onednn_product(input_RK, weight_NK, bias_N)
 
     @staticmethod
@@ -47,21 +47,21 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input_RK, weight_NK = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
-        gradient_RN = gradient.contiguous()  # that of a sum is one number, expanded
+        gradient_RN = gradient.contiguous()  # the gradient of a sum is one number, expanded
         by_input = onednn_product(gradient_RN, weight_NK.t()) if wants_input else None
         by_weight = _weight_gradient(gradient_RN, input_RK, weight_NK) if wants_weight else None
         return by_input, by_weight, gradient_RN.sum(0) if wants_bias else None
 
 
 def _weight_gradient(gradient_RN: Tensor, input_RK: Tensor, weight_NK: Tensor) -> Tensor:
-    """In the layout of the weights, which saves autograd a copy."""
+    """Compute the gradient in the memory layout of the weights, which saves autograd a copy."""
     if weight_NK.is_contiguous():
         return onednn_product(gradient_RN.t(), input_RK.t())
     return onednn_product(input_RK.t(), gradient_RN.t()).t()
 
 
 def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left right^T + bias, multiplied by oneDNN; without gradient."""
+    """Compute left right^T + bias by oneDNN, without gradient."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return result
 
@@ -76,12 +76,12 @@ def _forward(layer: nn.Linear | Conv1D, input: Tensor) -> Tensor:
 
 
 def linear_layers(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
-    """Its layers that compute x W^T + b and nothing else, adapters and the layers below them included."""
+    """Yield the layers that compute x W^T + b and nothing else, adapters and the layers below them included."""
     for module in model.modules():
         if type(module).forward in (nn.Linear.forward, Conv1D.forward):  # a subclass may compute something else
             yield module
 
 
 def as_NK(layer: nn.Linear | Conv1D) -> Tensor:
-    """The weights as `F.linear` takes them; GPT-2 stores them transposed."""
+    """Return the weights as `F.linear` takes them; GPT-2 stores them transposed."""
     return layer.weight.t() if isinstance(layer, Conv1D) else layer.weight

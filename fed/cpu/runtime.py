@@ -1,4 +1,4 @@
-"""What the process may use of the CPU, what that CPU can do, and whether freed memory is kept."""
+"""The CPU as this process finds it: allowed threads, kept memory, bfloat16, name and peak memory."""
 
 import ctypes
 import os
@@ -19,13 +19,13 @@ KEPT_WHEN_SHARDED = 4 * MIB
 
 
 def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, sharded: bool = False) -> str:
-    """Threads and allocator are set, in words; call it before the model is allocated.
+    """Set threads and allocator, before the model is allocated, and describe them in words.
 
     Args:
-        num_threads: None: torch's choice, but no more than the process may use.
-        keep_freed: Whether memory that is freed stays with the process.
-        processes: Of this run on this machine; they share its CPUs.
-        sharded: Whether whole weights come and go: kept, such large blocks would soon lie in pieces.
+        num_threads: Threads of this process; None: torch's choice, but no more than the process may use.
+        keep_freed: Keep freed memory in the process.
+        processes: Processes of this run on this machine; they share its CPUs.
+        sharded: Whole weights come and go. Large blocks are then returned: kept, they would soon lie in pieces.
     """
     torch.set_num_threads(num_threads or min(torch.get_num_threads(), max(1, allowed_cpus() // processes)))
     done = keep_freed_memory(keep_freed, up_to=KEPT_WHEN_SHARDED if sharded else None)
@@ -37,12 +37,14 @@ def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, sha
 
 
 def keep_freed_memory(keep: bool, *, up_to: int | None = None) -> bool:
-    """Keep freed memory in the process, or return it as glibc usually does; whether that took effect.
-
-    With `up_to`, blocks of more bytes are returned all the same.
+    """Keep freed memory in the process, or return it as glibc usually does; return True if that took effect.
 
     The kernel zeroes every page that comes back to it, and a training step frees and asks for the same large blocks
-    again and again. False sets the values that glibc's moving thresholds end at, and gives back what is free now.
+    again and again. `keep=False` sets the values that glibc's moving thresholds end at, and returns what is free now.
+
+    Args:
+        keep: True: keep it; False: return it.
+        up_to: Blocks of more bytes are returned all the same; None: blocks of any size are kept.
     """
     libc = _glibc()
     if libc is None:
@@ -59,7 +61,7 @@ def keep_freed_memory(keep: bool, *, up_to: int | None = None) -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give what is free now back to the system, where the C library is glibc."""
+    """Return memory that is free now to the system, where the C library is glibc."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -71,13 +73,13 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def allowed_cpus(root: Path = Path("/")) -> int:
-    """CPUs this process may keep busy: by its affinity and by the quotas of its control groups, at least 1."""
+    """Count the CPUs that affinity and the quotas of control groups leave to this process; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([affinity, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPUs that each enclosing control group allows, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`)."""
+    """Yield the CPUs that each enclosing control group allows, by `cpu.max` (version 2) or `cpu.cfs_quota_us` (1)."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -93,32 +95,31 @@ def _quotas(root: Path) -> Iterator[float]:
                 yield int(quota[0]) / int(quota[1])
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; one that does not emulates it, slower than float32."""
-    known: Mapping[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer torch's; the kernel's list says it elsewhere
-    listed = _cpuinfo("flags") or _cpuinfo("Features")
+def has_bfloat16(root: Path = Path("/")) -> bool:
+    """Return True if this CPU multiplies bfloat16 in hardware; others emulate it, slower than float32."""
+    # Newer torch tells; elsewhere the kernel's list does.
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    listed = _cpuinfo(root, "flags") or _cpuinfo(root, "Features")
     return any(known.get(name) or name in listed.split() for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def cpu_name() -> str:
-    """The model of this CPU, as far as the system tells."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+def cpu_name(root: Path = Path("/")) -> str:
+    """Return the model of this CPU, as far as the system tells it."""
+    return _cpuinfo(root, "model name") or platform.processor() or platform.machine()
 
 
 def peak_memory() -> int:
-    """The most memory this process has had, in bytes."""
+    """Return the most memory that this process has had, in bytes."""
     for line in _text(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    # Elsewhere; on Linux that is no less than what the process that started this one had then.
+    # Not on Linux, where this number is at least that of the parent process when it started this one.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _cpuinfo(field: str) -> str:
-    """A field of the first CPU in Linux's list, or an empty text."""
-    for line in _text(Path("/proc/cpuinfo")).splitlines():
+def _cpuinfo(root: Path, field: str) -> str:
+    """Return a field of the first CPU in Linux's list, or ""."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == field:
             return value.strip()
@@ -126,7 +127,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """What a file of the system says, or an empty text where there is none."""
+    """Read a file of the system; return "" if there is none."""
     try:
         return path.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which library is chosen, that the choice is kept, and what is refused."""
+"""The faster library is chosen, the choice is kept, and an absent library is refused."""
 
 import json
 
@@ -14,7 +14,7 @@ LARGE = 384  # inputs and outputs of a layer that is measured
 
 @pytest.fixture
 def speeds(monkeypatch):
-    """Measured speeds, to be set by a test; the layers measured stand under "shapes"."""
+    """Measured speeds that a test sets; the shapes of measured layers stand under "shapes"."""
     found = {"mkl": 90.0, "onednn": 60.0, "shapes": []}
 
     def told(weight):
@@ -22,7 +22,8 @@ def speeds(monkeypatch):
         return {name: found[name] for name in ("mkl", "onednn")}
 
     monkeypatch.setattr(matmul, "measure", told)
-    monkeypatch.setattr(matmul, "_present", lambda: ["mkl", "onednn"])
+    for library in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(library, "is_available", lambda: True)
     return found
 
 

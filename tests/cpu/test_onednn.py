@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Row counts of the inputs that oneDNN multiplied, forward."""
+    """Row counts of the inputs that oneDNN multiplied in forward passes."""
     seen = []
 
     def counted(input, weight, bias):
@@ -35,7 +35,7 @@ def layer_of(kind: str) -> nn.Module:
 
 
 def results(layer: nn.Module, input: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
-    """Output and the gradients of input and parameters."""
+    """Return the output and the gradients of input and parameters."""
     input = input.clone().requires_grad_()
     output = layer(input)
     return [output, *torch.autograd.grad(output, (input, *layer.parameters()), gradient)]

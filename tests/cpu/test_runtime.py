@@ -1,4 +1,4 @@
-"""Threads, kept memory and bfloat16: what is read from the system, and what is set."""
+"""Threads, kept memory and bfloat16 are read from the system and set."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ OF_2, OF_1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu,cpuacct"
 
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch):
-    """As found: threads, and an allocator that returns what is freed."""
+    """Leave threads as they were, and an allocator that returns freed memory."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
     yield
@@ -80,7 +80,7 @@ def test_unasked_threads_are_torchs_choice_within_what_is_allowed(monkeypatch, a
 
 
 def page_faults(mebibytes: int) -> int:
-    """Pages that the kernel hands out while a buffer is taken, written and freed."""
+    """Count the pages that the kernel hands out while a buffer is taken, written and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(mebibytes * runtime.MIB, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -139,21 +139,19 @@ def test_memory_is_kept_when_glibc_takes_both_settings(monkeypatch, refused):
         ("", {"avx512_bf16": False, "bf16": False}, False),
     ],
 )
-def test_bfloat16_is_in_hardware_where_kernel_or_torch_lists_it(monkeypatch, cpuinfo, capabilities, found):
-    monkeypatch.setattr(runtime, "_text", lambda path: f"processor\t: 0\n{cpuinfo}\n")
+def test_bfloat16_is_in_hardware_where_kernel_or_torch_lists_it(tmp_path, monkeypatch, cpuinfo, capabilities, found):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert has_bfloat16() == found
+    assert has_bfloat16(system(tmp_path, {"proc/cpuinfo": f"processor\t: 0\n{cpuinfo}\n"})) == found
 
 
-def test_an_older_torch_without_the_list_leaves_it_to_the_kernel(monkeypatch):
+def test_an_older_torch_without_the_list_leaves_it_to_the_kernel(tmp_path, monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(runtime, "_text", lambda path: "flags : avx512_bf16\n")
-    assert has_bfloat16()
+    assert has_bfloat16(system(tmp_path, {"proc/cpuinfo": "flags : avx512_bf16\n"}))
+    assert not has_bfloat16(tmp_path / "nowhere")
 
 
-def test_the_first_cpu_of_the_list_gives_the_name(monkeypatch):
-    monkeypatch.setattr(runtime, "_text", lambda path: "model name\t: One: a\n\nmodel name\t: Two\n")
-    assert cpu_name() == "One: a"
+def test_the_first_cpu_of_the_list_gives_the_name(tmp_path):
+    assert cpu_name(system(tmp_path, {"proc/cpuinfo": "model name\t: One: a\n\nmodel name\t: Two\n"})) == "One: a"
 
 
 def test_the_peak_memory_of_a_process_does_not_count_what_its_parent_had():
