@@ -6,10 +6,11 @@ from losses.logps import Logps
 
 
 def anchor(policy: Logps, received: Logps) -> Tensor:
-    """Squared change of log-probs since the round began, chosen plus rejected, shape (B,).
+    """(policy chosen - received chosen)^2 + (policy rejected - received rejected)^2, shape (B,).
 
-    The mean over pairs is the MSE term of FeDPO's objective. `received` holds constants of the round: no gradient. Pass
-    `per_token()` of both for `anchor_norm=token`. Without rejected responses only the chosen ones count.
+    The mean over pairs is the MSE term of FeDPO's objective. `received` are the log-probs of the weights at the
+    beginning of the round: constants without gradient. Pass `per_token()` of both for `anchor_norm=token`. Without
+    rejected responses only the chosen ones count.
     """
     change = (policy.chosen - received.chosen) ** 2
     if policy.rejected is not None:

@@ -1,9 +1,9 @@
 """The head and the loss in one: log-probs and all gradients, a block of logits at a time.
 
-The logits of all rows, let alone of all tokens, never exist at once, and neither does their gradient: a block is turned
-into its log-probs, the loss's derivative with respect to those is taken, and the block becomes, in place, the gradient
-of its logits, from which those of hidden states and weight follow. Three matrix products in all, as in the plain path,
-unless what the loss must see together is more than a block: then the logits are made twice.
+The logits of all rows never exist at once, and neither does their gradient. A block of logits gives its log-probs; the
+loss is differentiated with respect to those; then the block becomes, in place, the gradient of its logits, which gives
+the gradients of hidden states and weight. That takes three matrix products, as the plain path does. Only if the loss
+must see more than a block together are the logits made twice.
 
 Shapes: N sequences (2B when paired), R rows that predict a response token, D hidden size, V vocabulary, B pairs.
 """
@@ -20,7 +20,7 @@ from losses.logps import sum_rows
 
 BLOCK_BYTES = 64 * 2**20  # of float32 logits alive at once; smaller blocks made the head 10 % slower on a CPU
 Product = Callable[[Tensor, Tensor], Tensor]
-# Losses of the sequences [first, last), given their log-probs.
+# Called with first, last and the log-probs of the sequences [first, last); returns their losses.
 SequenceLoss = Callable[[int, int, Tensor], Tensor]
 
 
@@ -46,7 +46,7 @@ class Head:
 
 @torch.no_grad()
 def blockwise_logps(hidden_RD: Tensor, head: Head, targets_R: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Log-probability of each sequence's response, shape (N,), float32, without gradient."""
+    """Compute the log-probability of each sequence's response, shape (N,), float32, without gradient."""
     weight = head.weight.to(head.dtype)
     blocks = zip(torch.split(hidden_RD, head.block_rows), torch.split(targets_R, head.block_rows), strict=True)
     logps = [_Block(head, hidden.to(head.dtype), weight, targets).logps for hidden, targets in blocks]
@@ -62,7 +62,7 @@ def blockwise_loss(
     *,
     group: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of all losses, with gradient, and the log-probs of the responses, (N,), without.
+    """Compute the sum of all losses, with gradient, and the log-probs of the responses, (N,), without gradient.
 
     Args:
         hidden_RD: Hidden states at the positions that predict response tokens, sequence after sequence.
@@ -70,16 +70,37 @@ def blockwise_loss(
         targets_R: Token id that each row predicts.
         sizes: Rows of each sequence; they sum to R.
         loss: Called for consecutive parts of the sequences.
-        group: Sequences that `loss` must see together: 2 for a loss of pairs, N for one that mixes all of them.
+        group: Sequences that `loss` must see together: 2 for a loss of pairs, N for one that mixes all pairs.
     """
     total, logps = _BlockwiseLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, head.weight, head.bias, head, targets_R, sizes, loss, group
+        hidden_RD, head.weight, head.bias, head, _Sequences(targets_R, sizes, group), loss
     )
     return total, logps
 
 
+@dataclass(frozen=True)
+class _Sequences:
+    """The token ids that the rows predict, the rows of each sequence, and the sequences that a loss sees together."""
+
+    targets_R: Tensor
+    sizes: Sequence[int]
+    group: int
+
+    def chunks(self, block_rows: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (first sequence, last, first row, last) of consecutive whole groups, as many as fit into a block."""
+        sizes = self.sizes
+        first = start = end = 0
+        for at in range(0, len(sizes), self.group):
+            size = sum(sizes[at : at + self.group])
+            if at > first and end + size - start > block_rows:
+                yield first, at, start, end
+                first, start = at, end
+            end += size
+        yield first, len(sizes), start, end
+
+
 class _Block:
-    """Some rows' logits, as exp(logits - their maximum), and log-probs."""
+    """The logits of some rows, as exp(logits - their maximum), and their log-probs."""
 
     def __init__(self, head: Head, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
         self.hidden, self.targets = hidden, targets[:, None]
@@ -93,14 +114,14 @@ class _Block:
         self.logps = (of_targets - self.sums.log()).squeeze(1)
 
     def logits_gradient(self, slopes_R: Tensor) -> Tensor:
-        """slope (onehot - softmax) of each row: the gradient of sum(slopes * logps). Uses the block up."""
+        """slope (onehot - softmax) of each row: the gradient of sum(slopes * logps). It uses the block up."""
         slopes, powers = slopes_R[:, None], self.powers
         del self.powers  # free as soon as the caller is done with it
         return powers.mul_(-slopes / self.sums).scatter_add_(1, self.targets, slopes)
 
 
 class _BlockwiseLoss(torch.autograd.Function):
-    """Computes the gradients in the forward pass, while each block's logits are there anyway."""
+    """A function that computes its gradients in the forward pass, while each block's logits exist anyway."""
 
     @staticmethod
     def forward(
@@ -109,16 +130,14 @@ class _BlockwiseLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         head: Head,
-        targets_R: Tensor,
-        sizes: Sequence[int],
+        sequences: _Sequences,
         loss: SequenceLoss,
-        group: int,
     ) -> tuple[Tensor, Tensor]:
         gradients = _Gradients(hidden_RD, head, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         total, logps = hidden_RD.new_zeros((), dtype=torch.float32), []
-        for first, last, start, end in _chunks(sizes, group, head.block_rows):
-            of_chunk = functools.partial(loss, first, last)
-            chunk_loss, chunk_logps = _chunk(gradients, targets_R, start, end, sizes[first:last], of_chunk)
+        for first, last, start, end in sequences.chunks(head.block_rows):
+            of_chunk, sizes = functools.partial(loss, first, last), sequences.sizes[first:last]
+            chunk_loss, chunk_logps = _chunk(gradients, sequences.targets_R, start, end, sizes, of_chunk)
             total += chunk_loss
             logps.append(chunk_logps)
         ctx.gradients = gradients
@@ -131,11 +150,11 @@ class _BlockwiseLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if g is None else g.mul_(grad_total) for g in gradients.results()]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None)
 
 
 class _Gradients:
-    """What accumulates over blocks: in float32, whatever the weights are."""
+    """The gradients that add up over blocks, in float32 whatever the dtype of the weights."""
 
     def __init__(self, hidden_RD: Tensor, head: Head, of_weight: bool, of_bias: bool) -> None:
         self.hidden = hidden_RD.to(head.dtype)
@@ -173,7 +192,7 @@ def _chunk(
     sizes: Sequence[int],
     loss: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Loss and log-probs of a chunk; its gradients are added. Only a chunk of several blocks makes its logits twice."""
+    """Return loss and log-probs of a chunk and add its gradients. Only a chunk of several blocks makes logits twice."""
     step = gradients.head.block_rows
     starts = range(start, end, step)
     rows = []
@@ -192,15 +211,3 @@ def _chunk(
         gradients.add(kept, at, slopes_R[at - start : min(at + step, end) - start])
         kept = None
     return total.detach(), logps.detach()
-
-
-def _chunks(sizes: Sequence[int], group: int, block_rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Consecutive parts as (first sequence, last, first row, last): whole groups, as many as fit into a block."""
-    first = start = end = 0
-    for at in range(0, len(sizes), group):
-        size = sum(sizes[at : at + group])
-        if at > first and end + size - start > block_rows:
-            yield first, at, start, end
-            first, start = at, end
-        end += size
-    yield first, len(sizes), start, end

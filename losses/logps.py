@@ -1,4 +1,4 @@
-"""Summed response log-probabilities, from hidden states; full-sequence logits are never built.
+"""Summed response log-probabilities from hidden states; logits of a whole sequence are never built.
 
 Shapes: N sequences (2B when paired), R rows that predict a response token, D hidden size, V vocabulary, B pairs.
 """
@@ -22,7 +22,7 @@ class Logps(NamedTuple):
     rejected_tokens: Tensor | None = None
 
     def per_token(self) -> "Logps":
-        """Mean log-probability per response token.
+        """Divide by the number of response tokens.
 
         Raises:
             ValueError: If the token counts are unknown.
@@ -35,11 +35,11 @@ class Logps(NamedTuple):
         )
 
     def part(self, pairs: slice) -> "Logps":
-        """The log-probs of some of the pairs."""
+        """Return the log-probs of some of the pairs."""
         return Logps(*(None if values is None else values[pairs] for values in self))  # type: ignore[arg-type]
 
     def detach(self) -> "Logps":
-        """The same numbers, as constants."""
+        """Return the same numbers without gradient."""
         return Logps(*(None if values is None else values.detach() for values in self))  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def _mean(logps: Tensor, tokens: Tensor | None) -> Tensor:
 def summed_logps(
     hidden_RD: Tensor, head: Callable[[Tensor], Tensor], targets_R: Tensor, sizes: Sequence[int]
 ) -> Tensor:
-    """Log-probability of each sequence's response, shape (N,), float32.
+    """Compute the log-probability of each sequence's response, shape (N,), float32.
 
     Args:
         hidden_RD: Hidden states at the positions that predict response tokens, sequence after sequence.
@@ -67,6 +67,7 @@ def summed_logps(
 def sum_rows(logps_R: Tensor, sizes: Sequence[int]) -> Tensor:
     """Sum over each sequence's rows, shape (N,).
 
-    Not index_add: on a GPU it adds in whatever order threads come, so untrained weights would no longer tie exactly.
+    It does not use index_add: on a GPU that adds in the order in which threads come, and untrained weights would no
+    longer tie exactly.
     """
     return torch.stack([rows.sum() for rows in torch.split(logps_R, list(sizes))])

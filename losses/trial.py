@@ -1,4 +1,4 @@
-"""What kind of loss the user's is, found by trying it on pairs that are made up."""
+"""A trial of the user's loss on made-up pairs."""
 
 import functools
 from typing import Any
@@ -25,10 +25,10 @@ MADE_UP = (
 
 
 def stands_alone(loss: functools.partial[Any]) -> bool:
-    """Whether a pair's loss does not depend on the pairs beside it.
+    """Return whether the loss of a pair does not depend on the pairs beside it.
 
     Raises:
-        ValueError: If the loss does not make one number per pair.
+        ValueError: If the loss does not return one number per pair.
     """
     logps = [Logps(*(torch.tensor(values) for values in columns)) for columns in MADE_UP]
     pairs = len(logps[0].chosen)
@@ -41,5 +41,5 @@ def stands_alone(loss: functools.partial[Any]) -> bool:
     try:
         apart = [loss(*(column.part(part) for column in logps)) for part in (slice(0, 1), slice(1, 3), slice(3, pairs))]
         return torch.allclose(found, torch.cat([losses.reshape(-1) for losses in apart]), rtol=1e-5, equal_nan=True)
-    except Exception:  # whatever the user's loss raises of few pairs
+    except Exception:  # whatever the user's loss raises for few pairs
         return False

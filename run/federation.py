@@ -41,7 +41,7 @@ from server.evaluate import ServerEvaluation
 from server.privacy import ledger_of
 from server.state import StrategyState
 from server.strategies import StreamingFedAvg
-from server.traits import asks, joins_groups, layers, sampled, streams, takes_parts
+from server.traits import asks, client_weights, joins_groups, sampled, streams, takes_parts
 
 MODEL_HASH = "model before training (SHA-256)"  # a key of what tells runs apart
 # Metrics of a client's training, ours and those of its reply; with `privacy=` it sends none.
@@ -201,9 +201,7 @@ def _evaluation(plan: Plan, tracker: Log, strategy: Strategy, place: Place) -> S
         ledger=ledger,
         # All evaluate or none: of several processes that share a model only the first one may run the strategy.
         is_over=lambda: ledger is not None and plan.mesh.world.from_first(ledger.is_exhausted()),
-        client_weights=lambda: next(
-            (layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {}
-        ),
+        client_weights=lambda: client_weights(strategy),
     )
 
 

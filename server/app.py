@@ -1,4 +1,4 @@
-"""The `ServerApp`: runs a strategy over the grid it is given."""
+"""The `ServerApp`: runs a strategy over the grid that it is given."""
 
 import math
 from collections.abc import Callable
@@ -6,9 +6,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import (
-    Strategy,
-)
+from flwr.serverapp.strategy import Strategy
 
 
 def server_app(
@@ -21,16 +19,16 @@ def server_app(
     num_rounds: int,
     is_over: Callable[[], bool] = lambda: False,
 ) -> ServerApp:
-    """An app whose run leaves the final global weights in its context, under "arrays".
+    """Make an app whose run leaves the final global weights in its context, under "arrays".
 
     Args:
-        initial_arrays: Weights that the first of these rounds starts from.
+        initial_arrays: The weights after `done` rounds.
         evaluate: Flower's `evaluate_fn`.
-        done: Rounds that were run before; then `evaluate` is not called for the weights they left.
-        strategy: Any of Flower's or the user's.
-        train_config: The very record that clients are sent.
-        num_rounds: Rounds of the whole run, at most.
-        is_over: Asked after each round whether there is to be another one.
+        done: The rounds that an earlier process ran. If there are any, `evaluate` is not called for `initial_arrays`.
+        strategy: One of Flower's or the user's.
+        train_config: The record that clients receive; the caller may change it between rounds.
+        num_rounds: The largest number of rounds, `done` included.
+        is_over: Called after each round; returns True to end the run.
     """
     app = ServerApp()
     if done:
@@ -64,14 +62,14 @@ def server_app(
 
 
 class _Over(Exception):
-    """Leaves Flower's loop over the rounds, with the global weights."""
+    """The end of Flower's loop over the rounds, with the global weights."""
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self.arrays = arrays
 
 
 def _count_from(strategy: Strategy, done: int) -> None:
-    """Have a strategy whose `start` counts from 1 be told the rounds of the whole run."""
+    """Make the strategy's methods receive the rounds of the whole run: its `start` counts from 1."""
     for name in ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"):
         setattr(strategy, name, _later(getattr(strategy, name), done))
 

@@ -1,4 +1,4 @@
-"""What a strategy remembers between rounds, so that a checkpoint can hold it."""
+"""The state of a strategy between rounds, as a checkpoint holds it."""
 
 import functools
 import inspect
@@ -9,25 +9,25 @@ from flwr.serverapp.strategy import Strategy
 
 from fed.checkpoints.serialize import is_packable
 from fed.distributed.ranks import Ranks
-from server.privacy import ClientLedger
+from server.ledgers import ClientLedger
 from server.traits import layers
 
 
 class StrategyState:
     """The attributes of a strategy and of those it wraps, as far as a file can hold them.
 
-    A strategy that has `state_dict()` and `load_state_dict(state)`, PyTorch's names, is asked for its state instead.
+    If a strategy has `state_dict()` and `load_state_dict(state)`, PyTorch's names, these are used instead.
     """
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
 
     def state_dict(self) -> list[Any]:
-        """Of each layer, outermost first."""
+        """Return the state of each layer, outermost first."""
         return [layer.state_dict() if _tells(layer) else dict(_attributes(layer)) for layer in layers(self._strategy)]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for layer, state in zip(layers(self._strategy), states, strict=True):
             if _tells(layer):
                 layer.load_state_dict(state)
@@ -35,9 +35,9 @@ class StrategyState:
                 vars(layer).update(state)
 
     def left_out(self) -> list[str]:
-        """Attributes that no file can hold and that are not mere functions: a resumed run finds them as they are made.
+        """Name the attributes, as Class.attribute, that no file can hold; a resumed run has them as newly made.
 
-        Named as Class.attribute.
+        Functions and classes are not named.
         """
         return [
             f"{type(layer).__name__}.{name}"
@@ -53,7 +53,7 @@ def _tells(layer: object) -> bool:
 
 
 def _is_function(value: object) -> bool:
-    """A module, say, can be called too, but has a state."""
+    """Return whether a value is a function without state, unlike a module, which can be called too."""
     return inspect.isroutine(value) or isinstance(value, (type, functools.partial))
 
 

@@ -21,25 +21,25 @@ WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
 
 
 class StreamingFedAvg(FedAvg):
-    """Flower's FedAvg (arXiv 1602.05629), one reply in memory at a time, whatever the number of clients.
+    """Flower's FedAvg (arXiv 1602.05629) with one reply in memory at a time, whatever the number of clients.
 
-    Takes FedAvg's parameters and gives its result within float32 rounding. A subclass changes the weights by overriding
-    `log_weight`.
+    It takes FedAvg's parameters and returns the same result up to float32 rounding. A subclass changes the weights by
+    overriding `log_weight`.
     """
 
-    streams = True  # read by the grid: each reply is used once, in order
-    elementwise = True  # parts of arrays give the parts of the result
+    streams = True  # each reply is used once, in order, so the grid can send them one by one
+    elementwise = True  # parts of the arrays give the same parts of the result
     client_weights: Mapping[int, float] = MappingProxyType({})  # each node's share of the last aggregate
-    groups: Ranks = ALONE  # processes that each hold the replies of some clients
+    groups: Ranks = ALONE  # each group of processes holds the replies of some clients
 
     def log_weight(self, metrics: MetricRecord) -> float:
-        """Logarithm of this reply's weight, up to a constant common to all replies."""
+        """Return the logarithm of this reply's weight, up to a constant common to all replies."""
         return math.log(float(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The weighted mean of arrays and metrics, errors left out; (None, None) if nobody answered."""
+        """Return the weighted mean of arrays and of metrics without failed replies; (None, None) if nobody answered."""
         mean = RunningMean()
         contents: list[RecordDict] = []
         nodes: list[int] = []
@@ -63,14 +63,14 @@ class StreamingFedAvg(FedAvg):
 
 
 class FeDPO(StreamingFedAvg):
-    """Federated DPO: clients weigh in by how well their models rank the scoring pairs.
+    """Federated DPO: a mean that weighs clients by how well their models rank the scoring pairs.
 
-    w_k = exp(temp a_k) / sum_j exp(temp a_j), a_k the client's accuracy; theta^{t+1} = sum_k w_k theta_k. Tells clients
-    to decay: lambda_k <- decay_rate lambda_k when a_k <= A^t, the accuracy of the model they were sent.
+    theta^{t+1} = sum_k w_k theta_k with w_k = exp(temp a_k) / sum_j exp(temp a_j), where a_k is the accuracy of client
+    k. Clients decay lambda_k <- decay_rate lambda_k if a_k <= A^t, the accuracy of the model that they received.
 
     Args:
-        temp: Inverse temperature: 0 is the plain mean, large favours the best client.
-        decay_rate: 1 never decays.
+        temp: Inverse temperature: 0 gives the plain mean, a large value favours the best client.
+        decay_rate: The factor of the decay; 1 never decays.
         decay: "cumulative" as above, or "constant": lambda_k = decay_rate in every round, as the published code
             behaves.
         weighting: "accuracy", "samples" (FedAvg) or "accuracy_times_samples".
@@ -101,7 +101,7 @@ class FeDPO(StreamingFedAvg):
 
     @property
     def needs_server_accuracy(self) -> bool:
-        """Whether clients must know the accuracy of the model they are sent even where no evaluation is logged."""
+        """Whether clients must know the accuracy of the model they receive in every round, logged or not."""
         return self.decay == "cumulative" and self.decay_rate < 1
 
     def summary(self) -> None:
@@ -113,37 +113,37 @@ class FeDPO(StreamingFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Flower's configuration, plus what clients need to decay."""
+        """Configure the round as Flower does, and add what clients need to decay."""
         if self.decay == "constant" or self.needs_server_accuracy:
             config["decay-rate"], config["decay-mode"] = self.decay_rate, self.decay
         return super().configure_train(server_round, arrays, config, grid)
 
     def log_weight(self, metrics: MetricRecord) -> float:
-        """temp a_k, log n_k, or their sum."""
+        """Return temp a_k, log n_k, or their sum."""
         reads = self.temp != 0 and self.weighting != "samples"  # with privacy= there is no accuracy to read
         by_accuracy = self.temp * float(metrics["accuracy"]) if reads else 0.0  # type: ignore[arg-type]
         return by_accuracy + (super().log_weight(metrics) if self.weighting != "accuracy" else 0.0)
 
 
 class RunningMean:
-    """Weighted mean of dictionaries of tensors, kept as one dictionary in float32.
+    """A weighted mean of dictionaries of tensors, kept as one dictionary in float32.
 
-    Adding theta with weight w moves the mean by the fraction w / (sum of weights so far) towards theta, so that a
-    single theta is returned bit for bit and no weight can overflow: only logarithms of weights are kept.
+    Adding theta with weight w moves the mean by the fraction w / (sum of weights so far) towards theta. So a single
+    theta is returned bit for bit. Only logarithms of weights are kept, so no weight can overflow.
     """
 
     def __init__(self) -> None:
         self.value: dict[str, Tensor] = {}
         self.log_weights: list[float] = []
-        self._here: list[bool] = []  # which members are in `value`
+        self._here: list[bool] = []  # the members that are in `value`
         self._like: Mapping[str, Tensor] = {}
 
     @torch.no_grad()
     def add(self, tensors: dict[str, Tensor], log_weight: float) -> None:
-        """Take one more member in.
+        """Add a member.
 
         Raises:
-            ValueError: If its names or shapes differ from those before.
+            ValueError: If its names or shapes differ from those of earlier members.
         """
         if self.value and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.value.items()}:
             raise ValueError("clients sent weights of different names or shapes; they must train the same model")
@@ -157,14 +157,14 @@ class RunningMean:
                 self.value[name].lerp_(tensor.float(), fraction)
 
     def add_elsewhere(self, like: Mapping[str, Tensor], log_weight: float) -> None:
-        """Take note of a member that another group has; its arrays are like these."""
+        """Add a member that another group holds; its arrays have the names and shapes of `like`."""
         self.log_weights.append(log_weight)
         self._here.append(False)
         self._like = like
 
     @torch.no_grad()
     def join(self, groups: Ranks) -> None:
-        """Make the means of the members that each group has that of all members."""
+        """Combine the means of all groups into the mean of all members; all groups call it."""
         if groups.count == 1:
             return
         share = sum(itertools.compress(self.weights(), self._here))
@@ -172,7 +172,7 @@ class RunningMean:
         self.value = {name: groups.sum(tensor.mul_(share)) for name, tensor in value.items()}
 
     def weights(self) -> Sequence[float]:
-        """Share of each member so far; sums to one."""
+        """Return the share of each member so far; they sum to one."""
         return _shares(self.log_weights)
 
 

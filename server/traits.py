@@ -1,6 +1,6 @@
-"""What a strategy is and needs: questions about any Flower strategy, answered before a run begins."""
+"""Questions about a strategy, Flower's or the user's: what it is, needs and can do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -23,12 +23,17 @@ from fed.grids.local import LocalGrid
 from fed.seeding import seeded_globals
 from server.strategies import StreamingFedAvg
 
+# Flower's strategies that treat every number by itself: parts of arrays give the parts of the result.
+ELEMENTWISE = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, FedProx, FedTrimmedAvg, FedYogi)
+
 
 def check_strategy(strategy: Strategy, num_clients: int) -> None:
-    """Refuse a strategy that would wait for ever.
+    """Refuse a strategy that needs more clients than there are.
+
+    Flower's `sample_nodes` would wait for them for ever.
 
     Raises:
-        ValueError: If the strategy, or one it wraps, wants more clients than exist: `sample_nodes` would never return.
+        ValueError: If the strategy, or one that it wraps, needs more.
     """
     for layer in layers(strategy):
         for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "num_sampled_clients"):
@@ -42,8 +47,30 @@ def check_strategy(strategy: Strategy, num_clients: int) -> None:
         _check_byzantine(layer, num_clients)
 
 
+def _check_byzantine(layer: Any, num_clients: int) -> None:
+    """Refuse too few clients: against f malicious ones Krum needs 2f + 3, Bulyan 4f + 3 a round.
+
+    See arXiv 1703.02757 for Krum and arXiv 1802.07927 for Bulyan.
+    """
+    per_round = train_size(layer, num_clients)
+    malicious = getattr(layer, "num_malicious_nodes", None)
+    if malicious is not None:
+        needed = (4 if isinstance(layer, Bulyan) else 2) * malicious + 3
+        if per_round < needed:
+            raise ValueError(
+                f"{type(layer).__name__} with num_malicious_nodes={malicious} needs {needed} clients a round, there "
+                f"are {per_round}; lower strategy.num_malicious_nodes or raise client_num_in_total"
+            )
+    selected = getattr(layer, "num_nodes_to_select", 0)
+    if selected > per_round:
+        raise ValueError(
+            f"{type(layer).__name__} is to select {selected} of {per_round} clients a round; lower "
+            "strategy.num_nodes_to_select"
+        )
+
+
 def sampled(num_clients: int, per_round: int, server_round: int, seed: int) -> list[int]:
-    """The clients that Flower's FedAvg, and so most strategies, would train in a round."""
+    """Return the clients that Flower's FedAvg, and so most strategies, would train in a round."""
     strategy = FedAvg(fraction_train=per_round / num_clients, min_train_nodes=per_round, min_available_nodes=1)
     grid = LocalGrid(ClientApp(), Contexts(range(num_clients)))
     with seeded_globals(seed, "flower", server_round - 1):
@@ -52,50 +79,28 @@ def sampled(num_clients: int, per_round: int, server_round: int, seed: int) -> l
 
 
 def train_size(strategy: Strategy, num_clients: int) -> int:
-    """How many clients Flower's FedAvg, and so most strategies, would train in a round."""
+    """Return how many clients Flower's FedAvg, and so most strategies, would train in a round."""
     return max(int(num_clients * getattr(strategy, "fraction_train", 1.0)), getattr(strategy, "min_train_nodes", 0))
 
 
 def asks(strategy: Strategy, key: str) -> bool:
-    """Whether the strategy or one it wraps has this attribute and it is not 0."""
+    """Return whether the strategy, or one that it wraps, has the attribute `key` and it is not 0."""
     return any(getattr(layer, key, False) for layer in layers(strategy))
 
 
 def layers(strategy: Strategy) -> Iterator[Any]:
-    """The strategy and those it wraps, outermost first."""
+    """Yield the strategy and those that it wraps, outermost first."""
     layer: Any = strategy
     while layer is not None:
         yield layer
         layer = getattr(layer, "strategy", None)
 
 
-def _check_byzantine(layer: Any, num_clients: int) -> None:
-    """Against f malicious clients Krum needs 2f + 3 (arXiv 1703.02757), Bulyan 4f + 3 (arXiv 1802.07927)."""
-    sampled = train_size(layer, num_clients)
-    malicious = getattr(layer, "num_malicious_nodes", None)
-    if malicious is not None:
-        needed = (4 if isinstance(layer, Bulyan) else 2) * malicious + 3
-        if sampled < needed:
-            raise ValueError(
-                f"{type(layer).__name__} with num_malicious_nodes={malicious} needs {needed} clients a round, there "
-                f"are {sampled}; lower strategy.num_malicious_nodes or raise client_num_in_total"
-            )
-    selected = getattr(layer, "num_nodes_to_select", 0)
-    if selected > sampled:
-        raise ValueError(
-            f"{type(layer).__name__} is to select {selected} of {sampled} clients a round; lower "
-            "strategy.num_nodes_to_select"
-        )
-
-
-# Flower's strategies that treat every number by itself: parts of arrays give the parts of the result.
-ELEMENTWISE = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, FedProx, FedTrimmedAvg, FedYogi)
-
-
 def takes_parts(strategy: Strategy) -> bool:
-    """Whether the strategy can run on parts of the arrays: one of those above, or a class that says `elementwise`.
+    """Return whether the strategy can run on parts of the arrays.
 
-    A class says it for its own way to aggregate, not for one that a subclass brings.
+    It can if it is one of `ELEMENTWISE`, or if its class sets `elementwise`. A class does that for its own way to
+    aggregate, not for that of a subclass.
     """
     return all(type(layer) in ELEMENTWISE or _says_elementwise(layer) for layer in layers(strategy))
 
@@ -109,10 +114,15 @@ def _says_elementwise(layer: object) -> bool:
 
 
 def streams(strategy: Strategy) -> bool:
-    """Whether the strategy reads each reply once and in order."""
+    """Return whether the strategy reads each reply once and in order."""
     return bool(getattr(strategy, "streams", False))
 
 
 def joins_groups(strategy: Strategy) -> bool:
-    """Whether the strategy makes one mean of those of several groups of clients."""
+    """Return whether the strategy can combine the means of several groups of clients."""
     return isinstance(strategy, StreamingFedAvg) and type(strategy).aggregate_train is StreamingFedAvg.aggregate_train
+
+
+def client_weights(strategy: Strategy) -> Mapping[int, float]:
+    """Return each node's share of the last aggregate; empty if neither the strategy nor one that it wraps tells it."""
+    return next((layer.client_weights for layer in layers(strategy) if hasattr(layer, "client_weights")), {})

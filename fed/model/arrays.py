@@ -1,4 +1,4 @@
-"""A model's weights to and from Flower's `ArrayRecord`, without serialising them inside one process."""
+"""Conversion between a model's weights and Flower's `ArrayRecord`, without serialising inside one process."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ R = TypeVar("R", bound=ArrayRecord | ConfigRecord | MetricRecord)
 class TensorArray(Array):
     """A Flower `Array` that holds a tensor and becomes bytes only when something asks for them.
 
-    `numpy()` gives a fresh copy, as Flower's own does, so a strategy may write into it; `tensor` is the memory itself.
+    `numpy()` returns a fresh copy, as Flower's own does, so a strategy may write into it. `tensor` is not copied.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -33,16 +33,16 @@ class TensorArray(Array):
         return Array.from_numpy_ndarray(self.tensor.cpu().numpy()).data
 
     def deflate(self) -> bytes:
-        """The bytes that Flower's own `Array` of these values would send; they name the class."""
+        """Return the bytes that Flower's own `Array` of these values would send; they name the class."""
         return Array.from_numpy_ndarray(self.tensor.cpu().numpy()).deflate()
 
     def numpy(self) -> NDArray[Any]:
-        """A copy as a numpy array."""
+        """Copy the tensor into a numpy array."""
         return np.array(self.tensor.cpu().numpy())
 
 
 class RemoteArrays(ArrayRecord):
-    """Stands for arrays that another group of processes holds; `like` has arrays of the same names and shapes."""
+    """A record in place of arrays that another group of processes holds; `like` has their names and shapes."""
 
     def __init__(self, like: ArrayRecord) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class RemoteArrays(ArrayRecord):
 
 
 def standing_for(record: ArrayRecord) -> ArrayRecord:
-    """Arrays of the names and shapes of those that the record holds or stands for."""
+    """Return arrays with the names and shapes of those that the record holds or stands for."""
     return record.like if isinstance(record, RemoteArrays) else record
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What travels, by name: trainable parameters and persistent float buffers, aliasing the model.
+    """Return the tensors that travel, by name: trainable parameters and persistent float buffers, not copied.
 
-    Of a model that is split over processes, this process's part of each. A tied tensor is listed once. Integer buffers
-    stay at home: a mean of counters means nothing. So do all buffers of a model with an adapter: they belong to its
-    frozen part.
+    A process that holds a part of the model returns its part of each tensor. A tied tensor is listed once. Integer
+    buffers do not travel: a mean of counters means nothing. Nor do buffers of a model with an adapter: they belong to
+    its frozen part.
     """
     tensors = {
         name: local(parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -74,12 +74,12 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """A record holding float32 copies: numpy, and so Flower, has no bfloat16."""
+    """Copy the tensors into a record, as float32: numpy, and so Flower, has no bfloat16."""
     return to_record({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()})
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """A record around these very tensors."""
+    """Put the tensors into a record without copying them."""
     record = ArrayRecord()
     for name, tensor in tensors.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
         record[name] = TensorArray(tensor)
@@ -87,7 +87,7 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def copied(record: R) -> R:
-    """A container of its own around the same values; arrays are not copied."""
+    """Return a new record with the same values; arrays are not copied."""
     copy = type(record)()
     for key, value in record.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
         copy[key] = value  # type: ignore[assignment]
@@ -95,7 +95,7 @@ def copied(record: R) -> R:
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """The record's tensors: not copied where it was made here, decoded where it came from elsewhere."""
+    """Return the record's tensors: not copied if this process made it, decoded if it came from another."""
     return {
         name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
         for name, array in record.items()
@@ -104,7 +104,7 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_arrays(model: nn.Module, record: ArrayRecord) -> None:
-    """Copy the record into the model in place, casting to its dtypes (some of Flower's strategies return float64).
+    """Copy the record into the model, cast to its dtypes (some of Flower's strategies return float64).
 
     Raises:
         ValueError: If a name or a shape does not match.

@@ -1,7 +1,7 @@
-"""Attention over a packed row: each segment by itself, and the second response of a pair blind to the first.
+"""Attention over a packed row: each segment by itself, and the second response of a pair does not see the first.
 
-Registered with transformers under `NAME`. The name has no mask function there, so transformers builds no mask; the
-keyword argument `segments` of `model(...)` reaches the functions here.
+It is registered with transformers under `NAME`. Transformers has no mask function of that name, so it builds no mask.
+The keyword argument `segments` of `model(...)` reaches the functions here.
 
 Shapes: T tokens of the packed row, H query heads, K key/value heads, E head size.
 """
@@ -33,11 +33,9 @@ def packed_attention(
     *,
     segments: Segments | None = None,
     scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **more: object,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every attention layer.
+    """Attend in one layer of the model, as transformers calls it.
 
     Args:
         module: The layer.
@@ -45,28 +43,30 @@ def packed_attention(
         key: (N, K, T, E).
         value: (N, K, T, E).
         attention_mask: None; transformers builds none for this function.
-        segments: Of the packed row; N is 1 then. None: N rows, each causal.
-        scaling: Of the scores; None: 1 / sqrt(E).
-        dropout: 0.
-        sliding_window: Keys a query sees; must not be shorter than the longest sequence.
-        more: Whatever else the model passes; nothing that changes the scores.
+        segments: The segments of the packed row; then N is 1. None: N rows, each causal.
+        scaling: The factor of the scores; None: 1 / sqrt(E).
+        **more: Other arguments of the model. `dropout` must be 0, and `sliding_window`, the number of keys that a
+            query sees, must not be less than the longest sequence. The rest must not change the scores.
+
+    Returns:
+        (N, T, H, E), and None for the attention weights.
 
     Raises:
-        NotImplementedError: If the model asks for what is not done here.
+        NotImplementedError: If the model needs something that this function does not do.
     """
     changes = [name for name in ("softcap", "s_aux", "position_bias", "cache") if more.get(name) is not None]
-    if attention_mask is not None or dropout or changes:
+    if attention_mask is not None or more.get("dropout") or changes:
         raise NotImplementedError(f"packed attention has no {', '.join(changes) or 'mask and no dropout'}")
     if segments is not None and segments.device != query.device:  # a layer on another GPU
         segments = replace(segments, device=query.device)
-    length = query.shape[2] if segments is None else segments.longest
-    if sliding_window is not None and sliding_window < length:
-        raise NotImplementedError(f"a sliding window of {sliding_window} tokens is shorter than {length}")
+    length, window = query.shape[2] if segments is None else segments.longest, more.get("sliding_window")
+    if window is not None and window < length:
+        raise NotImplementedError(f"a sliding window of {window} tokens is shorter than {length}")
     if segments is None:
         grouped = query.shape[1] != key.shape[1]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     elif query.is_cuda and flex_is_usable(query.device, value.dtype, query.shape[1], key.shape[1], query.shape[3]):
-        mixed = flex(query, key, value, segments, scaling, _compiled_flex())
+        mixed = flex(query, key, value, segments, scaling, compiled_flex())
     elif value.is_cpu and value.dtype.itemsize == 2:
         mixed = widened(query, key, value, segments, scaling)
     else:
@@ -75,10 +75,10 @@ def packed_attention(
 
 
 def segmentwise(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """(1, H, T, E) of (1, H, T, E) queries: torch's fused attention, called once or twice a segment.
+    """Call torch's fused attention once or twice for each segment; return (1, H, T, E).
 
-    On a CPU faster than one call with a T x T mask. Everything is split and joined, never sliced: the gradient of a
-    slice is a tensor of the whole row, mostly zeros.
+    On a CPU this is faster than one call with a T x T mask. Tensors are split and joined, never sliced: the gradient of
+    a slice is a tensor of the whole row, mostly zeros.
     """
     attend = functools.partial(F.scaled_dot_product_attention, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     sizes = [n for s in segments.lengths for n in (s.prefix + s.first, s.second) if n]
@@ -94,10 +94,10 @@ def segmentwise(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
 
 
 def widened(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """`segmentwise` of 16-bit numbers, computed in float32: torch's fused attention on a CPU is then 1.4 times faster.
+    """Compute `segmentwise` of 16-bit numbers in float32: torch's fused attention on a CPU is then 1.4 times faster.
 
-    What backward reads is kept in 16 bits all the same. Inputs are rounded to them first, so that it reads what forward
-    saw; log-sum-exps, which must not be rounded, have no dimension of E.
+    Tensors saved for the backward pass are still kept in 16 bits. Inputs are rounded first, so that both passes see the
+    same numbers. Log-sum-exps must not be rounded; they are recognised by their last dimension, which is not E.
     """
     dtype, size = value.dtype, value.shape[-1]
 
@@ -113,7 +113,7 @@ def widened(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
 
 
 def _stretches(lengths: Segment, stretches: Any) -> tuple[Tensor, Tensor]:
-    """Keys or values that prefix and `first` see, and those that `second` sees."""
+    """Return the keys or values that prefix and `first` see, and those that `second` sees."""
     prefix, first, second = (next(stretches) if n else None for n in lengths)
     assert prefix is not None
     return tuple(prefix if own is None else torch.cat((prefix, own), 2) for own in (first, second))  # type: ignore[return-value]
@@ -127,16 +127,16 @@ def flex(
     scaling: float | None,
     kernel: Callable[..., Tensor] = flex_attention,
 ) -> Tensor:
-    """The same through FlexAttention: one kernel for the whole row that skips blocks nobody sees."""
+    """Compute the same as `segmentwise` by FlexAttention: one kernel for the row, which skips blocks nobody sees."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embedding leaves them in float32
     return kernel(
-        query, key, value, block_mask=_block_mask(segments), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, block_mask=block_mask(segments), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
 
 
 @functools.lru_cache(maxsize=4)  # the same for all layers of a forward pass, and again in its backward pass
-def _block_mask(segments: Segments) -> BlockMask:
-    """Blocks of tokens that may see each other, found from the lengths: a T x T mask never exists."""
+def block_mask(segments: Segments) -> BlockMask:
+    """Find the blocks of tokens that may see each other, from the lengths: a T x T mask never exists."""
     lengths = torch.tensor(segments.lengths, device=segments.device)
     stretch = torch.repeat_interleave(lengths.flatten())  # 3 a segment: prefix, first, second
     segment, part = stretch // 3, stretch % 3
@@ -155,14 +155,15 @@ def _block_mask(segments: Segments) -> BlockMask:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def compiled_flex() -> Callable[..., Tensor]:
+    """Return FlexAttention, compiled at its first call."""
     return torch.compile(flex_attention, dynamic=True)
 
 
 @functools.cache
-@torch.enable_grad()  # it may first be asked within no_grad
+@torch.enable_grad()  # the first call may come within no_grad
 def flex_is_usable(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, size: int) -> bool:
-    """Whether FlexAttention compiles there for heads of that size and gives what `segmentwise` gives, and gradients."""
+    """Return whether FlexAttention compiles for such heads there and agrees with `segmentwise`, gradients too."""
     segments = Segments((Segment(70, 20, 30), Segment(5, 1, 130)), device, longest=135)
     generator = torch.Generator(device).manual_seed(0)
     query, key, value = (
@@ -172,7 +173,7 @@ def flex_is_usable(device: torch.device, dtype: torch.dtype, heads: int, key_hea
     found = []
     try:
         with torch.autocast(device.type, enabled=False):
-            for attend in (segmentwise, functools.partial(flex, kernel=_compiled_flex())):
+            for attend in (segmentwise, functools.partial(flex, kernel=compiled_flex())):
                 mixed = attend(query, key, value, segments, size**-0.5)
                 found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))])
     except Exception:  # whatever a missing or foreign compiler raises

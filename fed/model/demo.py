@@ -7,7 +7,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def demo_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, plus end-of-text."""
+    """Build a tokenizer with one token per byte, plus end-of-text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate([*alphabet, END_OF_TEXT])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -17,7 +17,7 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def demo_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """About 0.1 million parameters: large enough to learn the demo's preference, small enough for one CPU core."""
+    """Configure about 0.1 million parameters: enough to learn the demo's preference, few enough for one CPU core."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -34,5 +34,5 @@ def demo_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def demo_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Random weights; seed torch before calling."""
+    """Build the model with random weights; seed torch before the call."""
     return LlamaForCausalLM(demo_config(tokenizer))

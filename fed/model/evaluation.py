@@ -1,4 +1,4 @@
-"""How well a policy ranks held-out pairs: accuracy with standard error, margin, loss, rewards. Shapes: B pairs."""
+"""Evaluation of a policy on held-out pairs: accuracy with standard error, margin, loss, rewards. Shapes: B pairs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ Metrics = dict[str, float]
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation finds."""
+    """The result of an evaluation."""
 
     metrics: Metrics
     margins: list[float]  # reward(chosen) - reward(rejected) of each pair, in order
 
 
 def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int) -> Metrics:
-    """The metrics of `evaluate_pairs`."""
+    """Return the metrics of `evaluate_pairs`."""
     return evaluate_pairs(policy, examples, loss=loss, beta=beta, batch_size=batch_size).metrics
 
 
 def evaluate_pairs(
     policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int
 ) -> Evaluation:
-    """The policy as it is now over all examples, each pair counting alike; see `pair_metrics`.
+    """Evaluate the policy as it is now on all examples; every pair counts alike.
 
-    Every example needs its reference column. `beta` scales rewards only.
+    Every example needs its reference column. `beta` scales rewards only. See `pair_metrics`.
     """
     logps = pair_logps(policy, examples, batch_size=batch_size)
     policy_logps = _as_tensors(examples, [pair.chosen for pair in logps], [pair.rejected for pair in logps])
@@ -48,7 +48,7 @@ def evaluate_pairs(
 
 
 def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
-    """Means over pairs. reward(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
+    """Compute means over pairs, with reward(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
 
     `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties` count as wrong. `accuracy_se`: its
     standard error, sqrt(a (1 - a) / B). `margin`: reward(chosen) - reward(rejected). `kl`: reference minus policy
@@ -73,13 +73,13 @@ def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
 
 
 def _gains(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor]:
-    """What chosen and rejected responses gained in log-prob against the reference, each (B,)."""
+    """Return policy minus reference log-probs of chosen and of rejected responses, each (B,)."""
     assert policy.rejected is not None and reference.rejected is not None
     return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
 def _as_tensors(examples: Sequence[Example], chosen: list[float], rejected: list[float]) -> Logps:
-    """Float64, so that means over thousands of pairs lose nothing.
+    """Convert columns to float64, so that means over thousands of pairs lose nothing.
 
     Raises:
         ValueError: If a column does not cover all examples.

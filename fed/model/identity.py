@@ -1,4 +1,4 @@
-"""What must be the same at server and clients for a run to make sense, as digests that can be sent and compared."""
+"""Digests of a model and its tokenizer, which server and clients compare before a run."""
 
 import hashlib
 from typing import Any
@@ -8,17 +8,17 @@ from fed.model.lora import has_adapter
 from fed.model.policy import Policy
 from fed.model.references import tensors_hash, weights_hash
 
-# Of a model's configuration: where it lies, and what a file's format or a library's version says.
+# Keys of a model's configuration that may differ: its place, its file's format and the library's version.
 NOT_COMPARED = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
 PROBE = "\n\nHuman: Ünïcode, 12,345 and <b>tags</b>?\n\nAssistant: I don't know...\t\u2014 really  not!"
 
 
 def identity(policy: Policy, weights: str | None = None) -> dict[str, str]:
-    """SHA-256 of the parts of a model before any training, by what they are called in a message.
+    """Compute the SHA-256 of each part of a model before any training, by the part's name in messages.
 
     Args:
-        policy: With its initial weights.
-        weights: `weights_hash` of it, if that is known.
+        policy: The model with its initial weights.
+        weights: The result of `weights_hash`, if it is known.
     """
     config = {key: value for key, value in policy.model.config.to_dict().items() if key not in NOT_COMPARED}
     tokenizer: Any = policy.tokenizer
@@ -31,7 +31,7 @@ def identity(policy: Policy, weights: str | None = None) -> dict[str, str]:
 
 
 def difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
-    """Which part a client has otherwise than the server, with both digests; None: all are the same."""
+    """Name the first part that differs between server and client, with both digests; None: all are the same."""
     for name in {**ours, **theirs}:
         one, other = ours.get(name, "none"), theirs.get(name, "none")
         if one != other:

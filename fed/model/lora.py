@@ -1,4 +1,4 @@
-"""A LoRA adapter inside the one model: the reference is the model with its adapter off, and only the adapter travels.
+"""A LoRA adapter inside the one model. With the adapter off it is the reference; only the adapter travels.
 
 arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0.
 """
@@ -20,17 +20,17 @@ NAME = "default"  # the name that peft and transformers give to an adapter
 
 
 def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
-    """Freeze the model and put a trainable adapter into it, in place and float32, drawn from torch's generator.
+    """Freeze the model and add a trainable float32 adapter to it in place, drawn from torch's generator.
 
     Args:
-        model: A transformers model; its class, body, head and configuration stay what they are.
-        settings: With r > 0.
-        base: Where these very weights can be loaded from, an absolute directory or a hub name; None: nowhere.
+        model: A transformers model; its class, body, head and configuration stay as they are.
+        settings: The adapter, with r > 0.
+        base: The absolute directory or hub name that holds exactly these weights; None: there is none.
 
     Raises:
         ValueError: If a target module is no linear layer of the model.
     """
-    from peft import LoraConfig  # seconds, which a client without an adapter need not wait for
+    from peft import LoraConfig  # takes seconds, which a client without an adapter saves
 
     linear = _linear_layers(model)
     alpha = 2 * settings.r if settings.alpha is None else settings.alpha
@@ -50,13 +50,13 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether there is an adapter in the model."""
+    """Return whether the model has an adapter."""
     return hasattr(model, "peft_config")
 
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """Context in which the model computes without its adapter; changes nothing where there is none."""
+    """Compute without the adapter inside the context; a model without one is left alone."""
     if not has_adapter(model):
         yield
         return
@@ -68,7 +68,7 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state without the adapter, under the names it has where there is none."""
+    """Return the model's state without the adapter, under the names of a model that never had one."""
     state = model.state_dict()
     if not has_adapter(model):
         return state
@@ -79,8 +79,9 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
     """Write the model, or its adapter if it has one, for `AutoModelForCausalLM.from_pretrained(directory)` to load.
 
-    An adapter's base that has no home is written to `directory/base` by the first call; later calls name it as theirs.
-    A model that is split over processes is put together in main memory where `write` is set.
+    If the adapter's base has no directory yet, the first call writes it to `directory/base` and later calls refer to
+    it. If the model is split over processes, all of them call this, and one that has `write` set puts it together in
+    main memory.
     """
     if not has_adapter(model):
         if is_sharded(model):
@@ -105,17 +106,17 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
 
 
 def _linear_layers(model: Any) -> dict[str, nn.Module]:
-    """All linear layers but the head, by their dotted names."""
+    """Return all linear layers but the head, by their dotted names."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
     return {name: module for name, module in layers if module is not head}
 
 
 def _targets(model: Any, linear: dict[str, nn.Module], wanted: list[str] | None) -> list[str] | str:
-    """Names of target modules, or peft's word for all linear layers but the head.
+    """Return the names of the target modules, or peft's word for all linear layers but the head.
 
     Raises:
-        ValueError: If a wanted name is that of none of the layers `linear`.
+        ValueError: If a wanted name matches none of the layers `linear`.
     """
     lacking = [name for name in wanted or () if not _names_any(name, linear)]
     if lacking:
@@ -131,15 +132,15 @@ def _targets(model: Any, linear: dict[str, nn.Module], wanted: list[str] | None)
 
 
 def _names_any(name: str, linear: Iterable[str]) -> bool:
-    """Whether peft would find it: a whole dotted name, or its last parts."""
+    """Return whether peft would find a layer by this name: its whole dotted name, or the last parts of it."""
     return any(f".{layer}".endswith(f".{name}") for layer in linear)
 
 
 def _save_plain(model: Any, state: dict[str, Tensor], directory: Path, *, write: bool) -> None:
-    """Write a model of this kind with these weights, without adapter, as an HF directory."""
+    """Write a model of this class with the weights `state`, without an adapter, as an HF directory."""
     if not write:
         return
-    with torch.device("meta"):  # an empty shell around the very weights: no copy in memory
+    with torch.device("meta"):  # an empty shell around the weights: no copy in memory
         plain = type(model)(model.config)
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()

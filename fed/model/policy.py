@@ -1,4 +1,4 @@
-"""The one model of a run, and the log-probabilities it gives to pairs.
+"""The one model of a run, and the log-probabilities that it gives to pairs.
 
 Shapes: B pairs, N sequences, T tokens, R response tokens, D hidden size, V vocabulary.
 """
@@ -25,9 +25,9 @@ from losses.fused import Head, blockwise_logps, blockwise_loss, product
 from losses.logps import Logps, summed_logps
 
 T = TypeVar("T")
-# Loss of each pair, (B,), from policy, reference and anchor log-probs.
+# A loss: policy, reference and anchor log-probs in, one number per pair out, shape (B,).
 PairLoss = Callable[[Logps, Logps | None, Logps | None], Tensor]
-# Told how many pairs more are done.
+# Called with the number of pairs that were just done.
 OnPairs = Callable[[int], None]
 
 
@@ -41,14 +41,14 @@ class Policy:
     compute_dtype: torch.dtype | None = None  # None: the dtype of the weights
     split_head: bool = True  # the logits are head(hidden states), so the head can run on response rows only
     layout: Layout = PADDED
-    remarks: tuple[str, ...] = ()  # what was asked for but this model cannot do, and why
+    remarks: tuple[str, ...] = ()  # each names a setting that this model cannot follow, and the reason
     ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
     holders: Ranks = ALONE  # the processes that hold the weights together
-    root: Root | None = None  # what gathers the weights if FSDP has split them
+    root: Root | None = None  # gathers the weights if FSDP has split them
     between: Callable[[], None] = lambda: None  # called before each batch of a list that is evaluated
 
     def compute(self, compute: Callable[[], T]) -> T:
-        """What `compute` returns, run where it finds whole weights, in the dtype this policy computes in."""
+        """Call `compute` with whole weights, in the dtype that this policy computes in, and return its result."""
 
         def computed() -> T:
             with self.autocast():
@@ -57,18 +57,18 @@ class Policy:
         return computed() if self.root is None else run(self.root, computed)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context in which forward passes compute."""
+        """Return the context that sets the dtype of forward passes."""
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def collate(self, examples: Sequence[Example], *, paired: bool = True) -> Batch:
-        """The examples as this policy takes them."""
+        """Collate examples in this policy's layout, on its device."""
         return collate(examples, paired=paired, device=self.device, layout=self.layout)
 
 
 def response_logps(policy: Policy, batch: Batch) -> Logps:
-    """Summed response log-probs of each sequence of a batch, float32; with gradient unless that is switched off."""
+    """Compute the summed response log-probs of each sequence, float32; with gradient unless torch switches it off."""
 
     def compute() -> Logps:
         rows, head = _rows_and_head(policy, batch)
@@ -81,13 +81,13 @@ def response_logps(policy: Policy, batch: Batch) -> Logps:
 
 
 def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = True) -> tuple[Tensor, Logps]:
-    """Sum of all pairs' losses, with gradient, and the log-probs it was computed from, without.
+    """Compute the sum of all pairs' losses, with gradient, and the log-probs behind it, without gradient.
 
     Args:
         policy: The model.
-        batch: What `policy.collate` gave.
-        loss: Called once with all pairs, or several times with some.
-        by_pair: Whether `loss` gives a pair the same number whichever pairs stand beside it.
+        batch: The result of `policy.collate`.
+        loss: Called once with all pairs, or several times with some of them.
+        by_pair: The loss of a pair does not depend on the pairs beside it.
     """
 
     def compute() -> tuple[Tensor, Logps]:
@@ -111,12 +111,15 @@ def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = 
 
 
 def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callable[[Tensor], Tensor]]:
-    """What predicts each response token, (R, D), and what makes logits of it."""
+    """Return the rows that predict response tokens, (R, D), and the head that turns them into logits.
+
+    If the model scales or caps its logits, the rows are those logits, (R, V), and the head is the identity.
+    """
     model = policy.model
     inputs = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.segments is not None:
         inputs.update(position_ids=batch.position_ids, segments=batch.segments)
-    if not policy.split_head:  # the model scales or caps its logits: they are made by itself
+    if not policy.split_head:
         if batch.segments is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
             return model(**inputs, logits_to_keep=batch.rows).logits[0], nn.Identity()
         return model(**inputs).logits.flatten(0, 1).index_select(0, batch.rows), nn.Identity()
@@ -140,10 +143,16 @@ def pair_logps(
     paired: bool = True,
     on_pairs: OnPairs = lambda pairs: None,
 ) -> list[PairLogps]:
-    """Log-probs of every pair, in order; of chosen responses only (rejected: nan) unless `paired`.
+    """Compute the log-probs of every pair, in order.
 
-    The same examples in the same batch size give the same bits: of several processes, each takes whole batches.
-    `on_pairs` is told how many pairs more are done.
+    The same examples in the same batch size give the same bits: several processes divide whole batches among them.
+
+    Args:
+        policy: The model; if several processes share it, all of them call this.
+        examples: The pairs.
+        batch_size: Pairs at a time.
+        paired: Score both responses; otherwise only chosen ones, and rejected ones are nan.
+        on_pairs: Called with the number of pairs that were just done.
     """
     ranks, batches = policy.ranks, by_length([example.length for example in examples], batch_size)
     found = torch.zeros(len(examples), 2, dtype=torch.float64)
@@ -159,9 +168,9 @@ def pair_logps(
 
 
 def save_policy(policy: Policy, directory: Path, *, write: bool = True) -> None:
-    """Write an HF directory: `AutoModelForCausalLM.from_pretrained(directory)` loads it. Of LoRA, the adapter only.
+    """Write model and tokenizer as a directory that `AutoModelForCausalLM.from_pretrained(directory)` loads.
 
-    Of several processes that hold the model together all must call it, and one has `write` set.
+    With LoRA only the adapter is written. If several processes hold the model, all call this and one has `write` set.
     """
     save_model(policy.model, directory, write=write)
     if write:

@@ -1,4 +1,4 @@
-"""What a loaded model can do, found by trying it on a few tokens."""
+"""Trials of a loaded model on a few tokens, to find what it can do."""
 
 import copy
 from collections.abc import Iterator
@@ -20,17 +20,20 @@ PAIRS = (
 )
 
 
-# What configurations call the number of tokens back that a token sees.
+# The names that configurations give to the number of earlier tokens that a token sees.
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
 @torch.no_grad()
 def start_packing(model: Any, max_length: int) -> str | None:
-    """Have the model attend within the segments of packed rows; why it cannot, and it then stays as it was.
+    """Switch the model to attention within the segments of packed rows, if it can do that.
 
-    It can if its hidden states are those of padded rows, up to rounding, tried in float32 because bfloat16 hides much.
-    Models with a state that runs along the row, an attention of their own, or positions that cannot be given, fail
-    that; a few tokens cannot show a window, so its length is read.
+    It can if its hidden states equal those of padded rows, up to rounding. They are compared in float32, because
+    bfloat16 hides much. A model fails if a state runs along its rows, if its attention is its own, or if it takes no
+    positions. A few tokens cannot show a window, so its length is read from the configuration.
+
+    Returns:
+        None if the model was switched; otherwise the reason why not, and the model stays as it was.
     """
     for name in WINDOWS:
         window = getattr(model.config, name, None)
@@ -54,7 +57,7 @@ def _start_packing(model: Any, max_length: int) -> str | None:
         if max(differences) <= 1e-4:
             return None
         problem = f"hidden states would differ by {max(differences):.1g}"
-    except Exception as error:  # whatever a model raises that takes no positions or asks for another attention
+    except Exception as error:  # whatever a model raises that takes no positions or needs another attention
         problem = " ".join(str(error).split())[:200]
     model.set_attn_implementation(before)
     return problem
@@ -62,7 +65,7 @@ def _start_packing(model: Any, max_length: int) -> str | None:
 
 @contextmanager
 def _in_float32(model: Any) -> Iterator[None]:
-    """Every weight as float32 inside, as it was after: nothing is lost on the way."""
+    """Convert every weight to float32 inside the context and back at its end, without loss."""
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     dtypes = [t.dtype for t in tensors]
     for tensor in tensors:
@@ -88,14 +91,14 @@ def _hidden(model: Any, pairs: list[Example], layout: Layout, max_length: int) -
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return float((a - b).abs().max() / a.abs().max())
 
 
 def specimen(model: Any) -> Any:
-    """A small random model of the same kind, float32 on the CPU, to try what cannot be tried on a sharded one.
+    """Make a small random model of the same kind, float32 on the CPU, for trials that a sharded model cannot do.
 
-    Its first two layers and a few tokens; what a model can do does not depend on how many it has.
+    It has two layers and 64 tokens: the number of either does not change what a model can do.
     """
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
@@ -113,9 +116,9 @@ def specimen(model: Any) -> Any:
 
 @torch.no_grad()
 def head_can_be_split(model: Any) -> bool:
-    """Whether the logits are head(hidden states) and nothing else; some models scale or cap one of the two.
+    """Return whether the logits are head(hidden states) and nothing else; some models scale or cap one of the two.
 
-    The head is made to give values from -100 to 100: a random model's own logits are too small to show a cap.
+    The trial has the head return values from -100 to 100: a random model's own logits are too small to show a cap.
     """
     head, body = model.get_output_embeddings(), model.base_model
     if head is None or body is model:

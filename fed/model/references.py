@@ -30,12 +30,18 @@ def with_reference(
     weights_hash: str,
     on_pairs: OnPairs = lambda pairs: None,
 ) -> list[Example]:
-    """The examples with their reference column: log-probs under the policy as it is now, before any training.
+    """Fill the examples' reference column: their log-probs under the policy as it is now, before any training.
 
-    A policy with an adapter gives it with the adapter off, at any time.
+    A policy with an adapter can fill it at any time: it computes with the adapter off.
 
-    Cached in `cache` under a hash of the weights, the tokens and what else decides the bits; an unreadable entry is
-    computed anew. None: no cache. `on_pairs` is told how many pairs more are done.
+    Args:
+        policy: The reference.
+        examples: The pairs, in the order that decides their batches.
+        batch_size: Pairs at a time.
+        cache: Folder of computed columns, named by a hash of the weights, the tokens and all else that decides the
+            bits. An unreadable column is computed again. None: no cache.
+        weights_hash: The result of `weights_hash` for this policy.
+        on_pairs: Called with the number of pairs that were just done.
 
     Raises:
         CannotWrite: If the disk refuses the cache's file.
@@ -45,7 +51,7 @@ def with_reference(
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
     column = None if cache is None else _read_column(cache / name, len(examples))
     found = all(policy.ranks.gather(column is not None))
-    if not all(policy.holders.gather(found)):  # of several processes all compute, or none
+    if not all(policy.holders.gather(found)):  # either all processes compute or none does
         with adapter_off(policy.model):
             column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
         if cache is not None and policy.ranks.is_first:
@@ -57,12 +63,12 @@ def with_reference(
 
 
 def weights_hash(policy: Policy) -> str:
-    """SHA-256 of the names, shapes and bytes of all parameters and persistent buffers, an adapter's left out."""
+    """Compute the SHA-256 of all parameters and persistent buffers, without those of an adapter."""
     return tensors_hash(base_state(policy.model))
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and bytes."""
+    """Compute the SHA-256 of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = full(tensor.detach())

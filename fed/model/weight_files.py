@@ -1,6 +1,7 @@
-"""The global weights of a checkpoint, in torch's distributed format: written by any number of processes, read by any.
+"""The global weights of a checkpoint as files in torch's distributed format.
 
-Safetensors files, one per process that holds a part; no pickle.
+They are safetensors files, one per process that holds a part, without pickle. Any number of processes writes them, and
+any other number reads them.
 """
 
 import logging
@@ -23,10 +24,10 @@ WEIGHTS = "weights"  # the folder of these files within that of a checkpoint
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
-    """Write the tensors, of which each process gives all or, as a DTensor, its part; all of a group call it.
+    """Write the tensors; all processes of a group call it, each with whole tensors or, as DTensors, its parts.
 
     Raises:
-        CheckpointException: If it cannot be written; `fed.files.writing` finds what the disk said.
+        CheckpointException: If they cannot be written; `fed.files.writing` finds the disk's own message in it.
     """
     with _quiet():
         dcp_save(
@@ -38,7 +39,7 @@ def write(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied where one is a view that the file's format has no word for."""
+    """Return the tensors; copy those that are views, which the file format cannot express."""
     found, memory = {}, set()
     for name, tensor in tensors.items():
         held = local(tensor)
@@ -50,15 +51,15 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files with the weights."""
+    """Return the files with the weights of a checkpoint."""
     return sorted((folder / WEIGHTS).glob("*.safetensors"))
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
-    """Fill these tensors, whole ones or DTensors, from a checkpoint; all processes of a group call it.
+    """Fill the tensors, whole ones or DTensors, from a checkpoint; all processes of a group call it.
 
     Raises:
-        ValueError: If the folder holds no such checkpoint, or lacks a tensor or has it in another shape.
+        ValueError: If the folder holds no readable checkpoint, or a tensor is missing or has another shape.
     """
     shapes = {name: shape for name, (shape, _) in held(folder).items()}
     for name, tensor in tensors.items():
@@ -76,12 +77,12 @@ def load(tensors: Mapping[str, Tensor], folder: Path, mesh: Mesh) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds one."""
+    """Return whether the folder holds a checkpoint's weights."""
     return bool(files(folder))
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, in float32.
+    """Read all tensors of a checkpoint, whole and in float32.
 
     Raises:
         ValueError: If it cannot be read.
@@ -92,10 +93,10 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def held(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each tensor of a checkpoint.
+    """Return the shape and dtype of each tensor of a checkpoint.
 
     Raises:
-        ValueError: If the folder holds none.
+        ValueError: If the folder holds no readable checkpoint.
     """
     try:
         found: Mapping[str, Any] = HuggingFaceStorageReader(str(folder / WEIGHTS)).read_metadata().state_dict_metadata
@@ -106,7 +107,7 @@ def held(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remark that a single process is no distributed run."""
+    """Suppress torch's remark that a single process is no distributed run."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -31,13 +31,13 @@ def made(sizes, *, bias=True, dtype=torch.float32):
 
 
 def by_pair(first, last, logps):
-    """A different loss for every pair, so that mixed up pairs show."""
+    """Compute a different loss for every pair, so that mixed-up pairs show."""
     pair = torch.arange(first // 2, last // 2)
     return (1 + pair) * torch.sigmoid((logps[1::2] - logps[0::2]) / (2 + pair)) + 0.01 * logps[0::2] ** 2
 
 
 def mixing(first, last, logps):
-    """Looks at all pairs at once."""
+    """Compute a loss that depends on all pairs at once."""
     margins = logps[0::2] - logps[1::2]
     return (margins - margins.mean()) ** 2
 
@@ -124,7 +124,7 @@ def test_onednn_makes_the_same_products(block_rows):
 
 
 class LivingNumbers(TorchDispatchMode):
-    """How many numbers the tensors made inside hold at most at once, beyond small ones."""
+    """A count of the most numbers that the tensors made inside hold at once; small tensors are not counted."""
 
     def __init__(self, small: int) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def swapped(logps: Logps) -> Logps:
 
 
 def random_logps(seed: int, pairs: int = 50) -> Logps:
-    """Sums of log-probs as long responses have them, with lengths."""
+    """Draw sums of log-probs like those of long responses, with lengths."""
     rng = np.random.default_rng(seed)
     columns = [-rng.uniform(1, 300, pairs), -rng.uniform(1, 300, pairs), rng.integers(1, 90, pairs)]
     return Logps(*(torch.tensor(column, dtype=torch.float32) for column in [*columns, rng.integers(1, 90, pairs)]))
@@ -68,7 +68,7 @@ def test_ipo_by_hand():
 
 
 def test_sft_by_hand():
-    """Minus the chosen sums, whatever else is there."""
+    """The loss is minus the chosen sums, whatever else is given."""
     assert close(sft(POLICY, REFERENCE), [1.0, 3.0])
     assert close(sft(Logps(POLICY.chosen)), [1.0, 3.0])
 

@@ -21,7 +21,7 @@ def segments(lengths=LENGTHS, device: str = "cpu") -> Segments:
 
 
 def sees(lengths) -> torch.Tensor:
-    """(T, T): token by token, from the definition."""
+    """Compute the mask, (T, T), token by token from the definition."""
     who = [(s, part) for s, stretches in enumerate(lengths) for part, n in enumerate(stretches) for _ in range(n)]
     return torch.tensor(
         [
@@ -65,7 +65,7 @@ def test_a_token_sees_its_segment_and_the_second_response_not_the_first(key_head
 @pytest.mark.parametrize("lengths", [LENGTHS, ((70, 20, 50), (5, 0, 130))], ids=["one block", "blocks"])
 @torch.no_grad()
 def test_flex_attention_gives_the_same(lengths):
-    """Its gradient exists on a GPU only; `flex_is_usable` compares that there."""
+    """Its gradient exists on a GPU only, where `flex_is_usable` compares it."""
     query, key, value = (x.detach() for x in inputs(lengths, size=16))
     exact = by_hand(query, key, value, lengths, 0.3)
     torch.testing.assert_close(flex(query, key, value, segments(lengths), 0.3).double(), exact, rtol=1e-5, atol=1e-6)
@@ -79,7 +79,7 @@ def test_any_lengths(lengths):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_numbers_on_a_cpu_are_rounded_once_and_not_on_the_way(dtype):
-    """Nothing but the rounding of inputs, result and what backward reads of it sets it apart from float64."""
+    """It differs from float64 only by the rounding of inputs, of the result and of what backward reads."""
     rounded = [x.to(dtype) for x in inputs(LENGTHS)]
     exact_inputs = [x.detach().double().requires_grad_() for x in rounded]
     found_inputs = [x.detach().float().requires_grad_() for x in rounded]  # as rotary embedding leaves them
@@ -137,7 +137,7 @@ def test_a_window_that_reaches_over_the_longest_sequence_changes_nothing():
 
 def test_the_blocks_that_flex_attention_looks_at_hold_all_that_anyone_sees():
     lengths = ((70, 20, 50), (5, 0, 130), (300, 1, 1), (2, 0, 0), (90, 40, 40))
-    mask = attention._block_mask(segments(lengths))
+    mask = attention.block_mask(segments(lengths))
     blocks = mask.to_dense()[0, 0].bool()
     seen = sees(lengths)
     total, side = len(seen), attention.BLOCK
@@ -152,7 +152,7 @@ def test_the_blocks_that_flex_attention_looks_at_hold_all_that_anyone_sees():
 
 
 def dense(query, key, value, *, block_mask, scale, enable_gqa):
-    """What a compiled FlexAttention computes."""
+    """Compute what a compiled FlexAttention computes."""
     at = torch.arange(query.shape[2])
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     scores = (query @ key.transpose(2, 3) * scale).masked_fill(~block_mask.mask_mod(0, 0, at[:, None], at), -math.inf)
@@ -167,7 +167,7 @@ def causal_only(query, key, value, *, block_mask, scale, enable_gqa):
 
 @pytest.mark.parametrize(("kernel", "usable"), [(dense, True), (causal_only, False), (None, False)])
 def test_flex_attention_is_used_if_it_agrees_also_when_first_asked_without_gradients(monkeypatch, kernel, usable):
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: kernel)
+    monkeypatch.setattr(attention, "compiled_flex", lambda: kernel)
     flex_is_usable.cache_clear()
     with torch.no_grad():
         assert flex_is_usable(torch.device("cpu"), torch.float32, 4, 2, 16) is usable

@@ -20,7 +20,7 @@ def logps(chosen: list[float], rejected: list[float]) -> Logps:
 
 
 def test_pair_metrics_by_hand():
-    """Policy minus reference: chosen 1, 0, -1, rejected 0, 0, 2. One right, one tie, one wrong.
+    """Policy minus reference is 1, 0, -1 for chosen and 0, 0, 2 for rejected: one right, one tie, one wrong.
 
     beta = 0.5: margin 0.5 * (1 + 0 - 3) / 3 = -1/3; rewards 0.5 * 0 and 0.5 * 2/3; kl -(1 + 0 + 1) / 3 / 2 = -1/3;
     standard error sqrt(1/3 * 2/3 / 3).

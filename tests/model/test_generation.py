@@ -9,7 +9,7 @@ from fed.distributed.ranks import arrange
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
 from fed.model.policy import Policy
-from fed.model.samples import generate
+from fed.model.samples import Draws, generate
 from fed.seeding import seed_globals
 from support.ranks import in_ranks
 
@@ -26,9 +26,8 @@ def drawn(temperature: float, seed: int = 0, batch_size: int = 2, end: int = 256
     policy = demo_policy()
     policy.tokenizer.eos_token = policy.tokenizer.convert_ids_to_tokens(end)
     prompts = policy.tokenizer(list(TEXTS))["input_ids"]
-    how = {"max_new_tokens": 12, "batch_size": batch_size, "top_p": 0.9}
     before = torch.random.get_rng_state()
-    found = generate(policy, prompts, temperature=temperature, seed=seed, **how)
+    found = generate(policy, prompts, Draws(12, batch_size, seed, temperature, top_p=0.9))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert policy.model.config._attn_implementation == "packed"
     return found
@@ -63,5 +62,5 @@ def test_draws_depend_on_the_seed_only():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_processes_that_share_a_model_draw_what_one_draws(temperature: float):
-    """Three batches: one of two processes repeats one."""
+    """There are three batches, so one of two processes repeats another's batch."""
     assert in_ranks(2, drawn, temperature) == [drawn(temperature)] * 2

@@ -1,4 +1,4 @@
-"""LoRA: what is trained, what travels, what the reference is, and what is left on disk."""
+"""LoRA: the trained weights, the weights that travel, the reference and the files that are written."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def no_progress_bars():
 
 
 def gpt2() -> GPT2LMHeadModel:
-    """Two layers, embeddings tied, weights stored transposed."""
+    """Make a GPT-2 of two layers, with tied embeddings and weights stored transposed."""
     torch.manual_seed(1)
     end = demo_tokenizer().eos_token_id
     sizes = dict(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=end, eos_token_id=end)
@@ -64,7 +64,7 @@ def load(r: int = 4, *, lora: dict[str, Any] | None = None, checkpointing: bool 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The GPT-2 as an HF directory."""
+    """Save the GPT-2 as an HF directory."""
     gpt2().save_pretrained(tmp_path / "gpt2")
     demo_tokenizer().save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
@@ -91,7 +91,7 @@ def reference(policy: Policy, cache: Path | None = None) -> list[Any]:
 
 
 def test_only_the_adapter_travels() -> None:
-    """Hidden size 64, keys and values of 32: A is r x 64; B is 64 x r for queries, 32 x r for values; two layers."""
+    """Hidden size is 64, keys and values 32: A is r x 64; B is 64 x r for queries, 32 x r for values; two layers."""
     model = load(r=4).model
     model.register_buffer("statistics", torch.ones(3))  # persistent and float: of a full model it would travel
     tensors = model_tensors(model)
@@ -168,7 +168,7 @@ def test_the_chosen_layers_get_an_adapter(make: Callable[[], Any], wanted: list[
 def test_gradients_are_those_of_the_model_with_w_plus_alpha_over_r_b_a(
     make: Callable[[], Any], alpha: float | None, scale: float
 ) -> None:
-    """The plain model, its weights computed from A and B with r = 4, differentiated by torch alone, in float64."""
+    """Torch alone differentiates the plain model, whose weights are computed from A and B with r = 4, in float64."""
     plain, model = make().double(), make()
     add_adapter(model, LoraSettings(r=4, alpha=alpha), None)
     model.double()
@@ -189,7 +189,7 @@ def test_gradients_are_those_of_the_model_with_w_plus_alpha_over_r_b_a(
 
 
 def _loss(logits: Tensor) -> Tensor:
-    """DPO's of the two rows, beta 0.1, without a reference."""
+    """Compute DPO's loss of the two rows, with beta 0.1 and without a reference."""
     chosen, rejected = logits.log_softmax(-1)[:, :-1].gather(2, IDS[:, 1:, None]).sum((1, 2))
     return -nn.functional.logsigmoid(0.1 * (chosen - rejected))
 
@@ -246,7 +246,7 @@ def test_the_reference_cache_is_shared_by_all_adapters_of_a_model(tmp_path: Path
 
 
 def reloaded(policy: Policy, folder: Path) -> Policy:
-    """The same policy around what transformers loads from the folder."""
+    """Return the same policy around the model that transformers loads from the folder."""
     attention = policy.model.config._attn_implementation
     return replace(policy, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval())
 
@@ -296,7 +296,7 @@ def test_peft_itself_loads_the_adapter_and_merges_it(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What one call of the command line left."""
+    """The plan and the folder of one run of the command line."""
 
     plan: Plan
     folder: Path
@@ -320,7 +320,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Two clients, two rounds, r=4."""
+    """Run two clients for two rounds with r=4."""
     plans, prepare, folder = [], planning.prepare, tmp_path_factory.mktemp("run")
 
     def keep(settings: Any, device: Any) -> Plan:

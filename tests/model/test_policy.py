@@ -43,7 +43,7 @@ def load(name: object = "demo", *, activation_checkpointing: bool = False, **mor
 
 
 def refusal(name: object = "demo", **more: object) -> str:
-    """The message of the `ValueError` that loading raises: one line."""
+    """Return the message of the `ValueError` that loading raises, and check that it has one line."""
     with pytest.raises(ValueError) as caught:
         load(name, **more)
     assert len(str(caught.value).splitlines()) == 1
@@ -69,7 +69,7 @@ def fill(policy: Policy, cache: Path | None, pairs=PAIRS, batch_size=4, **more):
 
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
-    """One entry per batch that a model scores."""
+    """Count the pairs of each batch that a model scores."""
     counted: list[int] = []
 
     def counting(policy, batch):
@@ -270,7 +270,7 @@ def test_activation_checkpointing_computes_twice_and_gives_the_same_gradients(re
 
 
 def archive_of(model: torch.nn.Module, kind: str, folder: Path) -> Path:
-    """The model's weights in one of the forms that are read."""
+    """Write the model's weights in one of the forms that can be read."""
     state = model.state_dict()
     if kind == "directory":
         model.save_pretrained(folder / "archive")

@@ -1,4 +1,4 @@
-"""Global weights of a checkpoint: by how many processes they are written and read does not matter."""
+"""The global weights of a checkpoint: any number of processes writes them, and any other number reads them."""
 
 import resource
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path):
 
 
 def test_what_the_disk_refuses_is_raised_as_such(tmp_path: Path):
-    """`fed.files.writing` finds the disk's own words in what torch makes of them."""
+    """`fed.files.writing` finds the disk's own message in torch's exception."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Differential privacy by hand: what epsilon is, what noise is added to, what a client sends, what is refused."""
+"""Differential privacy by hand: epsilon, the noise, the messages of a client, and what is refused."""
 
 import math
 import sys
@@ -37,7 +37,7 @@ ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1
 
 
 def by_hand(noise_multiplier: float, releases: int, delta: float, orders=ORDERS) -> float:
-    """The least, over orders a, of T a / (2 z^2) + log((a - 1)/a) - (log delta + log a)/(a - 1).
+    """Return the least, over orders a, of T a / (2 z^2) + log((a - 1)/a) - (log delta + log a)/(a - 1).
 
     The first term is the RDP of T Gaussian mechanisms (Mironov, arXiv 1702.07476, Corollary 3), the others turn it into
     (epsilon, delta) (Canonne, Kamath, Steinke, arXiv 2004.00010, Proposition 12).
@@ -64,7 +64,7 @@ def test_nothing_released_costs_nothing() -> None:
 
 
 def test_two_gaussians_2c_apart_with_standard_deviation_2cz_have_the_divergence_of_z() -> None:
-    """Renyi's, of order a: 1/(a - 1) log of the integral of p^a q^(1-a), here a sum over a fine grid; a/(2 z^2)."""
+    """Renyi's divergence of order a, 1/(a - 1) log of the integral of p^a q^(1-a), is a/(2 z^2), here on a grid."""
     clipping_norm, z, order = 0.7, 1.3, 3.0
     std = z * 2 * clipping_norm
     x = np.linspace(-40, 40, 400_001)
@@ -77,7 +77,7 @@ def test_two_gaussians_2c_apart_with_standard_deviation_2cz_have_the_divergence_
 
 
 def test_the_accountant_reads_the_noise_multiplier_and_not_the_relation() -> None:
-    """So z must be the noise over what one client changes under the relation that is meant: C or 2 C."""
+    """So z must be the noise over what one client changes under the intended relation: C or 2 C."""
     found = set()
     for relation in (NeighboringRelation.ADD_OR_REMOVE_ONE, NeighboringRelation.REPLACE_ONE):
         accountant = rdp.RdpAccountant(neighboring_relation=relation)
@@ -113,7 +113,7 @@ def asked(strategy: Any, grid: LocalGrid, server_round: int = 1, weights: Any = 
 
 
 def answered(messages: list[Message], weights: Any = None) -> list[Message]:
-    """What clients answer that learned `UPDATES`, or sent these weights."""
+    """Return the replies of clients that learned `UPDATES`, or that send the given weights."""
     found = []
     for message, update in zip(messages, UPDATES, strict=True):
         arrays = weights or {name: SENT[name] + update[name] for name in SENT}
@@ -124,7 +124,7 @@ def answered(messages: list[Message], weights: Any = None) -> list[Message]:
 
 @pytest.mark.parametrize("inner", [FedAvg(**ALL), FedProx(**ALL), StreamingFedAvg(**ALL), FeDPO(temp=0.0, **ALL)])
 def test_the_aggregate_is_the_mean_of_clipped_updates_plus_noise_of_z_c_over_m(inner: Any, grid: LocalGrid) -> None:
-    """z C / m = 0.5 x 2 / 3, drawn from numpy's global generator array by array."""
+    """The standard deviation is z C / m = 0.5 x 2 / 3; numpy's global generator draws array by array."""
     strategy = protected(inner, settings(), 3)
     replies = answered(asked(strategy, grid))
     np.random.seed(5)
@@ -136,7 +136,7 @@ def test_the_aggregate_is_the_mean_of_clipped_updates_plus_noise_of_z_c_over_m(i
 
 
 def test_the_noise_has_its_standard_deviation(grid: LocalGrid) -> None:
-    """200,000 numbers: the estimate's own relative error is 1/sqrt(2 n), 0.16 %."""
+    """For n = 200,000 numbers the estimate's own relative error is 1/sqrt(2 n), 0.16 %."""
     zeros, step = {"a": torch.zeros(200_000)}, {"a": torch.full((200_000,), 1e-9)}
     strategy = protected(StreamingFedAvg(**ALL), settings(), 3)
     np.random.seed(0)
@@ -149,7 +149,7 @@ def test_the_noise_has_its_standard_deviation(grid: LocalGrid) -> None:
 
 
 def sent_by_a_client(settings: PrivacySettings, sent: Any, trained: Any, config: Any = None) -> list[Message]:
-    """The reply of an app with the mods of these settings that answers with trained weights and what it measured."""
+    """Return the reply of an app that has the mods of these settings, trained weights and metrics of its own."""
     app = ClientApp(mods=privacy_mods(settings))
 
     @app.train()
@@ -197,7 +197,7 @@ def test_clipping_by_clients_adds_the_same_noise_at_the_server(grid: LocalGrid) 
 
 @pytest.mark.parametrize("changes", [{}, {"clipping": "client"}, {"kind": "local_dp"}], ids=str)
 def test_two_clients_of_different_data_differ_in_nothing_but_their_arrays(policy, changes: dict[str, str]) -> None:
-    """Real training of different pairs, 6 and 9 of them; all messages of two rounds, and of one that evaluates."""
+    """Two clients train 6 and 9 different pairs; all messages of two rounds are compared, and of an evaluation."""
     own = settings(**changes)
     pairs = [
         ClientPairs(with_reference(policy, examples(count, seed=count), batch_size=8, cache=None, weights_hash=""))
@@ -242,7 +242,7 @@ def test_a_round_that_lacks_a_client_gives_no_aggregate_and_costs_nothing(grid: 
 
 
 def test_a_client_is_charged_for_every_round_it_was_asked_in(grid: LocalGrid) -> None:
-    """One of three clients a round: the largest count decides, and the mean counts those never asked as 0."""
+    """One of three clients trains per round: the largest count decides; the mean counts those never asked as 0."""
     strategy = protected(FedMedian(**ALL | {"fraction_train": 0.34}), settings(kind="local_dp"), 3)
     ledger = ledger_of(strategy)
     assert ledger is not None and type(strategy) is FedMedian
@@ -260,7 +260,7 @@ def test_a_client_is_charged_for_every_round_it_was_asked_in(grid: LocalGrid) ->
 
 @pytest.mark.parametrize("kind", ["central_dp", "local_dp"])
 def test_a_ledger_goes_on_where_another_ended_and_knows_its_end(kind: str, grid: LocalGrid) -> None:
-    """By hand, z = 0.5: 10.7 after one release, 16.5 after two, 21.5 after three."""
+    """By hand, for z = 0.5, epsilon is 10.7 after one release, 16.5 after two and 21.5 after three."""
     own = settings(kind=kind, max_epsilon=20.0)
     strategy = protected(StreamingFedAvg(**ALL), own, 3)
     first = ledger_of(strategy)
@@ -351,7 +351,7 @@ def test_a_client_keeps_arrays_of_its_own_mods_to_itself() -> None:
     ],
 )
 def test_the_owner_of_data_insists_on_a_promise(run: Any, demanded: Any, words: str | None) -> None:
-    """Whatever the server says."""
+    """The owner's demand decides, whatever the server says."""
     promised = settings(**{"seeded_noise": False, **run})
     if words is None:
         check_promise(promised, demanded)
@@ -371,7 +371,7 @@ def test_a_resumed_run_with_fresh_noise_pays_for_the_round_that_was_cut_off(kind
 
 
 class Weighted(StreamingFedAvg):
-    """A user's own weights, of which nobody knows what they read."""
+    """A strategy with a user's own weights; nobody knows what they read."""
 
     def log_weight(self, metrics: MetricRecord) -> float:
         return float(metrics["num-examples"])
@@ -406,7 +406,10 @@ def test_a_missing_accountant_is_told_in_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 def test_flowers_adaptive_clipping_moves_away_from_the_updates(grid: LocalGrid) -> None:
-    """Why privacy= has no adaptive clipping: of short updates the norm grows, of long ones it shrinks (Flower 1.41)."""
+    """This is why privacy= has no adaptive clipping: the norm grows for short updates and shrinks for long ones.
+
+    Seen with Flower 1.41.
+    """
     from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping
 
     for scale, grows in ((0.01, True), (100.0, False)):

@@ -1,4 +1,4 @@
-"""What a strategy remembers goes through a file, and the round after that is the one it would have been."""
+"""The state of a strategy goes through a file, and the next round is the same as without it."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ from server.strategies import FeDPO, StreamingFedAvg
 
 @pytest.fixture(autouse=True)
 def grid() -> LocalGrid:
-    """Two clients that nobody asks; `Message()` needs the identity that a grid sets."""
+    """Make a grid of two clients; `Message()` needs the identity that a grid sets."""
     contexts = [Context(0, node, {"partition-id": node}, RecordDict(), {}) for node in range(2)]
     return LocalGrid(ClientApp(), contexts)
 
@@ -64,7 +64,7 @@ def replies(values: Iterable[torch.Tensor]) -> list[Message]:
 
 
 def play(strategy: Strategy, grid: LocalGrid, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
-    """One round, whose replies and noise depend on its number only."""
+    """Play one round whose replies and noise depend on its number only."""
     random.seed(server_round)
     np.random.seed(server_round)
     draws = torch.Generator().manual_seed(server_round)
@@ -116,7 +116,10 @@ def momentum(strategy: Strategy, grid: LocalGrid, arrays: ArrayRecord, value: fl
 
 
 def test_momentum_by_hand(grid: LocalGrid, tmp_path: Path) -> None:
-    """Momentum 1/2, means 1, 2, 3 from 0: m = -1, then -1/2 - 1 = -3/2, then -3/4 + (2.5 - 3) = -5/4: 1, 2.5, 3.75."""
+    """Momentum 1/2 and means 1, 2, 3 from 0: m = -1, then -1/2 - 1 = -3/2, then -3/4 + (2.5 - 3) = -5/4.
+
+    So the weights are 1, 2.5 and 3.75.
+    """
     first = FedAvgM(**ONE, server_momentum=0.5)  # type: ignore[arg-type]
     arrays = to_record({"w": torch.zeros(1), "b": torch.zeros(1)})
     for value, expected in ((1.0, 1.0), (2.0, 2.5)):
@@ -129,7 +132,7 @@ def test_momentum_by_hand(grid: LocalGrid, tmp_path: Path) -> None:
 
 
 def test_fedpo_tells_of_the_weights_of_the_round_before(grid: LocalGrid, tmp_path: Path) -> None:
-    """Accuracies 1/2 and 9/14 at temp 0 weigh a half each."""
+    """Clients of accuracies 1/2 and 9/14 weigh a half each at temp 0."""
     first, second = FeDPO(temp=0.0, **ONE), FeDPO(temp=0.0, **ONE)
     play(first, grid, start(), 1)
     StrategyState(second).load_state_dict(through_a_file(StrategyState(first).state_dict(), tmp_path))
@@ -159,7 +162,7 @@ def test_a_state_of_other_layers_is_refused() -> None:
 
 
 class Says(FedAvg):
-    """Knows what to keep: `best`, although nobody could write `lock`."""
+    """A strategy that says what to keep: `best`; no file could hold `lock`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +196,7 @@ def test_within_a_wrapper_it_is_asked_too(tmp_path: Path) -> None:
 
 
 class Holds(StreamingFedAvg):
-    """Attributes of every kind."""
+    """A strategy with attributes of every kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +224,7 @@ def test_what_no_file_can_hold_is_named_and_left_as_it_is_made(tmp_path: Path) -
 
 
 def test_a_model_that_a_strategy_holds_is_named() -> None:
-    """Its weights are lost by a resume, and nobody says so."""
+    """Otherwise a resume would lose its weights without a word."""
     assert "Holds.module" in StrategyState(Holds()).left_out()
 
 
@@ -239,7 +242,7 @@ def test_of_a_wrapper_both_layers_are_named() -> None:
 
 
 class Tells(FedAvg):
-    """Remembers the rounds it is told, in itself and as the strategy within a wrapper."""
+    """A strategy that remembers the rounds it is told, by itself or within a wrapper."""
 
     def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
@@ -266,7 +269,7 @@ METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregat
 
 
 def answering() -> ClientApp:
-    """Adds one to what it is sent, and says in which round it was asked."""
+    """Make an app that adds one to the weights it receives and remembers the rounds in which it was asked."""
     app = ClientApp()
 
     @app.train()
@@ -286,7 +289,7 @@ def answering() -> ClientApp:
 
 
 def run(strategy: Strategy, done: int, num_rounds: int = 4) -> tuple[list[int], list[tuple[int, float]], float]:
-    """Rounds that clients were told, what was evaluated, and the final number."""
+    """Return the rounds that clients were told, the evaluations and the final number."""
     app = answering()
     grid = LocalGrid(app, [Context(0, node, {"partition-id": node}, RecordDict(), {}) for node in range(2)])
     evaluated: list[tuple[int, float]] = []
@@ -312,7 +315,7 @@ def run(strategy: Strategy, done: int, num_rounds: int = 4) -> tuple[list[int], 
 @pytest.mark.parametrize("wraps", [False, True])
 @pytest.mark.parametrize("done", [0, 2, 3])
 def test_a_strategy_is_told_the_rounds_of_the_whole_run(done: int, wraps: bool) -> None:
-    """Each round adds one to the number that the run began with, which is the number of rounds done."""
+    """The run begins with the number of rounds done, and each round adds one to it."""
     inner = Tells()
     strategy = DifferentialPrivacyServerSideAdaptiveClipping(inner, 0.0, 2, 1e6) if wraps else inner
     rounds, evaluated, final = run(strategy, done)

@@ -15,7 +15,7 @@ from server.strategies import FeDPO, RunningMean, StreamingFedAvg
 
 @pytest.fixture(autouse=True)
 def grid() -> LocalGrid:
-    """`Message()` needs the identity that a grid sets."""
+    """Make a grid: `Message()` needs the identity that it sets."""
     return LocalGrid(lambda message, context: message, [])
 
 
@@ -43,7 +43,7 @@ ACCURACIES = [0.6, 0.7, 0.4]
 
 
 def test_fedpo_weights_are_the_softmax_of_temp_times_accuracy():
-    """temp 2: exp(1.2), exp(1.4), exp(0.8) = 3.3201, 4.0552, 2.2255; sum 9.6008."""
+    """At temp 2 the weights are exp(1.2), exp(1.4), exp(0.8) = 3.3201, 4.0552, 2.2255; their sum is 9.6008."""
     strategy = FeDPO(temp=2.0, min_train_nodes=1)
     found = aggregate(strategy, replies(THETAS, ACCURACIES))["w"]
     weights = list(strategy.client_weights.values())
@@ -54,7 +54,7 @@ def test_fedpo_weights_are_the_softmax_of_temp_times_accuracy():
 
 
 def test_weights_of_a_quarter_and_three_quarters_give_the_hand_computation():
-    """Accuracies 0 and 1 at temp = ln 3 weigh 1/4 and 3/4: (1/4)1 + (3/4)3 = 2.5, (1/4)2 - (3/4)2 = -1."""
+    """Accuracies 0 and 1 weigh 1/4 and 3/4 at temp = ln 3: (1/4)1 + (3/4)3 = 2.5, (1/4)2 - (3/4)2 = -1."""
     found = aggregate(FeDPO(temp=math.log(3)), replies(THETAS[:2], [0.0, 1.0]))["w"]
     torch.testing.assert_close(found, torch.tensor([2.5, -1.0]))
 
