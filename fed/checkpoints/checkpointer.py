@@ -1,7 +1,7 @@
-"""All that a run needs to go on after it was cut off at any instant, in `checkpoints/` of its folder.
+"""`Checkpointer`: checkpoints from which a run resumes, whenever it was killed, in `checkpoints/` of its folder.
 
-`round-<r>/` holds the state after r rounds, from every process; it appears under its name when it is complete and on
-the disk. `round-<r>.begun/` holds the replies of the clients of round r that are done.
+`round-<r>/` holds the state of every process after r rounds; it appears under this name when it is complete and on the
+disk. `round-<r>.begun/` holds the replies of the clients that have finished round r: see fed/checkpoints/journal.py.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ SCORES = ("validation_accuracy", "test_accuracy")
 
 
 class Stateful(Protocol):
-    """Something with a state that lasts from round to round, PyTorch's way."""
+    """An object whose state lasts from round to round; its methods are named as PyTorch names them."""
 
     def state_dict(self) -> Any:
-        """A tree as `fed.checkpoints.serialize` takes it."""
+        """Return the state as a value that `fed.checkpoints.serialize.save` accepts."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
 
 class Clients(Stateful, Protocol):
@@ -42,30 +42,30 @@ class Clients(Stateful, Protocol):
 
     @property
     def contexts(self) -> Sequence[Context]:
-        """What each of them stores between rounds."""
+        """Each client's context, which lasts from round to round."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as this process read it."""
+    """A checkpoint as one process reads it."""
 
     server_round: int
     folder: Path
-    tree: Mapping[str, Any]
+    content: Mapping[str, Any]
     clients: Mapping[int, Mapping[str, ArrayRecord]]
 
 
 class Checkpointer:
-    """Keeps the state of one federation on the disk; all processes of the run use it in step.
+    """Writes and reads the checkpoints of one federation; all processes of the run call it in step.
 
     Args:
-        folder: The federation's own, for checkpoints.
+        folder: The folder of this federation's checkpoints.
         mesh: The processes of the run.
         parts: How the model is split over them.
-        run: What the run is, as plain values; a checkpoint of another one is refused.
-        every: Rounds between checkpoints; 0: none.
-        last: Checkpoints kept; the best one stays besides.
-        num_rounds: After the last round there is a checkpoint whatever `every` says.
+        run: Plain values that identify the run; a checkpoint of another run is refused.
+        every: Rounds between checkpoints; 0 writes none.
+        last: The number of newest checkpoints that stay; the best one stays too.
+        num_rounds: The last round, after which there is a checkpoint whatever `every` is.
     """
 
     def __init__(
@@ -83,47 +83,47 @@ class Checkpointer:
         self._mesh, self._parts, self.run = mesh, parts, dict(run)
         self.every, self._last, self._num_rounds = every, last, num_rounds
         self._scores: dict[int, float] = {}  # of each round that was evaluated
-        self._small: dict[int, serialize.Packed] = {}  # what each client keeps besides arrays
+        self._small: dict[int, serialize.Packed] = {}  # each client's records without arrays
 
     def newest(self, on_damage: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole in all processes; `on_damage` is told of those that are not.
+        """Return the newest checkpoint that is complete in all processes; call `on_damage` for each that is not.
 
         Raises:
-            CannotContinue: If it is of another run.
+            CannotContinue: If it belongs to another run.
         """
         world = self._mesh.world
         for server_round in world.from_first(sorted(rounds(self.folder), reverse=True)):
             folder = self.folder / f"round-{server_round}"
-            kept, problem = self._read(server_round, folder)
-            # Of a run of fewer processes, this one may find no file of its own: that is no damage.
-            self._check_run(folder, world.from_first(None if kept is None else kept.tree["run"]))
-            problems = [found for found in world.gather(problem) if found is not None]
+            found, problem = self._read(server_round, folder)
+            # A run of fewer processes left no file for this one: that is no damage.
+            self._check_run(folder, world.from_first(None if found is None else found.content["run"]))
+            problems = [text for text in world.gather(problem) if text is not None]
             if not problems:
-                return kept
+                return found
             self.files.forget()
             on_damage(f"checkpoint {folder} is damaged: {problems[0]}")
         return None
 
     def restore(
-        self, kept: Checkpoint, initial: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]
+        self, checkpoint: Checkpoint, initial: ArrayRecord, clients: Clients, stateful: Mapping[str, Stateful]
     ) -> ArrayRecord:
-        """Give clients, and all that has a state besides, theirs back; the global weights, or this process's parts."""
-        for node, records in kept.tree["contexts"].items():
-            for key, record in {**records, **kept.clients.get(node, {})}.items():
+        """Restore the clients and all `stateful` objects. Return the global weights, or this process's parts."""
+        for node, records in checkpoint.content["contexts"].items():
+            for key, record in {**records, **checkpoint.clients.get(node, {})}.items():
                 clients.contexts[node].state[key] = record
-        clients.load_state_dict(kept.tree["clients"])
-        self._scores = dict(kept.tree["scores"])
+        clients.load_state_dict(checkpoint.content["clients"])
+        self._scores = dict(checkpoint.content["scores"])
         for name, part in stateful.items():
-            part.load_state_dict(kept.tree["state"][name])
-        like, held = to_tensors(initial), weight_files.held(kept.folder)
-        tensors = {name: torch.empty(like[name].shape, dtype=held[name][1]) for name in kept.tree["names"]}
-        weight_files.load(self._parts.distributed(tensors), kept.folder, self._mesh)
+            part.load_state_dict(checkpoint.content["state"][name])
+        like, held = to_tensors(initial), weight_files.held(checkpoint.folder)
+        tensors = {name: torch.empty(like[name].shape, dtype=held[name][1]) for name in checkpoint.content["names"]}
+        weight_files.load(self._parts.distributed(tensors), checkpoint.folder, self._mesh)
         if self._mesh.world.is_first:
-            self.clean(kept.server_round)
+            self.clean(checkpoint.server_round)
         return to_record(tensors)
 
     def is_due(self, server_round: int) -> bool:
-        """Whether there is a checkpoint after this round."""
+        """Return True if a checkpoint is due after this round."""
         return bool(self.every) and (server_round % self.every == 0 or server_round == self._num_rounds)
 
     def save(
@@ -134,12 +134,12 @@ class Checkpointer:
         stateful: Mapping[str, Stateful],
         metrics: Mapping[str, Any] | None,
     ) -> None:
-        """Write the checkpoint of a round, then remove what it replaces; all processes call it.
+        """Write the checkpoint of a round, then remove those it replaces; all processes call it.
 
-        The best one is that of the highest `validation_accuracy` of `metrics`, or else `test_accuracy`.
+        The best checkpoint has the highest `validation_accuracy` in `metrics`, or `test_accuracy` without validation.
 
         Raises:
-            CannotWrite: If the disk refuses it; those before are as they were.
+            CannotWrite: If the disk refuses it; earlier checkpoints are unchanged.
         """
         world = self._mesh.world
         folder = self.folder / f"round-{server_round}"
@@ -175,7 +175,7 @@ class Checkpointer:
             own.gather(None)  # every process has written its file
             weights = weight_files.files(folder)[own.index :: own.count]
         holders = self._write_clients(folder, asked(clients.contexts))
-        tree = {
+        content = {
             "run": self.run,
             "names": list(arrays),
             "sums": {str(path.relative_to(folder)): _sum(path) for path in weights},
@@ -185,13 +185,16 @@ class Checkpointer:
             "scores": self._scores,
             "state": {name: part.state_dict() for name, part in stateful.items()},
         }
-        serialize.save(tree, folder / self._name)
+        serialize.save(content, folder / self._name)
         self.files.sync()
         for path in (*weights, folder / self._name, *{path.parent for path in weights}, folder):
             sync(path)
 
     def _write_clients(self, folder: Path, changed: Mapping[int, Context]) -> list[int]:
-        """Have all clients' arrays in the folder, and at hand what else the changed ones keep; who has arrays."""
+        """Write or link all clients' arrays into the folder, and pack the changed clients' records.
+
+        Return the clients that have arrays.
+        """
         for node in self.files.nodes - changed.keys():
             self.files.link(self._client(folder, node), node)
         for node, context in changed.items():
@@ -203,16 +206,16 @@ class Checkpointer:
         return sorted(self.files.nodes)
 
     def _read(self, server_round: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
-        """The checkpoint, or what is wrong with it."""
+        """Return the checkpoint and None, or None and its damage."""
         try:
-            tree = serialize.load(folder / self._name)
-            for name, expected in tree["sums"].items():
+            content = serialize.load(folder / self._name)
+            for name, expected in content["sums"].items():
                 if not (folder / name).is_file() or _sum(folder / name) != expected:
                     return None, f"{name} is not as it was written: its checksum differs"
-            clients = {node: self.files.read(self._client(folder, node), node) for node in tree["holders"]}
+            clients = {node: self.files.read(self._client(folder, node), node) for node in content["holders"]}
         except serialize.Damaged as error:
             return None, str(error)
-        return Checkpoint(server_round, folder, tree, clients), None
+        return Checkpoint(server_round, folder, content, clients), None
 
     def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():
@@ -220,14 +223,14 @@ class Checkpointer:
                 raise CannotContinue(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
 
     def clean(self, server_round: int) -> None:
-        """Remove what a run that goes on after this round does not read."""
+        """Remove every checkpoint and every reply that a run resumed after this round does not need."""
         found = sorted(rounds(self.folder))
         done = [number for number in found if number <= server_round]  # those after it are damaged
         scored = [number for number in done if number in self._scores]
         best = max(scored, key=lambda number: (self._scores[number], -number), default=None)
-        kept = {*done[-self._last :], best}
+        needed = {*done[-self._last :], best}
         for number in found:
-            if number not in kept:
+            if number not in needed:
                 shutil.rmtree(self.folder / f"round-{number}")
         begun = self.folder / f"round-{server_round + 1}{BEGUN}"
         for path in (*self.folder.glob(f"*{PARTIAL}"), *self.folder.glob(f"*{BEGUN}")):
@@ -248,7 +251,7 @@ class Checkpointer:
 
 
 def rounds(folder: Path) -> Iterator[int]:
-    """After which rounds there are checkpoints, whole or damaged."""
+    """Yield the rounds after which there are checkpoints, complete or damaged, in no order."""
     for path in folder.glob("round-*"):
         if path.name.removeprefix("round-").isdigit():
             yield int(path.name.removeprefix("round-"))

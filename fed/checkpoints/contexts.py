@@ -1,4 +1,4 @@
-"""What clients store in their contexts, brought to the disk and taken from there again."""
+"""The contexts of clients, and the files of the arrays that clients store in them."""
 
 import os
 import shutil
@@ -13,17 +13,17 @@ from fed.model.arrays import copied
 
 
 class ClientFiles:
-    """Arrays that clients store in their contexts, each written once for as long as it stays the same.
+    """The files of the arrays that clients store in their contexts; an array that stays the same is written once.
 
-    Once written they live on the disk: the memory of a client that is not asked is free for others.
+    A written array lives on the disk, so a client that is idle takes no memory.
     """
 
     def __init__(self) -> None:
-        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}  # with records of its own
+        self._files: dict[int, tuple[Mapping[str, ArrayRecord], Path]] = {}  # the records are copies
         self._new: set[int] = set()  # written since `sync`
 
     def write(self, path: Path, node: int, context: Context) -> bool:
-        """Have the client's arrays in a file; whether it has any."""
+        """Write the client's arrays to `path`. Return False if it has none."""
         arrays = {key: record for key, record in context.state.array_records.items() if len(record)}
         if not arrays:
             self._files.pop(node, None)  # its file goes with the checkpoint that has it
@@ -39,10 +39,10 @@ class ClientFiles:
         return True
 
     def read(self, path: Path, node: int) -> Mapping[str, ArrayRecord]:
-        """What `write` had written.
+        """Read the arrays that `write` has written.
 
         Raises:
-            Damaged: If it is not there or not whole.
+            Damaged: If the file is missing or incomplete.
         """
         arrays: Mapping[str, ArrayRecord] = serialize.load(path)
         self._remember(node, arrays, path)
@@ -50,28 +50,28 @@ class ClientFiles:
 
     @property
     def nodes(self) -> Set[int]:
-        """Whose arrays are in files."""
+        """The clients whose arrays are in files."""
         return self._files.keys()
 
     def link(self, path: Path, node: int) -> None:
-        """Have the arrays of a client that did not change in this file too."""
+        """Link `path` to the file of a client whose arrays did not change."""
         arrays, there = self._files[node]
         _link(there, path)
         self._files[node] = arrays, path
 
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Force the files written since the last call to the disk."""
         for node in self._new & self._files.keys():
             sync(self._files[node][1])
         self._new.clear()
 
     def forget(self) -> None:
-        """Know of no file."""
+        """Forget all files."""
         self._files.clear()
         self._new.clear()
 
     def moved(self, old: Path, new: Path) -> None:
-        """A folder has another name now."""
+        """Note that a folder was renamed."""
         for node, (arrays, path) in self._files.items():
             if path.parent == old:
                 self._files[node] = arrays, new / path.name
@@ -82,17 +82,17 @@ class ClientFiles:
 
 
 def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricRecord]:
-    """What a client keeps, without its arrays."""
+    """Return the client's records with empty ones in place of those that hold arrays."""
     return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
 
 
 def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
-    """Whether these are the very same arrays: a client may put others into a record that stays."""
+    """Return True if the records hold the same array objects; a client may put others into the same record."""
     return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
 
 
 def _link(there: Path, path: Path) -> None:
-    """The file under another name too, or a copy where the file system has no such links."""
+    """Link `path` to the file, or copy it where the file system has no hard links."""
     if there == path:
         return
     path.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def _link(there: Path, path: Path) -> None:
 
 
 class Contexts(Sequence[Context]):
-    """One context per client, made when it is first asked for; node k is the k-th of `client_ids`."""
+    """The clients' contexts, each created on first access; node k is the k-th of `client_ids`."""
 
     def __init__(self, client_ids: Sequence[int]) -> None:
         self._client_ids = client_ids
@@ -121,11 +121,11 @@ class Contexts(Sequence[Context]):
         return self._made[node]
 
     def asked(self) -> dict[int, Context]:
-        """Those that were asked for since this was called last, by node: no other can have changed."""
+        """Return the contexts accessed since the last call, by node; no other can have changed."""
         asked, self._asked = sorted(self._asked), set()
         return {node: self._made[node] for node in asked}
 
 
 def asked(contexts: Sequence[Context]) -> dict[int, Context]:
-    """The contexts that may have changed since this was called last, by node."""
+    """Return the contexts that may have changed since the last call, by node."""
     return contexts.asked() if isinstance(contexts, Contexts) else dict(enumerate(contexts))

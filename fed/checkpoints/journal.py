@@ -1,4 +1,4 @@
-"""Replies of the clients of a round that has begun, so that a run that is cut off need not train them again."""
+"""`Journal`: the replies of the current round on the disk, so that a resumed run need not train those clients again."""
 
 import math
 import time
@@ -19,18 +19,18 @@ from fed.tracking.log import Recorder
 
 
 class Journal:
-    """Runs clients, or finds what they answered before the run was cut off.
+    """Runs clients, or reads the replies that they gave before the run was killed.
 
-    A client that is stopped in its training leaves a point from which it goes on.
+    A client that is stopped during its training leaves a point from which its training resumes.
 
     Args:
-        folder: Of the checkpoints; None: nothing is kept.
-        process: Number of this process among all.
+        folder: The folder of the checkpoints; None writes nothing.
+        process: The number of this process among all.
         own: The processes that train a client together.
-        files: What clients' own arrays are written by.
-        log: What the clients report to.
-        run: What the run is; what was kept by another one does not count.
-        client_timeout: Seconds that a client's training may take.
+        files: The files of the arrays that clients store.
+        log: The log that the clients report to.
+        run: Plain values that identify the run; replies of another run are ignored.
+        client_timeout: Seconds that a client's training may take; None sets no limit.
     """
 
     def __init__(
@@ -46,20 +46,20 @@ class Journal:
         self._run, self._timeout, self._deadline = dict(run), client_timeout, math.inf
         self._folder, self._process, self._own, self._files, self._log = folder, process, own, files, log
         self._stop = Stop(own)
-        self._path: Path | None = None  # of the point of the client that is asked now
+        self._path: Path | None = None  # of the current client's point
         self._point: Mapping[str, Any] | None = None
 
     def answer(
         self, server_round: int, what: str, message: Message, context: Context, run: Callable[[], Message]
     ) -> Message:
-        """What the client answers; `run` is called if that is not known yet.
+        """Return the client's reply from the disk, or else the reply that `run` returns.
 
         Args:
-            server_round: The round that has begun.
-            what: A name for this message that no other of the round has.
-            message: To the client.
-            context: Of the client.
-            run: Has the client answer.
+            server_round: The current round.
+            what: A name for this message, unique in the round.
+            message: The message to the client.
+            context: The client's context.
+            run: Runs the client.
         """
         self._stop.check()
         self._deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
@@ -70,13 +70,13 @@ class Journal:
         kinds = ("reply", "client", "point")
         path, own, point = (folder / f"{kind}-{what}-{self._process}.safetensors" for kind in kinds)
         node = message.metadata.dst_node_id
-        kept = self._read(path, own, node)
-        if all(self._own.gather(kept is not None)):
-            assert kept is not None
-            for key, record in kept["context"].items():
+        saved = self._read(path, own, node)
+        if all(self._own.gather(saved is not None)):
+            assert saved is not None
+            for key, record in saved["context"].items():
                 context.state[key] = record
-            self._log.replay(kept["events"])
-            return Message(kept["content"], reply_to=message)
+            self._log.replay(saved["events"])
+            return Message(saved["content"], reply_to=message)
         found = self._read_point(point)
         self._path, self._point = point, found and found["point"]
         if found is not None:
@@ -91,15 +91,15 @@ class Journal:
         return reply
 
     def point(self) -> Mapping[str, Any] | None:
-        """Where the training of this client was stopped; None: it begins."""
+        """Return the point at which this client's training was stopped; None if it was not."""
         return self._point
 
     def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
-        """End here if that was asked, with a point to go on from; between two steps of a client's training.
+        """Save the point and raise if the run was asked to stop; called between two steps of a client's training.
 
         Raises:
             Stopped: In all processes that train the client.
-            Failed: In all of them, if it has had its time.
+            Failed: In all of them, if `client_timeout` is over.
         """
         if self._timeout is not None and self._own.largest(time.monotonic() > self._deadline):
             raise Failed(f"it took longer than client_timeout={self._timeout:g} seconds")
@@ -114,24 +114,24 @@ class Journal:
         raise Stopped(number)
 
     def _read_point(self, path: Path) -> Mapping[str, Any] | None:
-        """The same answer, yes or no, in all processes that train the client."""
+        """Read a point; None unless all processes that train the client have one."""
         found = self._load(path)
         return found if all(self._own.gather(found is not None)) else None
 
     def _read(self, path: Path, own: Path, node: int) -> dict[str, Any] | None:
-        kept = self._load(path)
-        if kept is None:
+        saved = self._load(path)
+        if saved is None:
             return None
         try:
-            arrays = self._files.read(own, node) if kept["stores"] else {}
+            arrays = self._files.read(own, node) if saved["stores"] else {}
         except serialize.Damaged:
             return None
-        return {**kept, "context": {**kept["context"], **arrays}}
+        return {**saved, "context": {**saved["context"], **arrays}}
 
     def _load(self, path: Path) -> dict[str, Any] | None:
-        """What this run kept there; None: nothing that is whole."""
+        """Read what this run saved; None if it is missing, damaged or of another run."""
         try:
-            kept: dict[str, Any] = serialize.load(path)
-        except serialize.Damaged:  # or not there
+            saved: dict[str, Any] = serialize.load(path)
+        except serialize.Damaged:  # or missing
             return None
-        return kept if kept["run"] == self._run else None
+        return saved if saved["run"] == self._run else None

@@ -1,6 +1,6 @@
-"""Trees of numbers, text, arrays and Flower records as one file that knows whether it is whole.
+"""Nested values of numbers, text, arrays and Flower records in one safetensors file, without pickle.
 
-A safetensors file: no pickle. Arrays stand in it as such, the rest as JSON in its header, with a checksum of all.
+Arrays are tensors of the file; the rest is JSON in its header, with a checksum of everything.
 """
 
 import base64
@@ -25,7 +25,7 @@ from fed.files import writing
 from fed.model.arrays import TensorArray
 
 RECORDS = {kind.__name__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord, RecordDict)}
-# What the format of the file knows.
+# The dtypes that a safetensors file can hold.
 DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -33,23 +33,27 @@ DTYPES = {
 }
 SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
 
+CONTENT = "tree"  # the header's key of the JSON
+
 
 class Damaged(ValueError):
-    """A file is not what was written."""
+    """A file that is missing or differs from what was written."""
 
 
-def save(tree: Any, path: Path) -> None:
-    """Write the tree; the file appears under its name when it is complete. Not yet forced to the disk: see `sync`.
+def save(value: Any, path: Path) -> None:
+    """Write the value; the file appears under its name when it is complete.
+
+    It is not yet forced to the disk: see `fed.files.sync`.
 
     Raises:
-        TypeError: If the tree holds something else than numbers, text, arrays, records and containers of them.
-        CannotWrite: If the disk refuses it.
+        TypeError: If the value holds anything but numbers, text, arrays, records and containers of them.
+        CannotWrite: If the disk refuses the file.
     """
-    text, tensors = _packed(tree)
+    text, tensors = _pack(value)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with writing(path):
-            save_file(tensors, partial, {"tree": text, "sha256": _digest(text, tensors)})
+            save_file(tensors, partial, {CONTENT: text, "sha256": _digest(text, tensors)})
             partial.replace(path)
     finally:
         with suppress(OSError):  # it is not there, or the disk is in no state to remove it
@@ -57,16 +61,16 @@ def save(tree: Any, path: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """The tree that was saved.
+    """Return the value that was saved.
 
     Raises:
         Damaged: If the file is missing, cut off, or differs in any bit from what was written.
     """
     try:
         metadata, tensors = _opened(path)
-        if metadata["sha256"] != _digest(metadata["tree"], tensors):
+        if metadata["sha256"] != _digest(metadata[CONTENT], tensors):
             raise Damaged(f"{path.name} is not as it was written: its checksum differs")
-        return _unpack(json.loads(metadata["tree"]), tensors)
+        return _unpack(json.loads(metadata[CONTENT]), tensors)
     except Damaged:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
@@ -74,12 +78,13 @@ def load(path: Path) -> Any:
 
 
 def mapped(path: Path) -> Any:
-    """The tree that was just saved; its arrays are read from the file when they are used, and take no memory before.
+    """Return the value that was just saved, with arrays that are read from the file only when they are used.
 
-    The file may be removed, but not be cut off, as long as they are in use; what is written into them stays here.
+    Until then they take no memory. While they are in use the file may be removed but not truncated. Changes to them do
+    not reach the file.
     """
     metadata, tensors = _opened(path)
-    return _unpack(json.loads(metadata["tree"]), tensors)
+    return _unpack(json.loads(metadata[CONTENT]), tensors)
 
 
 def _opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -91,34 +96,34 @@ def _opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A part of a tree, without arrays, that is packed once and stands in several files."""
+    """A part of several values, without arrays, that is packed only once."""
 
     content: Any
 
 
-def packed(tree: Any) -> Packed:
-    """The tree as a part of others; it is not looked at again."""
+def packed(value: Any) -> Packed:
+    """Pack a value that is to be a part of others; later changes to it have no effect."""
     packer = _Packer()
-    content = packer.pack(tree)
+    content = packer.pack(value)
     assert not packer.tensors
     return Packed(content)
 
 
 def is_packable(value: Any) -> bool:
-    """Whether a tree may hold this."""
+    """Return True if `save` accepts this value."""
     try:
-        _packed(value)
+        _pack(value)
     except TypeError:
         return False
     return True
 
 
-def _packed(tree: Any) -> tuple[str, dict[str, Tensor]]:
+def _pack(value: Any) -> tuple[str, dict[str, Tensor]]:
     packer = _Packer()
     try:
-        text = json.dumps(packer.pack(tree))
+        text = json.dumps(packer.pack(value))
     except (RecursionError, ValueError) as error:  # it holds itself, or a number of thousands of digits
-        raise TypeError(f"{type(tree).__name__} cannot be kept in a file: {error}") from error
+        raise TypeError(f"{type(value).__name__} cannot be saved: {error}") from error
     return text, {str(number): tensor for number, tensor in enumerate(packer.tensors)}
 
 
@@ -132,34 +137,34 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 class _Packer:
-    """JSON of a tree, with its arrays set aside; an array that stands in several places once."""
+    """Turns a value into JSON and collects its arrays; an array that stands in several places is stored once."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self._places: dict[int, int] = {}
-        self._kept: list[Any] = []  # so that no id is used twice
+        self._owners: list[Any] = []  # holds them, so that no id is used twice
         self._memory: set[int] = set()
 
     def pack(self, value: Any) -> Any:
-        """Lists, text, numbers and None as they are; everything else an object of one key, which names its kind."""
+        """Return lists, text, numbers and None unchanged, anything else as an object whose only key names its kind."""
         if value is None or type(value) in (str, bool, int, float):
             return value
         for kind, pack in PACKERS:
             # A subclass of a container would come back as the plain one, which its owner may not take.
             if type(value) in kind if isinstance(kind, tuple) else isinstance(value, kind):
                 return pack(self, value)
-        raise TypeError(f"{type(value).__name__} cannot be kept in a file")
+        raise TypeError(f"{type(value).__name__} cannot be saved")
 
     def items(self, value: Mapping[Any, Any]) -> list[Any]:
-        """Pairs of key and value, in order."""
+        """Return pairs of key and value, in order."""
         return [[self.pack(key), self.pack(item)] for key, item in value.items()]
 
     def place(self, owner: Any, tensor: Tensor) -> int:
-        """The number under which a tensor is kept; `owner` is what holds it."""
+        """Return the number under which a tensor is stored; `owner` is the object that holds it."""
         if id(owner) not in self._places:
-            self._kept.append(owner)
+            self._owners.append(owner)
             if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
-                raise TypeError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be kept in a file")
+                raise TypeError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be saved")
             tensor = tensor.detach().cpu().resolve_conj().contiguous()
             whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             if not whole or tensor.data_ptr() in self._memory:  # the file's format knows no views
@@ -172,7 +177,7 @@ class _Packer:
 
 def _pack_numpy(packer: _Packer, value: np.ndarray) -> Any:
     if value.dtype == object or value.dtype.kind in "USVMm" or not value.dtype.isnative:
-        raise TypeError(f"an array of {value.dtype} cannot be kept in a file")
+        raise TypeError(f"an array of {value.dtype} cannot be saved")
     tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))  # torch warns of memory not to be written
     return {"numpy": [packer.place(value, tensor), str(value.dtype)]}
 

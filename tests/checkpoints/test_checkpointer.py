@@ -35,7 +35,7 @@ PARTS = Shards(nn.Linear(1, 1))  # nothing of it is split
 
 
 class Clients:
-    """Three clients and something the grid itself remembers."""
+    """The contexts of three clients, and a number that the grid itself stores."""
 
     def __init__(self, contexts: Sequence[Context] | None = None) -> None:
         self.contexts = contexts or [Context(0, node, {}, RecordDict(), {}) for node in range(3)]
@@ -49,7 +49,7 @@ class Clients:
 
 
 class Counter:
-    """Counts."""
+    """An object whose state is a number."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value
@@ -70,7 +70,7 @@ def weights(server_round: int) -> ArrayRecord:
 
 
 def trained(server_round: int) -> Clients:
-    """Client 0 has a new array each round, client 1 always the same, client 2 none."""
+    """Return clients of which 0 stores a new array each round, 1 always the same one, and 2 none."""
     clients = Clients()
     for node, context in enumerate(clients.contexts):
         context.state["visits"] = MetricRecord({"n": server_round, "x": 0.1 * node})
@@ -95,13 +95,13 @@ def nobody(message: str) -> None:
     raise AssertionError(message)
 
 
-def restored(folder: Path, kept: Checkpoint | None = None) -> tuple[int, dict[str, Any], Clients, Any]:
-    """What a new process finds."""
+def restored(folder: Path, checkpoint: Checkpoint | None = None) -> tuple[int, dict[str, Any], Clients, Any]:
+    """Restore the checkpoint in a new process."""
     reader, clients, counter = new(folder), Clients(), Counter()
-    kept = kept or reader.newest(nobody)
-    assert kept is not None
-    arrays = reader.restore(kept, weights(0), clients, {"counter": counter})
-    return kept.server_round, to_tensors(arrays), clients, counter.value
+    checkpoint = checkpoint or reader.newest(nobody)
+    assert checkpoint is not None
+    arrays = reader.restore(checkpoint, weights(0), clients, {"counter": counter})
+    return checkpoint.server_round, to_tensors(arrays), clients, counter.value
 
 
 def names(folder: Path) -> list[str]:
@@ -138,7 +138,7 @@ def test_a_client_that_was_never_asked_has_nothing(tmp_path: Path) -> None:
 
 
 def test_arrays_keep_their_precision_order_and_shape(tmp_path: Path) -> None:
-    """Some of Flower's strategies leave float64; 1/3 has other bits there."""
+    """Some of Flower's strategies return float64, in which 1/3 has other bits."""
     arrays = {
         "z": torch.tensor([1 / 3], dtype=torch.float64),
         "a": torch.tensor(0.1),
@@ -146,10 +146,10 @@ def test_arrays_keep_their_precision_order_and_shape(tmp_path: Path) -> None:
         "n": torch.tensor([torch.nan, -0.0]),
     }
     new(tmp_path).save(1, to_record(arrays), Clients(), {}, None)
-    kept = new(tmp_path).newest(nobody)
-    assert kept is not None
+    checkpoint = new(tmp_path).newest(nobody)
+    assert checkpoint is not None
     like = to_record({name: tensor.to(torch.float32) for name, tensor in arrays.items()})
-    found = to_tensors(new(tmp_path).restore(kept, like, Clients(), {}))
+    found = to_tensors(new(tmp_path).restore(checkpoint, like, Clients(), {}))
     assert list(found) == list(arrays)
     for name, tensor in arrays.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
@@ -231,16 +231,16 @@ def test_rounds_that_nobody_evaluated_are_not_the_best(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path: Path) -> None:
     save(new(tmp_path), 1, 2, 3, 4, r1=0.5, r2=0.9, r3=0.1, r4=0.1)
     second = new(tmp_path)
-    kept = second.newest(nobody)
-    assert kept is not None
-    second.restore(kept, weights(0), Clients(), {"counter": Counter()})
+    checkpoint = second.newest(nobody)
+    assert checkpoint is not None
+    second.restore(checkpoint, weights(0), Clients(), {"counter": Counter()})
     save(second, 5, 6, r5=0.8, r6=0.8)
     assert names(tmp_path) == ["best", "round-2", "round-5", "round-6"]
     assert os.readlink(tmp_path / "best") == "round-2"
 
 
 def leave_behind(folder: Path) -> None:
-    """What a process that was killed may leave."""
+    """Leave the files that a killed process may leave."""
     for name in (
         "round-9.partial",
         "round-2.partial",
@@ -288,14 +288,14 @@ def flip(path: Path) -> None:
 
 
 def flip_last(path: Path) -> None:
-    """The last bit of the last number: a file that any reader takes for whole."""
+    """Flip the last bit of the last number, which no reader of the format notices."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
 def written_apart(folder: Path) -> None:
-    """Give each file memory of its own: damage to a linked one would be damage to all."""
+    """Replace links by copies, since damage to a linked file would damage all."""
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         content = path.read_bytes()
         path.unlink()
@@ -315,11 +315,11 @@ def test_damage_to_any_file_is_told_and_the_checkpoint_before_is_used(
     (file,) = (tmp_path / "round-2").glob(pattern)
     damage(file)
     told: list[str] = []
-    kept = new(tmp_path).newest(told.append)
-    assert kept is not None and kept.server_round == 1
+    checkpoint = new(tmp_path).newest(told.append)
+    assert checkpoint is not None and checkpoint.server_round == 1
     assert len(told) == 1 and told[0].startswith(f"checkpoint {tmp_path / 'round-2'} is damaged: ")
     assert file.name in told[0]
-    _, arrays, clients, counter = restored(tmp_path, kept)
+    _, arrays, clients, counter = restored(tmp_path, checkpoint)
     assert arrays["w"].tolist() == [[1, 1], [1, 1]] and (clients.memory, counter) == (1, [1])
     assert to_tensors(clients.contexts[0].state.array_records["own"])["v"].tolist() == [1, -1]
 
@@ -334,8 +334,8 @@ def test_a_whole_folder_that_is_empty_is_damaged(tmp_path: Path) -> None:
     save(new(tmp_path), 1)
     (tmp_path / "round-2").mkdir()
     told: list[str] = []
-    kept = new(tmp_path).newest(told.append)
-    assert kept is not None and kept.server_round == 1 and len(told) == 1
+    checkpoint = new(tmp_path).newest(told.append)
+    assert checkpoint is not None and checkpoint.server_round == 1 and len(told) == 1
 
 
 def test_if_all_are_damaged_each_is_told_and_there_is_none(tmp_path: Path) -> None:
@@ -351,24 +351,24 @@ def test_a_damaged_checkpoint_is_written_anew_when_its_round_is_done_again(tmp_p
     save(new(tmp_path), 1, 2)
     (tmp_path / "round-2" / "process-0.safetensors").unlink()
     second = new(tmp_path)
-    kept = second.newest(lambda message: None)
-    assert kept is not None
-    second.restore(kept, weights(0), Clients(), {"counter": Counter()})
+    checkpoint = second.newest(lambda message: None)
+    assert checkpoint is not None
+    second.restore(checkpoint, weights(0), Clients(), {"counter": Counter()})
     save(second, 2)
     assert restored(tmp_path)[0] == 2
 
 
 @pytest.mark.parametrize("last", [1, 2])
-def test_the_checkpoint_that_a_run_goes_on_from_stays_until_there_is_a_newer_one(last: int, tmp_path: Path) -> None:
-    """A run that is cut off once more before its next checkpoint must still find it."""
+def test_the_checkpoint_that_a_run_resumes_from_stays_until_there_is_a_newer_one(last: int, tmp_path: Path) -> None:
+    """A run that is killed once more before its next checkpoint still finds that checkpoint."""
     save(new(tmp_path, last=9), 1, 2, 3)
     for number in (2, 3):
         cut(tmp_path / f"round-{number}" / "process-0.safetensors")
     for _ in range(2):
         reader = new(tmp_path, last=last)
-        kept = reader.newest(lambda message: None)
-        assert kept is not None and kept.server_round == 1
-        reader.restore(kept, weights(0), Clients(), {"counter": Counter()})
+        checkpoint = reader.newest(lambda message: None)
+        assert checkpoint is not None and checkpoint.server_round == 1
+        reader.restore(checkpoint, weights(0), Clients(), {"counter": Counter()})
 
 
 # Arrays of clients
@@ -393,7 +393,7 @@ def test_arrays_that_stay_the_same_are_linked_and_others_written(tmp_path: Path)
 
 
 def save_all(checkpointer: Checkpointer, clients: Clients, *numbers: int) -> None:
-    """A checkpoint for each number, before which client 0 alone stores new arrays."""
+    """Write a checkpoint for each number; before each, client 0 alone stores new arrays."""
     for number in numbers:
         clients.contexts[0].state["own"] = to_record({"v": torch.tensor([float(number), -1.0])})
         checkpointer.save(number, weights(number), clients, {"counter": Counter()}, None)
@@ -407,9 +407,9 @@ def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> N
     new(tmp_path).save(1, weights(1), clients, {"counter": Counter()}, None)
     gc.collect()  # Flower's records refer to themselves
     assert gone() is None
-    kept = to_tensors(clients.contexts[0].state.array_records["own"])["v"]
-    assert kept.tolist() == [3]
-    kept.add_(1)  # stays here
+    checkpoint = to_tensors(clients.contexts[0].state.array_records["own"])["v"]
+    assert checkpoint.tolist() == [3]
+    checkpoint.add_(1)  # stays here
     assert to_tensors(restored(tmp_path)[2].contexts[0].state.array_records["own"])["v"].tolist() == [3]
 
 
@@ -429,9 +429,9 @@ def test_only_arrays_that_are_new_are_forced_to_the_disk(tmp_path: Path, monkeyp
 def test_a_run_that_goes_on_links_what_it_has_read(tmp_path: Path) -> None:
     save(new(tmp_path), 1)
     second, clients = new(tmp_path), Clients()
-    kept = second.newest(nobody)
-    assert kept is not None
-    second.restore(kept, weights(0), clients, {"counter": Counter()})
+    checkpoint = second.newest(nobody)
+    assert checkpoint is not None
+    second.restore(checkpoint, weights(0), clients, {"counter": Counter()})
     clients.contexts[0].state["own"] = to_record({"v": torch.tensor([5.0, 5.0])})
     second.save(2, weights(2), clients, {"counter": Counter()}, None)
     first, new_one = tmp_path / "round-1", tmp_path / "round-2"
@@ -448,9 +448,9 @@ def test_a_client_that_only_a_damaged_checkpoint_knows_is_forgotten(tmp_path: Pa
         writer.save(number, weights(number), Clients(clients), {"counter": Counter()}, None)
     (tmp_path / "round-2" / "client-2-0.safetensors").write_bytes(b"")
     second, later = new(tmp_path), Contexts(range(3))
-    kept = second.newest(lambda message: None)
-    assert kept is not None and kept.server_round == 1
-    second.restore(kept, weights(0), Clients(later), {"counter": Counter()})
+    checkpoint = second.newest(lambda message: None)
+    assert checkpoint is not None and checkpoint.server_round == 1
+    second.restore(checkpoint, weights(0), Clients(later), {"counter": Counter()})
     second.save(2, weights(2), Clients(later), {"counter": Counter()}, None)
     assert [path.name for path in (tmp_path / "round-2").glob("client-*")] == ["client-0-0.safetensors"]
 
@@ -476,7 +476,7 @@ def test_a_client_that_stores_again_what_it_had_dropped_has_a_file(tmp_path: Pat
 
 
 def test_a_record_that_a_client_changes_in_place_is_written(tmp_path: Path) -> None:
-    """Flower's simulation takes a context to another process and back, so a client may put arrays into its record."""
+    """Flower's simulation moves a context to another process and back, so a client may put arrays into its record."""
     writer, clients = new(tmp_path), trained(1)
     writer.save(1, weights(1), clients, {"counter": Counter()}, None)
     clients.contexts[0].state.array_records["own"]["v"] = TensorArray(torch.tensor([5.0]))
@@ -530,10 +530,10 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(
     save(new(tmp_path), 1, 2, r1=0.9, r2=0.1)
     before = tree(tmp_path)
     writer = new(tmp_path)
-    kept = writer.newest(nobody)
-    assert kept is not None
+    checkpoint = writer.newest(nobody)
+    assert checkpoint is not None
     clients = Clients()
-    writer.restore(kept, weights(0), clients, {"counter": Counter()})
+    writer.restore(checkpoint, weights(0), clients, {"counter": Counter()})
     clients.contexts[0].state["own"] = to_record({"v": torch.ones(2)})
     with monkeypatch.context() as patch:
         if place == "weights":
@@ -569,7 +569,7 @@ def in_process(folder: Path, groups: int, mesh: Mesh, model: nn.Module) -> Check
 
 
 def parts_of(model: nn.Module, scale: float) -> dict[str, torch.Tensor]:
-    """This process's part of each weight, times `scale`."""
+    """Return this process's part of each weight, times `scale`."""
     return {
         name: (weight.to_local() if hasattr(weight, "to_local") else weight).detach() * scale
         for name, weight in model.named_parameters()
@@ -577,7 +577,7 @@ def parts_of(model: nn.Module, scale: float) -> dict[str, torch.Tensor]:
 
 
 def of_several(folder: Path, groups: int) -> dict[str, Any]:
-    """Each process saves two rounds, and a new checkpointer of its own reads them."""
+    """Save two rounds in each process, and read them with a new checkpointer."""
     model, mesh = sharded(0, groups)
     index = mesh.world.index
     writer = in_process(folder, groups, mesh, model)
@@ -589,10 +589,10 @@ def of_several(folder: Path, groups: int) -> dict[str, Any]:
             number, to_record(parts_of(model, number)), clients, {"counter": counter}, {"test_accuracy": 1 / number}
         )
     reader, clients, counter = in_process(folder, groups, mesh, model), Clients(), Counter()
-    kept = reader.newest(nobody)
-    assert kept is not None
+    checkpoint = reader.newest(nobody)
+    assert checkpoint is not None
     zeros = to_record({name: torch.zeros_like(part) for name, part in parts_of(model, 1.0).items()})
-    found = to_tensors(reader.restore(kept, zeros, clients, {"counter": counter}))
+    found = to_tensors(reader.restore(checkpoint, zeros, clients, {"counter": counter}))
     expected = parts_of(model, 2.0)
     own = [(n, to_tensors(r)) for n, c in enumerate(clients.contexts) for r in c.state.array_records.values()]
     return {
@@ -606,8 +606,8 @@ def of_several(folder: Path, groups: int) -> dict[str, Any]:
 def newest_of_several(folder: Path, groups: int) -> tuple[int | None, list[str]]:
     model, mesh = sharded(0, groups)
     told: list[str] = []
-    kept = in_process(folder, groups, mesh, model).newest(told.append)
-    return None if kept is None else kept.server_round, told
+    checkpoint = in_process(folder, groups, mesh, model).newest(told.append)
+    return None if checkpoint is None else checkpoint.server_round, told
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -649,7 +649,7 @@ def newest_of_more(folder: Path) -> str:
 
 
 def test_a_run_of_fewer_processes_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
-    """The second process finds no file of its own."""
+    """A checkpoint of one process has no file for the second."""
     model = nn.Linear(2, 1)
     alone = Checkpointer(tmp_path, ONE_PROCESS, Shards(model), {"processes": 1}, every=1, last=2, num_rounds=9)
     alone.save(1, weights(1), Clients(), {}, None)

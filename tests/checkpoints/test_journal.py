@@ -1,4 +1,4 @@
-"""Replies that outlive their process: who is asked again after a run was cut off, and with what."""
+"""Replies on the disk: which clients train again after a run was killed, and from which state."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ Event = tuple[Any, ...]
 
 @pytest.fixture(autouse=True)
 def grid() -> LocalGrid:
-    """`Message()` needs the identity that a grid sets."""
+    """Create a grid: `Message()` needs the identity that it sets."""
     return LocalGrid(lambda message, context: message, [])
 
 
@@ -62,7 +62,7 @@ class Log(BaseLog):
 
 
 class Run:
-    """One process: a log, a recorder, a journal; what the client does counts `calls`."""
+    """One process of a run: its log, recorder, journal and client, whose calls it counts."""
 
     def __init__(
         self, folder: Path | None, *, own: Ranks = ALONE, process: int = 0, run: Any = RUN, timeout: float | None = None
@@ -77,7 +77,7 @@ class Run:
     def ask(
         self, what: str = "train-5-1", *, server_round: int = 3, client: Callable[..., Message] | None = None
     ) -> Message:
-        """The answer to one message."""
+        """Return the client's reply to one message."""
         message = Message(RecordDict(), 5, "train")
 
         def answer() -> Message:
@@ -87,7 +87,7 @@ class Run:
         return self.journal.answer(server_round, what, message, self.context, answer)
 
     def train(self, message: Message) -> Message:
-        """Tells the log all it can be told, stores all kinds of records, answers with a number that json lacks."""
+        """Report everything a client can report, store records of all kinds, reply with a number that JSON lacks."""
         self.recorder.start_client(3, 5, 8)
         self.recorder.update(5, "train", {"loss/train": 0.5}, step=1)
         self.recorder.advance(8)
@@ -287,7 +287,7 @@ class Steps:
 
 
 def stepped(folder: Path, stops_after: int | None) -> tuple[Run, Steps, float | None]:
-    """A process, the client in it, and the sum it answered with, if it did."""
+    """Run a client and return the process, the client, and the sum it replied; None if it was stopped."""
     run = Run(folder)
     client = Steps(run, stops_after)
     if stops_after is None:
@@ -305,7 +305,7 @@ BEGINS = ("start_client", 3, 5, 8)
 
 
 def test_a_client_that_is_stopped_goes_on_from_its_point(tmp_path: Path) -> None:
-    """1 + 2 before, 3 + 4 after: 10, and 3 and 4 are the only steps that the second process takes."""
+    """The sum is 1 + 2 before and 3 + 4 after, 10; the second process takes only steps 3 and 4."""
     stepped(tmp_path, 2)
     assert files(tmp_path) == ["round-3.begun/point-train-5-1-0.safetensors"]
     run, client, answer = stepped(tmp_path, None)
@@ -316,7 +316,7 @@ def test_a_client_that_is_stopped_goes_on_from_its_point(tmp_path: Path) -> None
 
 
 def test_a_stopped_clients_events_are_told_once_when_its_answer_is_found(tmp_path: Path) -> None:
-    """Each step once, the beginning once, and the seconds of both processes."""
+    """Each step and the start are reported once, and the seconds of both processes are added."""
     stepped(tmp_path, 2)
     stepped(tmp_path, None)
     third = Run(tmp_path)
@@ -395,7 +395,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def takes(run: Run, seconds: float, wait: Callable[[float], object]) -> Callable[[Message], Message]:
-    """A client of two steps of so many seconds each."""
+    """Return a client of two steps that take so many seconds each."""
 
     def train(message: Message) -> Message:
         for _ in range(2):
@@ -435,7 +435,7 @@ def test_without_a_limit_a_client_has_all_time(clock: Clock) -> None:
 
 
 def together(folder: Path, damage: str) -> tuple[list[int], str]:
-    """A client is trained, one process's file is damaged, both look again; how often each was asked."""
+    """Train a client, damage one process's file, ask both again, and return the number of calls in this process."""
     own = arrange(1, torch.device("cpu")).own
     first = Run(folder, own=own, process=own.index)
     first.ask()

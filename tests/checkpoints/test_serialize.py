@@ -1,4 +1,4 @@
-"""One file for anything a run keeps: it gives back what was saved, or says that it cannot."""
+"""Files of nested values: `load` returns exactly what was saved or refuses."""
 
 import collections
 import enum
@@ -31,7 +31,7 @@ def there_and_back(tree: Any, folder: Path) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal in type, in order and in every bit."""
+    """Return True if both are equal in type, in order and in every bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -110,7 +110,7 @@ def test_tensors_of_every_dtype_and_shape(dtype: torch.dtype, tmp_path: Path):
 
 
 def test_nan_keeps_its_bits(tmp_path: Path):
-    """0x7FC00001 and 0xFFC00000 are both no numbers."""
+    """0x7FC00001 and 0xFFC00000 are both NaN."""
     odd = torch.tensor([0x7FC00001, -0x400000], dtype=torch.int32).view(torch.float32)
     assert there_and_back(odd, tmp_path).view(torch.int32).tolist() == [0x7FC00001, -0x400000]
 
@@ -225,20 +225,20 @@ CYCLE.append(CYCLE)
 
 
 class Pair(NamedTuple):
-    """Two."""
+    """A subclass of tuple."""
 
     first: int
     second: int
 
 
 class Colour(str, enum.Enum):  # noqa: UP042 (the older way to write it)
-    """One."""
+    """A subclass of str."""
 
     RED = "red"
 
 
 class Words(list):  # type: ignore[type-arg]
-    """A list with a name."""
+    """A subclass of list."""
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ class Words(list):  # type: ignore[type-arg]
 def test_what_cannot_be_kept_is_refused_and_nothing_is_written(value: Any, tmp_path: Path):
     for tree in (value, [1, {"a": (value,)}], {"k": torch.zeros(2), "v": value}):
         assert not serialize.is_packable(tree)
-        with pytest.raises(TypeError, match=r"cannot be kept in a file|can't convert np.ndarray"):
+        with pytest.raises(TypeError, match=r"cannot be saved|can't convert np.ndarray"):
             serialize.save(tree, tmp_path / "tree")
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +291,7 @@ def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_train
     ids=lambda value: type(value).__name__,
 )
 def test_a_container_of_another_class_comes_back_as_such_or_is_refused(value: Any, tmp_path: Path):
-    """As a plain one it would fail the code that wrote it: `pair.first`, `counts["new"] += 1`, `colour is RED`."""
+    """A plain one would break the code that saved it: `pair.first`, `counts["new"] += 1`, `colour is RED`."""
     if serialize.is_packable(value):
         found = there_and_back(value, tmp_path)
         assert type(found) is type(value) and found == value
@@ -419,7 +419,7 @@ def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path: Path):
 
 
 def test_a_disk_that_refuses_to_remove_too_is_told_as_one_that_refuses(tmp_path: Path):
-    """As one does that the system has made read-only; here the folder is a file."""
+    """A read-only disk refuses likewise; here the folder is a file."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(CannotWrite, match=r"cannot write .*tree: "):
         serialize.save(1, tmp_path / "file" / "tree")
@@ -455,7 +455,7 @@ def any_array() -> st.SearchStrategy[Any]:
 
 
 def filled(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
-    """Any bits at all, but for booleans."""
+    """Draw arrays of arbitrary bits, booleans apart."""
     rng = np.random.default_rng(seed)
     if dtype is np.bool_:
         return np.asarray(rng.integers(0, 2, shape), dtype=np.bool_)
