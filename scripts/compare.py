@@ -1,25 +1,23 @@
-r"""Federated against centralised DPO, in one command: runs what is missing, then says what all runs say together.
+r"""Compare federated with centralised DPO: run what is missing, then draw and tabulate all runs.
 
     python scripts/compare.py modes=[federated,centralized,local] strategies=[fedpo,fedavg,fedadam] seeds=[0,1,2] \
         exp_name=compare runs_at_a_time=1 KEY=VALUE...
 
-Every KEY=VALUE goes to those runs that have a use for it. A strategy may have settings of its own:
+Every KEY=VALUE goes to the runs that have a use for it. A strategy may have settings of its own:
 `"strategies=[fedpo,fedpo decay_rate=1]"`. For each seed all methods train on the same pairs, as many in each round, and
-are evaluated on the same test pairs. What is finished is used again, what was cut off goes on. Results go to
-output_dir/exp_name: compare.png, compare.csv, compare.md, report.html; TensorBoard: its folder tensorboard/.
+are evaluated on the same test pairs. Finished runs are used again, and runs that were cut off are resumed. Results go
+to output_dir/exp_name: compare.png, compare.csv, compare.md, report.html, and tensorboard/ for TensorBoard.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-sys.path.insert(0, os.getcwd())
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -27,30 +25,37 @@ from omegaconf.errors import OmegaConfBaseException
 from fed.config import explain, schema
 from fed.reports import compare_png, page, statistics, tables
 from fed.reports.runs import Method, Run
-from scripts.compare_runs import Runner, Wanted, method_arguments, reads
+from scripts.compare_runs import ROOT, Runner, Wanted, method_arguments, reads
+from scripts.options import at_least, read, split
 
-USED_BY_ALL = ("mode", "strategy", "seed", "resume")  # what the comparison itself decides
+DECIDED_HERE = ("mode", "strategy", "seed", "resume")  # keys that the comparison sets for each run
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command line."""
+class Options:
+    """The comparison's own options."""
 
-    modes: Sequence[str] = ("federated", "centralized", "local")
-    strategies: Sequence[str] = ("fedpo", "fedavg")
-    seeds: Sequence[int] = (0, 1, 2)
+    modes: list[str] = field(default_factory=lambda: ["federated", "centralized", "local"])
+    strategies: list[str] = field(default_factory=lambda: ["fedpo", "fedavg"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     exp_name: str = "compare"
     output_dir: str = "data"
     runs_at_a_time: int = 1
-    typed: Sequence[str] = field(default_factory=list)  # of all runs
+
+
+@dataclass(frozen=True)
+class Asked(Options):
+    """The whole command line."""
+
+    typed: Sequence[str] = ()  # settings of all runs
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """The folder for the results."""
         return Path(self.output_dir) / self.exp_name
 
     def methods(self) -> dict[str, list[str]]:
-        """Arguments of each method, by its name."""
+        """Return the arguments of each method, by its name."""
         found = {}
         for mode in self.modes:
             for text in self.strategies if mode == "federated" else [mode]:
@@ -59,7 +64,7 @@ class Asked:
         return found
 
     def wanted(self) -> list[Wanted]:
-        """Every run, method after method: later ones find the reference log-probs of the first one of their seed."""
+        """Return every run, method after method: later ones find the reference log-probs of the first of their seed."""
         runs = self.folder / "runs"
         return [
             Wanted(name, seed, (*arguments, f"seed={seed}"), runs / f"{_file_name(name)}-seed{seed}")
@@ -69,7 +74,8 @@ class Asked:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; exit code 0, 1 if a run failed, 2 for a mistake told in one line, 128 + signal."""
+    """Run the command line; return 0, 1 if a run failed, 2 for a mistake told in one line, or 128 + signal."""
+    sys.path[:0] = [os.getcwd(), str(ROOT)]  # a user's own modules, where main.py finds them too
     schema.register()
     try:
         asked = parse(arguments)
@@ -95,39 +101,43 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Asked:
-    """The command line as values.
+    """Return the command line as values.
 
     Raises:
-        ValueError: Naming the argument, what was expected, and the way out.
+        ValueError: If an argument is refused; it says what was expected, and the way out.
     """
-    own: dict[str, object] = {}
-    typed = []
-    parsers: dict[str, Callable[[str], object]] = {
-        "modes": lambda text: _listed("modes", text, schema.every_key()["mode"].choices),
-        "strategies": lambda text: _listed("strategies", text),
-        "seeds": lambda text: [_number("seeds", seed, 0) for seed in _listed("seeds", text)],
-        "runs_at_a_time": lambda text: _number("runs_at_a_time", text, 1),
-        "exp_name": str,
-        "output_dir": str,
-    }
     for argument in arguments:
-        key, equals, value = argument.partition("=")
+        key, equals, _ = argument.partition("=")
         if not equals or key.startswith("-"):
             raise ValueError(f"{argument!r} is no setting; expected key=value, e.g. modes=[federated,centralized]")
-        if key in USED_BY_ALL:
+        if key in DECIDED_HERE:
             raise ValueError(f"{key} is refused: a comparison gives each run its own; use modes, strategies, seeds")
-        if key in parsers:
-            own[key] = parsers[key](value)
-        else:
-            typed.append(argument)
-    asked = Asked(**own, typed=typed)  # type: ignore[arg-type]
-    _check(asked, given=own.keys())
+    own, typed = split(Options, arguments)
+    asked = Asked(**vars(read(Options, own)), typed=typed)
+    _check_options(asked)
+    if "federated" not in asked.modes and any(argument.startswith("strategies=") for argument in own):
+        raise ValueError(f"strategies has no effect with modes={list(asked.modes)}; add federated, or leave it out")
+    _check_settings(asked)
     return asked
 
 
-def _check(asked: Asked, given: object) -> None:
-    if "federated" not in asked.modes and "strategies" in given:  # type: ignore[operator]
-        raise ValueError(f"strategies has no effect with modes={list(asked.modes)}; add federated, or leave it out")
+def _check_options(asked: Asked) -> None:
+    lists: dict[str, Sequence[object]] = {"modes": asked.modes, "strategies": asked.strategies, "seeds": asked.seeds}
+    for key, found in lists.items():
+        if not found or len(set(found)) < len(found):
+            given, example = ",".join(map(str, found)), found[0] if found else "a"
+            raise ValueError(f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example}]")
+    known = schema.every_key()["mode"].choices
+    for mode in asked.modes:
+        if mode not in known:
+            near = explain.nearest(mode, known)
+            raise ValueError(f"modes: {mode} is unknown; expected {explain.listed(known)}{near}")
+    for seed in asked.seeds:
+        at_least(0, seeds=seed)
+    at_least(1, runs_at_a_time=asked.runs_at_a_time)
+
+
+def _check_settings(asked: Asked) -> None:
     used = [(mode, text.split()[0]) for mode in asked.modes for text in asked.strategies]
     for argument in asked.typed:
         key = argument.lstrip("+~").partition("=")[0]
@@ -140,32 +150,13 @@ def _check(asked: Asked, given: object) -> None:
             )
 
 
-def _listed(key: str, text: str, known: Sequence[str] | None = None) -> list[str]:
-    found = [part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",") if part.strip()]
-    if not found or len(set(found)) < len(found):
-        raise ValueError(
-            f"{key}={text}; expected a list without repetitions, e.g. {key}=[{found[0] if found else 'a'}]"
-        )
-    for name in found:
-        if known is not None and name not in known:
-            nearest = explain.nearest(name, known)
-            raise ValueError(f"{key}={text}: {name} is unknown; expected {explain.listed(known)}{nearest}")
-    return found
-
-
-def _number(key: str, text: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise ValueError(f"{key}: {text} is no whole number of at least {least}")
-    return int(text)
-
-
 def _file_name(method: str) -> str:
-    """The method's name without what a folder's name cannot hold."""
+    """Return the method's name as a folder's name, which cannot hold every character."""
     return "".join(c if c.isalnum() or c in ".-_" else "-" for c in method)
 
 
 def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
-    """Write what the finished runs say into the comparison's folder."""
+    """Draw and tabulate the finished runs in the comparison's folder."""
     found = [(one, run) for one in wanted if (run := one.found()) is not None]
     methods = [Method(name, [run for one, run in found if one.method == name]) for name in asked.methods()]
     rows = tables.rows(methods)
@@ -188,7 +179,7 @@ def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
 
 
 def _link_events(folder: Path, runs: Mapping[str, Run]) -> None:
-    """The server's curves of each run under the run's name, so that TensorBoard overlays them."""
+    """Link the server's curves of each run under the run's name, so that TensorBoard overlays them."""
     folder.mkdir(exist_ok=True)
     for name, run in runs.items():
         if not (events := run.folder / "tensorboard" / "Server").is_dir():

@@ -1,14 +1,12 @@
-"""A GGUF file as a Hugging Face directory: `python scripts/convert_gguf.py FILE.gguf FOLDER`.
+"""Convert a GGUF file to a Hugging Face directory: `python scripts/convert_gguf.py FILE.gguf FOLDER`.
 
-Reading a GGUF file takes transformers many seconds, and a SuperNode reads its model for every message. Weights are
-float32 and the same, so a node with the directory may meet a server with the file. The folder must not exist.
+transformers takes many seconds to read a GGUF file, and a SuperNode reads its model for every message. The weights
+stay the same, in float32, so a node may have the directory while the server has the file. The folder must not exist.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import transformers

@@ -1,11 +1,9 @@
-"""The demo's training pairs as JSON-lines files, one a client: `python scripts/demo_files.py a.jsonl b.jsonl`."""
+"""Write the demo's training pairs, a file per client: `python scripts/demo_files.py a.jsonl b.jsonl`."""
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from load_data import load
 
@@ -14,7 +12,7 @@ FIELDS = ("prompt", "chosen", "rejected", "group")
 
 
 def main(paths: list[str]) -> None:
-    """Write the files; no pair is in two of them."""
+    """Write the files; no two hold the same pair."""
     rows = load(["demo"], "train", data_dir=None, seed=0).rows
     for number, path in enumerate(paths):
         own = rows[number * PAIRS : (number + 1) * PAIRS]

@@ -1,15 +1,16 @@
-"""What a round costs with 10 to 10,000 clients of which few are sampled: seconds, memory, files and bytes.
+"""Measure the cost of a round with 10 to 10,000 clients of which few are sampled: seconds, memory, files and bytes.
 
     python scripts/scale.py clients=10,100,1000,10000 rounds=5 json=FILE KEY=VALUE...
 
-Each number of clients is run in a process of its own, on one thread: the demo's model, as many pairs and as much work
-for each client whatever their number. Dialogues are made up as the demo's are, one conversation a pair. Options:
+Each number of clients is run in a process of its own, on one thread, with the demo's model. A client has as many pairs
+and as much work whatever the number of clients. Dialogues are made up as the demo's are, one conversation per pair.
+Options:
 
     clients=10,100,1000,10000   simulated clients
-    share=0.01                  of them are sampled in a round, at least 2
+    share=0.01                  the share of them that is sampled in a round, at least 2 clients
     pairs=8                     of each client
     rounds=5                    at least 2
-    json=FILE                   where everything measured is written
+    json=FILE                   receives everything measured
 
 Every other KEY=VALUE is one of main.py's, e.g. client_optimizer=persist.
 """
@@ -21,17 +22,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fed.config.arguments import check_arguments
+from fed.data.dialogues import dialogues
+from fed.data.rows import ASSISTANT, HUMAN
+from scripts.options import at_least, read, split
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run as a file, Python looks for modules beside it only
-
-from fed.data.dialogues import dialogues  # noqa: E402
-from fed.data.rows import ASSISTANT, HUMAN  # noqa: E402
-
-SERVER, TEST = 64, 64  # pairs of the server's, and to test on
+SERVER, TEST = 64, 64  # pairs of the server, and pairs to test on
 MEGA = 1e6
 
 
@@ -39,16 +41,16 @@ MEGA = 1e6
 class Options:
     """The command line."""
 
-    clients: str = "10,100,1000,10000"
-    share: str = "0.01"
-    pairs: str = "8"
-    rounds: str = "5"
+    clients: list[int] = field(default_factory=lambda: [10, 100, 1000, 10_000])
+    share: float = 0.01
+    pairs: int = 8
+    rounds: int = 5
     json: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. Seconds are the processor's unless named wall; memory and sizes are bytes."""
+    """The measurements of one run. Seconds are processor time unless named wall; memory and sizes are bytes."""
 
     clients: int
     sampled: int
@@ -67,17 +69,19 @@ class Row:
     received: int
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write JSON if asked."""
     try:
-        options, settings = read_options(arguments)
-        numbers = [int(number) for number in options.clients.split(",")]
-        share, pairs, rounds = float(options.share), int(options.pairs), int(options.rounds)
+        own, settings = split(Options, arguments)
+        if flags := [argument for argument in settings if "=" not in argument]:
+            raise ValueError(f"{flags[0]!r} is no setting; expected KEY=VALUE")
+        options = checked(read(Options, own))
+        check_arguments(settings)
     except ValueError as error:
         sys.exit(f"error: {error}")
     rows = []
-    for clients in numbers:
-        rows.append(measure(clients, max(2, round(clients * share)), pairs, rounds, settings))
+    for clients in options.clients:
+        rows.append(measure(clients, options, settings))
         print(("" if len(rows) > 1 else f"{HEAD}\n") + line(rows[-1]), flush=True)
     print(f"\n{setup_table(rows)}")
     if options.json:
@@ -85,26 +89,23 @@ def main(arguments: list[str]) -> None:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
 
 
-def read_options(arguments: list[str]) -> tuple[Options, list[str]]:
-    """The options that `arguments` give, and main.py's settings.
+def checked(options: Options) -> Options:
+    """Return the options if they are in range.
 
     Raises:
-        ValueError: If one is no KEY=VALUE.
+        ValueError: If one is not.
     """
-    options, names, settings = Options(), [field.name for field in fields(Options)], []
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise ValueError(f"unknown option {argument}; expected KEY=VALUE")
-        if name in names:
-            options = replace(options, **{name: text})
-        else:
-            settings.append(argument)
-    return options, settings
+    for clients in options.clients:
+        at_least(2, clients=clients)
+    at_least(1, pairs=options.pairs)
+    at_least(2, rounds=options.rounds)
+    if not 0 < options.share <= 1:
+        raise ValueError(f"share={options.share} is out of range; expected a number above 0, at most 1")
+    return options
 
 
 def write_dialogues(folder: Path, train: int) -> None:
-    """`train.jsonl` and `test.jsonl`: so many of the demo's dialogues, over and over, with a number in the question."""
+    """Write `train.jsonl` and `test.jsonl`: the demo's dialogues over and over, with a number in each question."""
     made = [dialogue for part in dialogues(0) for dialogue in part]
     for name, numbers in (("train", range(train)), ("test", range(train, train + TEST))):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -115,25 +116,38 @@ def write_dialogues(folder: Path, train: int) -> None:
                 file.write(json.dumps(fields) + "\n")
 
 
-def measure(clients: int, sampled: int, pairs: int, rounds: int, settings: list[str]) -> Row:
-    """One run in a process of its own."""
+def measure(clients: int, options: Options, settings: Sequence[str]) -> Row:
+    """Measure one run in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, train = Path(scratch), clients * pairs + SERVER
+        folder = Path(scratch)
         (folder / "data").mkdir()
-        write_dialogues(folder / "data", train)
-        given = [f"client_num_in_total={clients}", f"clients_per_round={sampled}", f"comm_round={rounds}"]
-        given += [f"server_fraction={SERVER / train}", f"n_eval_examples={SERVER}", f"n_test_examples={TEST}"]
-        given += ["client_eval_fraction=0", f"batch_size={pairs}", "datasets=[jsonl]", f"data_dir={folder / 'data'}"]
-        given += [f"output_dir={folder / 'out'}", f"cache_dir={folder / 'cache'}", *settings]
-        command = [sys.executable, "scripts/scale_run.py", str(folder / "measured.json"), *given]
+        write_dialogues(folder / "data", clients * options.pairs + SERVER)
+        command = [sys.executable, "scripts/scale_run.py", str(folder / "measured.json")]
+        command += [*_given(clients, options, folder), *settings]
         quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | quiet)
         measured = json.loads((folder / "measured.json").read_text())
         (summary,) = (folder / "out").glob("*/*/summary.json")
-        return _row(clients, sampled, rounds, measured, summary.parent)
+        return _row(clients, options, measured, summary.parent)
 
 
-def _row(clients: int, sampled: int, rounds: int, measured: dict[str, Any], run: Path) -> Row:
+def _sampled(clients: int, options: Options) -> int:
+    return max(2, round(clients * options.share))
+
+
+def _given(clients: int, options: Options, folder: Path) -> list[str]:
+    """Return main.py's settings for a run in the folder."""
+    sampled, server = _sampled(clients, options), SERVER / (clients * options.pairs + SERVER)
+    return [
+        *[f"client_num_in_total={clients}", f"clients_per_round={sampled}", f"comm_round={options.rounds}"],
+        *[f"server_fraction={server}", f"n_eval_examples={SERVER}", f"n_test_examples={TEST}"],
+        *["client_eval_fraction=0", f"batch_size={options.pairs}", "datasets=[jsonl]", f"data_dir={folder / 'data'}"],
+        *[f"output_dir={folder / 'out'}", f"cache_dir={folder / 'cache'}"],
+    ]
+
+
+def _row(clients: int, options: Options, measured: dict[str, Any], run: Path) -> Row:
+    sampled, rounds = _sampled(clients, options), options.rounds
     marks = [measured["rounds"][str(number)] for number in range(1, rounds + 2)]
     steps = list(itertools.pairwise(marks))
     seconds = statistics.median(after["cpu"] - before["cpu"] for before, after in steps)
@@ -159,7 +173,7 @@ def _row(clients: int, sampled: int, rounds: int, measured: dict[str, Any], run:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files, a file of several names once."""
+    """Return the bytes of all files; a file with several names counts once."""
     found = {(stat := path.stat()).st_ino: stat.st_size for path in folder.rglob("*") if path.is_file()}
     return sum(found.values())
 
@@ -171,7 +185,7 @@ HEAD = (
 
 
 def line(row: Row) -> str:
-    """A round as a person reads it."""
+    """Return the row as a line of the printed table."""
     return (
         f"{row.clients:>7} {row.sampled:>7} {row.round_wall:>7.2f} {row.round_seconds:>7.2f} "
         f"{1e3 * row.seconds_per_client:>8.1f} {row.memory_before / MEGA:>9.0f} {row.memory_peak / MEGA:>8.0f} "
@@ -181,7 +195,7 @@ def line(row: Row) -> str:
 
 
 def setup_table(rows: list[Row]) -> str:
-    """Seconds before the first round."""
+    """Return the table of the seconds before the first round."""
     phases = list(rows[0].setup)
     lines = [f"{'clients':>7} " + " ".join(f"{phase:>10}" for phase in (*phases, "all"))]
     for row in rows:

@@ -1,6 +1,6 @@
-"""One run of main.py in this process, measured from within: `scale_run.py FILE KEY=VALUE...`, called by scale.py.
+"""Run main.py in this process and measure it from within: `scale_run.py FILE KEY=VALUE...`; scale.py calls this.
 
-Seconds are those of the processor, which other work on the machine does not distort, unless they are named wall.
+Seconds are processor time, which other work on the machine does not distort, unless they are named wall.
 """
 
 import functools
@@ -12,23 +12,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run as a file, Python looks for modules beside it only
-
 
 @dataclass(frozen=True)
 class Mark:
-    """Where the process was when a round began."""
+    """Time and memory of the process when a round began."""
 
     wall: float
     cpu: float
     memory: int  # resident bytes
-    own: int  # of them, those that are not pages of files, which the system takes back when it needs them
+    own: int  # resident bytes without pages of files, which the system takes back when it needs them
 
 
 @dataclass
 class Measured:
-    """What is known at the end."""
+    """Everything that was measured by the end of the run."""
 
     imported: Mark
     rounds: dict[int, Mark] = field(default_factory=dict)  # by the round that begins; the last one ends the run
@@ -37,14 +34,14 @@ class Measured:
 
 
 def mark() -> Mark:
-    """Now."""
+    """Return time and memory of the process now."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     memory, own = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
     return Mark(time.perf_counter(), time.process_time(), memory, own)
 
 
 def main(target: Path, arguments: list[str]) -> int:
-    """Run, then write what was measured."""
+    """Run main.py, then write the measurements to `target`."""
     import main as command
     from fed.cpu.runtime import peak_memory
     from fed.grids.base import CountingGrid

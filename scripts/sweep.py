@@ -1,16 +1,14 @@
-"""What finished runs say of the settings in which they differ.
+"""Draw finished runs by the settings in which they differ.
 
     python scripts/sweep.py FOLDER [FOLDER...] [out=DIR]
 
-Draws all finished runs in and below the folders: sweep.png, sweep.csv and sweep.md, in DIR or in the first folder. A
-`--multirun` does so by itself for its own runs.
+All finished runs in and below the folders are drawn: sweep.png, sweep.csv and sweep.md go to DIR, or to the first
+folder. A `--multirun` does this by itself for its own runs.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fed.reports.sweeps import draw, finished
 
@@ -27,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
-    """The folders, and where results go.
+    """Return the folders, and the folder for the results.
 
     Raises:
         ValueError: If there is no folder, or one does not exist.

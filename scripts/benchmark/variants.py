@@ -119,20 +119,21 @@ VARIANTS = (
 )
 
 
-def choose(names: str) -> list[Variant]:
-    """The variants that `names` lists with commas, and those that all are compared with; "all": all that can run.
+def choose(names: Sequence[str]) -> list[Variant]:
+    """Return the named variants and those that all are compared with; `all` names every variant that can run.
 
     Raises:
         ValueError: If there is no such variant, or it needs TRL and there is none.
     """
     known = {variant.name: variant for variant in VARIANTS}
-    wanted = list(known) if names == "all" else names.split(",")
+    every = list(names) == ["all"]
+    wanted = list(known) if every else names
     unknown = [name for name in wanted if name not in known]
     if unknown:
         expected = f"expected all or some of {', '.join(known)}"
-        raise ValueError(f"variants={names}: there is no {', '.join(unknown)}; {expected}")
+        raise ValueError(f"variants={','.join(names)}: there is no {', '.join(unknown)}; {expected}")
     able = [name for name in known if trl_version() is not None or not name.startswith("trl_")]
     unable = [name for name in wanted if name not in able]
-    if unable and names != "all":
+    if unable and not every:
         raise ValueError(f"{', '.join(unable)} needs TRL; install it: pip install -c constraints.txt -e '.[bench]'")
     return [known[name] for name in able if name in {*wanted, *OURS.values()}]

@@ -154,9 +154,10 @@ def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     [
         ("modes=[federated,centralised]", "centralised is unknown nearest: centralized"),
         ("modes=[]", "modes=[] a list"),
-        ("seeds=[0,x]", "seeds: x is no whole number"),
+        ("seeds=[0,x]", "seeds=[0,x] is of the wrong type; expected whole numbers"),
+        ("seeds=[0,-1]", "seeds=-1 is too small"),
         ("seeds=[1,1]", "seeds=[1,1] without repetitions"),
-        ("runs_at_a_time=0", "runs_at_a_time: 0 at least 1"),
+        ("runs_at_a_time=0", "runs_at_a_time=0 at least 1"),
         ("strategies=[fedpp]", "strategy=fedpp is unknown nearest: fedpo"),
         ("strategy=fedavg", "strategy is refused use modes, strategies, seeds"),
         ("seed=3", "seed is refused"),

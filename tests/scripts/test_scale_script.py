@@ -7,6 +7,7 @@ import pytest
 
 from load_data import load
 from scripts import scale
+from scripts.options import read, split
 
 
 def test_it_measures_a_run_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,15 +28,28 @@ def test_it_measures_a_run_and_writes_what_it_prints(tmp_path: Path, capsys: pyt
 def test_every_dialogue_is_a_conversation_of_its_own(tmp_path: Path) -> None:
     scale.write_dialogues(tmp_path, 5000)
     sizes = {"train": 5000, "test": scale.TEST}
-    for split, size in sizes.items():
-        rows = load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows  # type: ignore[arg-type]
+    for name, size in sizes.items():
+        rows = load(["jsonl"], name, data_dir=str(tmp_path), seed=0).rows  # type: ignore[arg-type]
         assert len({row.conversation for row in rows}) == len(rows) == size
 
 
 def test_options_are_told_from_settings_of_the_run() -> None:
-    options, settings = scale.read_options(["clients=5,7", "rounds=2", "client_optimizer=persist"])
-    assert (options.clients, options.rounds, settings) == ("5,7", "2", ["client_optimizer=persist"])
-    with pytest.raises(ValueError, match="unknown option quick"):
-        scale.read_options(["quick"])
-    with pytest.raises(SystemExit, match="error: "):
-        scale.main(["clients=few"])
+    own, settings = split(scale.Options, ["clients=5,7", "rounds=2", "client_optimizer=persist"])
+    options = read(scale.Options, own)
+    assert (options.clients, options.rounds, settings) == ([5, 7], 2, ["client_optimizer=persist"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("quick", "'quick' is no setting; expected KEY=VALUE"),
+        ("clients=few", "clients=few is of the wrong type; expected whole numbers"),
+        ("clients=10,1", "clients=1 is too small; expected a whole number of at least 2"),
+        ("rounds=1", "rounds=1 is too small"),
+        ("share=2", "share=2.0 is out of range; expected a number above 0, at most 1"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(argument: str, told: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        scale.main([argument])
+    assert str(stopped.value).startswith("error: ") and told in str(stopped.value)

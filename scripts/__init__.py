@@ -1,0 +1,1 @@
+"""One command per file: compare, sweep, bench, scale, convert, deploy."""

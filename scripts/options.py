@@ -1,0 +1,65 @@
+"""Options of the scripts: NAME=VALUE on the command line, read into a dataclass."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fed.config.explain import nearest
+
+Options = TypeVar("Options")
+EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[int]: "whole numbers, [1,2]",
+    list[str]: "a list, [a,b]",
+}
+
+
+def read(kind: type[Options], arguments: Sequence[str]) -> Options:
+    """Return the options that the arguments give; defaults are those of the dataclass `kind`.
+
+    A list may be typed without its brackets. Of an option that is given twice the last value counts.
+
+    Raises:
+        ValueError: If an option is unknown or its value is of the wrong type.
+    """
+    types = get_type_hints(kind)
+    found = OmegaConf.structured(kind)
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if name not in types or not equals:
+            known = ", ".join(f"{known}=" for known in types)
+            raise ValueError(f"unknown option {argument}; expected {known}{nearest(name, types)}")
+        if get_origin(types[name]) is list and not text.startswith("["):
+            argument = f"{name}=[{text}]"
+        try:
+            found = OmegaConf.merge(found, OmegaConf.from_cli([argument]))
+            OmegaConf.to_object(found)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ValueError(f"{name}={text} is of the wrong type; expected {EXPECTED[types[name]]}") from error
+    options: Options = OmegaConf.to_object(found)  # type: ignore[assignment]
+    return options
+
+
+def split(kind: type, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the arguments into those that are options of the dataclass `kind` and all others."""
+    names = {field.name for field in fields(kind)}
+    own = [argument for argument in arguments if argument.partition("=")[0] in names]
+    return own, [argument for argument in arguments if argument not in own]
+
+
+def at_least(least: int, **values: int) -> None:
+    """Refuse whole numbers that are too small.
+
+    Raises:
+        ValueError: If a value is less than `least`.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}={value} is too small; expected a whole number of at least {least}")
