@@ -1,6 +1,6 @@
-"""torch's optimizers in their fastest form for where the parameters are; clipping that touches only what it must."""
+"""Optimizers of a client in torch's fastest form, their state by parameter name, and the clipping of gradients."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """The optimizer of that name, with torch's defaults but for `lr`.
+    """Return the optimizer of that name, with torch's defaults but for `lr`.
 
     AdamW, Adam and SGD are fused where torch can: AdamW and Adam then keep their `step` on the parameter's device. On a
     CPU torch's fused SGD (2.13) leaves blocks of 16 numbers in 16 bits as they were, so it is not used for those.
@@ -31,6 +31,28 @@ def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.
     return OPTIMIZERS[name](parameters, lr=lr, fused=fused or None)  # type: ignore[call-arg]
 
 
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """Give a new optimizer of these parameters the state that `optimizer_state` returned."""
+    for key, tensor in state.items():
+        name, slot = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # Unless it is fused, AdamW keeps its step count on the CPU.
+        here = slot != "step" or optimizer.param_groups[0].get("fused")
+        optimizer.state[parameter][slot] = tensor.to(parameter.device if here else "cpu", copy=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the optimizer's state on the CPU, by "<parameter>/<slot>"."""
+    return {
+        f"{name}/{slot}": torch.as_tensor(value).cpu()
+        for name, parameter in parameters.items()
+        for slot, value in optimizer.state[parameter].items()
+        if value is not None
+    }
+
+
 class RMSprop(torch.optim.RMSprop):
     """torch's RMSprop to the bit, with a state that either can load.
 
@@ -40,7 +62,7 @@ class RMSprop(torch.optim.RMSprop):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on every parameter with a gradient; what `closure` returns."""
+        """Take one step on every parameter with a gradient and return what `closure` returns."""
         if not all(map(_is_plain, self.param_groups)):
             return super().step(closure)
         loss = None
@@ -70,13 +92,14 @@ class RMSprop(torch.optim.RMSprop):
 
 
 def _step(parameter: Tensor, gradient: Tensor, square_avg: Tensor, root: Tensor | None, group: dict[str, Any]) -> None:
-    """theta -= lr g / (sqrt(v) + eps) with v = alpha v + (1 - alpha) g^2, by the operations that torch uses."""
+    """Apply theta -= lr g / (sqrt(v) + eps) with v = alpha v + (1 - alpha) g^2, by the operations that torch uses."""
     square_avg.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
     root = torch.sqrt(square_avg, out=root).add_(group["eps"])
     parameter.addcdiv_(gradient, root, value=-group["lr"])
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
+    """Return whether `RMSprop` can run these options block by block."""
     options = ("momentum", "centered", "weight_decay", "maximize", "differentiable", "capturable")
     if isinstance(group["lr"], Tensor) or any(group[option] for option in options):
         return False
@@ -90,14 +113,15 @@ def _is_plain(group: dict[str, Any]) -> bool:
 def clip_grad_norm(
     parameters: Iterable[Tensor], max_norm: float, parts: Iterable[Tensor] = (), holders: Ranks = ALONE
 ) -> Tensor:
-    """The norm of all gradients, which are then scaled to norm `max_norm` if theirs is more.
+    """Scale all gradients to norm `max_norm` if their norm is larger, and return the norm before.
 
-    As `torch.nn.utils.clip_grad_norm_`, to the bit, but that multiplies by 1 what is within bounds.
+    The result is that of `torch.nn.utils.clip_grad_norm_`, to the bit. Gradients within bounds are left untouched;
+    torch multiplies them by 1.
 
     Args:
-        parameters: Whole ones, the same in all processes.
-        max_norm: What the norm may be.
-        parts: This process's parts of others.
+        parameters: Whole parameters, the same in all processes.
+        max_norm: The largest norm allowed.
+        parts: This process's parts of parameters that are split over processes.
         holders: The processes that hold all parts together.
     """
     whole, own = ([p for p in some if p.grad is not None] for some in (parameters, parts))

@@ -1,4 +1,4 @@
-"""What a client keeps between rounds. Stored in its Flower context, so that it never leaves the client."""
+"""The state of a client between rounds. It is stored in the client's Flower context, so it never leaves the client."""
 
 from dataclasses import dataclass, field
 
@@ -12,9 +12,8 @@ from fed.model.arrays import to_record, to_tensors
 class ClientState:
     """Counters, the decay lambda_k, and the optimizer's state when it persists."""
 
-    decay: float = (
-        1.0  # lambda_k of ALGORITHM.md: multiplied by decay_rate after each round that did not beat the server
-    )
+    # lambda_k of docs/algorithm.md: multiplied by decay_rate after each round that did not beat the server.
+    decay: float = 1.0
     updates: int = 0  # optimizer steps ever taken
     examples: int = 0  # pairs ever trained on
     batches: int = 0  # position in this client's endless order of batches
@@ -22,7 +21,7 @@ class ClientState:
 
 
 def read_state(records: RecordDict) -> ClientState:
-    """The state stored in a context; a fresh one before the first round."""
+    """Return the state stored in a context; a fresh one before the first round."""
     counters = records.metric_records.get("client")
     if counters is None:
         return ClientState()

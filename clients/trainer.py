@@ -1,48 +1,59 @@
-"""One client's local update: from the weights it received to the weights it sends back.
-
-Shapes: B pairs of a micro-batch.
-"""
+"""One client's local update: from the weights it received to the weights it sends back."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from clients.optimizers import clip_grad_norm, make_optimizer
-from clients.settings import LocalSettings, OnUpdate, RoundSettings
+from clients.optimizers import load_optimizer_state, make_optimizer, optimizer_state
+from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
-from fed.data.collate import Batch, num_tokens
+from clients.step import Step
+from fed.data.collate import num_tokens
 from fed.data.order import BatchOrder
 from fed.data.tokens import Example
-from fed.distributed.shards import local
+from fed.distributed.stop import Pauses
 from fed.model.arrays import model_tensors
 from fed.model.evaluation import Metrics, evaluate
-from fed.model.policy import OnPairs, Policy, pair_logps, total_loss
-from losses.anchor import anchor
-from losses.logps import Logps
+from fed.model.policy import Policy, pair_logps
+from fed.tracking.log import Log
+
+NO_PAUSES = Pauses()
+# The original DPO code's TensorBoard tags; {} is "train" or "eval".
+TAGS = {
+    "loss": "loss/{}",
+    "anchor": "anchor/{}",
+    "accuracy": "rewards_{}/accuracies",
+    "margin": "rewards_{}/margins",
+    "reward_chosen": "rewards_{}/chosen",
+    "reward_rejected": "rewards_{}/rejected",
+    "logps_chosen": "logps_{}/chosen",
+    "logps_rejected": "logps_{}/rejected",
+    "grad_norm": "grad_norm",
+}
 
 
-class Pauses(Protocol):
-    """The part of `fed.checkpoints.journal.Journal` that a training asks between two steps."""
+@dataclass
+class Progress:
+    """The progress of a client's training within a round."""
 
-    def point(self) -> Mapping[str, Any] | None:
-        """Where it was stopped before; None: it begins."""
+    steps: int = 0  # optimizer steps taken
+    seen: int = 0  # pairs trained on
+    sums: dict[str, float] = field(default_factory=dict)  # of each metric over the pairs
 
-    def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
-        """Returns, or raises `Stopped`, the point being kept."""
+    def add(self, metrics: Metrics, pairs: int) -> None:
+        """Add a step on so many pairs with these mean metrics."""
+        self.steps += 1
+        self.seen += pairs
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * pairs
 
-
-@dataclass(frozen=True)
-class Part:
-    """A process's part of a micro-batch."""
-
-    batch: Batch
-    places: Sequence[int]  # of its pairs among those of the micro-batch; none: the batch does not count
+    def means(self) -> Metrics:
+        """Return the mean metrics over all pairs trained on."""
+        return {name: value / self.seen for name, value in self.sums.items()}
 
 
 class LocalTrainer:
@@ -51,16 +62,10 @@ class LocalTrainer:
     def __init__(self, policy: Policy, settings: LocalSettings) -> None:
         self.policy = policy
         self.settings = settings
-        self.weights = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-        # What the optimizer sees: of weights that are split over processes the part of this one, the very memory.
-        self.parameters = {
-            name: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p for name, p in self.weights.items()
-        }
-        self._parts = [p for name, p in self.parameters.items() if p is not self.weights[name]]
-        self._whole = [p for name, p in self.parameters.items() if p is self.weights[name]]
+        self.step = Step(policy, settings)
 
     def num_pairs(self, examples: Sequence[Example], client_id: int, rounds: int = 1) -> list[int]:
-        """Pairs a client with these examples trains on in its first, second, ... round."""
+        """Return how many pairs a client with these examples trains on in its first, second, ... round."""
         order, first, found = self._order(examples, client_id), 0, []
         for _ in range(rounds):
             steps = self._steps(order, first)
@@ -75,213 +80,52 @@ class LocalTrainer:
         held_out: Sequence[Example],
         state: ClientState,
         this_round: RoundSettings,
-        *,
-        on_update: OnUpdate,
-        on_pairs: OnPairs,
-        pauses: Pauses | None = None,
+        log: Log,
+        pauses: Pauses = NO_PAUSES,
     ) -> Metrics:
-        """Run the round's local steps from the model's present weights; update `state`; mean training metrics.
+        """Train one client for a round and return the mean metrics of its steps.
 
-        The weights afterwards are the client's result. Where it was stopped before, it goes on from that step.
+        The training begins with the model's present weights, or continues from `pauses.point()`. The weights
+        afterwards are the client's result. `state` is updated.
 
         Raises:
-            Stopped: After a step, if that was asked.
+            Stopped: After a step, if the run was asked to stop.
         """
-        settings = self.settings
-        first = state.batches if settings.reshuffle else 0
-        order = self._order(examples, client_id)
-        if this_round.pairs is None:
-            steps = self._steps(order, first)
-        else:
-            steps = order.stretch(state.examples if settings.reshuffle else 0, this_round.pairs)
-        anchored = self._with_anchor(examples, steps)
-        received = {name: p.detach().clone() for name, p in self.parameters.items()} if this_round.proximal_mu else {}
-        optimizer = self._optimizer(state)
-        sums: dict[str, float] = {}
-        seen = start = 0
-        if pauses is not None and (point := pauses.point()) is not None:
-            start, seen, sums = point["steps"], point["seen"], dict(point["sums"])
-            state.updates, state.examples = point["updates"], point["examples"]
-            optimizer = self._optimizer(replace(state, optimizer=point["optimizer"]))
-            with torch.no_grad():
-                for name, tensor in model_tensors(self.policy.model).items():
-                    tensor.copy_(point["weights"][name])
-        for number, indices in list(enumerate(steps))[start:]:
-            if held_out and number == 0 and settings.do_first_eval:
-                on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
-            decay = this_round.decay if settings.decay_target == "lr" else 1.0
-            position = state.updates if settings.client_optimizer == "persist" else number
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * decay * min(1.0, (position + 1) / (settings.warmup_steps + 1))
+        first = state.batches if self.settings.reshuffle else 0
+        steps = self._steps_of_round(examples, client_id, state, this_round)
+        anchored = self.with_anchor(examples, steps)
+        received = {n: p.detach().clone() for n, p in self.step.parameters.items()} if this_round.proximal_mu else {}
+        optimizer, progress = self._optimizer(state.optimizer), Progress()
+        if (point := pauses.point()) is not None:
+            optimizer, progress = self._resume(point, state)
+        for number, indices in list(enumerate(steps))[progress.steps :]:
+            if held_out and number == 0 and self.settings.do_first_eval:
+                self._report_evaluation(log, client_id, held_out, state.updates)
+            lr = self._set_lr(optimizer, state.updates, number, this_round.decay)
             pairs = [(anchored if number else examples)[i] for i in indices]
-            metrics = self.step(optimizer, pairs, this_round, received)
-            seen += len(indices)
+            metrics = self.step.take(optimizer, pairs, this_round, received)
+            progress.add(metrics, len(pairs))
             state.updates += 1
-            state.examples += len(indices)
-            on_pairs(len(indices))
-            on_update("train", self._update_tags(metrics, state, optimizer.param_groups[0]["lr"]), state.updates)
-            if (
-                held_out
-                and state.examples // settings.eval_every > (state.examples - len(indices)) // settings.eval_every
-            ):
-                on_update("eval", _tags("eval", self.evaluate(held_out)), state.updates)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value * len(indices)
-            if pauses is not None:
-                counts = {"steps": number + 1, "seen": seen, "updates": state.updates, "examples": state.examples}
-                pauses.pause(functools.partial(self._point, counts, sums, optimizer))
+            state.examples += len(pairs)
+            with log.phase("log"):
+                log.advance(len(pairs))
+                log.update(client_id, "train", _update_tags(metrics, state, lr), step=state.updates)
+            if held_out and self._passes_evaluation(state.examples, len(pairs)):
+                self._report_evaluation(log, client_id, held_out, state.updates)
+            pauses.pause(functools.partial(self._point, progress, state, optimizer))
         state.batches = first + len(steps)
-        state.optimizer = self._optimizer_state(optimizer) if settings.client_optimizer == "persist" else {}
-        return {name: value / seen for name, value in sums.items()}
-
-    def _point(
-        self, counts: Mapping[str, int], sums: Mapping[str, float], optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any]:
-        """All that the steps to come depend on, but for what was sent and stored before the first one."""
-        weights = model_tensors(self.policy.model)
-        return {**counts, "sums": sums, "optimizer": self._optimizer_state(optimizer), "weights": weights}
-
-    def _order(self, examples: Sequence[Example], client_id: int) -> BatchOrder:
-        settings, layout = self.settings, self.policy.layout
-        order = BatchOrder(len(examples), settings.batch_size, settings.seed, client_id)
-        if settings.max_tokens_per_step is None:
-            return order
-        tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
-        return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
-
-    def _steps(self, order: BatchOrder, first: int) -> list[np.ndarray]:
-        """The example indices of a round's optimizer steps."""
-        if self.settings.local_steps is not None:
-            return order.batches(first, self.settings.local_steps)
-        return order.epochs(first, self.settings.local_epochs)
+        state.optimizer = self._optimizer_state(optimizer) if self.settings.client_optimizer == "persist" else {}
+        return progress.means()
 
     def evaluate(self, pairs: Sequence[Example]) -> Metrics:
-        """Metrics of the model's present weights on these pairs, by the loss that is trained."""
+        """Return the metrics of the model's present weights on these pairs, by the loss that is trained."""
         settings = self.settings
         return evaluate(self.policy, pairs, loss=settings.loss, beta=settings.beta, batch_size=settings.eval_batch_size)
 
-    def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        examples: Sequence[Example],
-        this_round: RoundSettings,
-        received: Mapping[str, Tensor],
-    ) -> Metrics:
-        """One optimizer step on the mean loss over `examples`; their mean metrics before the step."""
-        ranks = self.policy.ranks
-        sums: dict[str, float] = {}
-        for part in self._micro_batches(examples):
-            counts = ranks.count if part.places else 0  # gradients are averaged over the processes that share a model
+    def with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
+        """Return the examples with their anchor column, from the weights as received.
 
-            def add(values: Mapping[str, Tensor], counts: int = counts) -> None:
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + (float(value.detach().double().sum()) if counts else 0.0)
-
-            def loss(
-                policy: Logps, reference: Logps | None, received: Logps | None, part: Part = part, counts: int = counts
-            ) -> Tensor:
-                losses, values = self._losses(policy, reference, received, this_round, part)
-                add(values)
-                return counts * losses / len(examples)
-
-            total, logps = total_loss(self.policy, part.batch, loss, by_pair=self.settings.by_pair)
-            total.backward()  # type: ignore[no-untyped-call]
-            add(_rewards(logps, part.batch.reference, self.settings.beta))
-        self._collect_gradients()
-        self._add_proximal_gradient(this_round.proximal_mu, received)
-        norm = clip_grad_norm(self._whole, self.settings.max_grad_norm, self._parts, self.policy.holders)
-        optimizer.step()
-        for parameter in (*self.parameters.values(), *self.weights.values()):
-            parameter.grad = None
-        means = {name: value / len(examples) for name, value in ranks.sum_metrics(sums).items()}
-        return {**means, "grad_norm": float(norm)}
-
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Part]:
-        """What this process computes of an optimizer step.
-
-        The processes that share a model share the pairs of each micro-batch. One for which none is left computes one of
-        the others' in vain, because all must take part.
-        """
-        settings, parts, ranks = self.settings, self.settings.gradient_accumulation_steps, self.policy.ranks
-        size = settings.batch_size // parts if settings.max_tokens_per_step is None else -(-len(examples) // parts)
-        if not self.policy.layout.packing:  # pairs of like length together: less padding, the same gradient
-            examples = sorted(examples, key=lambda example: -example.length)
-        for start in range(0, len(examples), size):
-            pairs = examples[start : start + size]
-            longest_first = sorted(range(len(pairs)), key=lambda i, pairs=pairs: -pairs[i].length)  # type: ignore[misc]
-            places = sorted(longest_first[ranks.index :: ranks.count])
-            own = [pairs[i] for i in places] or pairs[:1]
-            yield Part(self.policy.collate(own, paired=not settings.supervised), places)
-
-    def _collect_gradients(self) -> None:
-        for name, weight in self.weights.items():
-            if weight is not self.parameters[name] and weight.grad is not None:
-                self.parameters[name].grad = local(weight.grad)
-
-    def _losses(
-        self,
-        policy: Logps,
-        reference: Logps | None,
-        received: Logps | None,
-        this_round: RoundSettings,
-        part: Part,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_k of each pair, (B,), and its parts. Without `received`, the policy itself is the model received."""
-        settings = self.settings
-        if settings.by_pair or self.policy.ranks.count == 1:
-            losses = settings.loss(policy, reference)
-        else:
-            losses = self._loss_of_all(policy, reference, part.places)
-        parts = {"loss": losses.detach()}
-        if settings.decay_target == "loss":
-            losses = this_round.decay * losses
-        if settings.alpha:
-            received = received or policy.detach()
-            if settings.anchor_norm == "token":
-                policy, received = policy.per_token(), received.per_token()
-            parts["anchor"] = anchor(policy, received)
-            losses = losses + settings.alpha * parts["anchor"]
-        return losses, parts
-
-    def _loss_of_all(self, policy: Logps, reference: Logps | None, places: Sequence[int]) -> Tensor:
-        """Losses of this process's pairs by a loss that must see all pairs of the micro-batch together.
-
-        The gradient of their sum is that of the sum over all pairs.
-        """
-        ranks = self.policy.ranks
-        own = slice(0, len(places))
-        everyone = ranks.gather((list(places), [_on_cpu(logps, own) for logps in (policy, reference)]))
-        order = torch.tensor([place for other, _ in everyone for place in other]).argsort()
-
-        def merged(logps: Logps | None, which: int) -> Logps | None:
-            if logps is None:
-                return None
-            parts = [found[which] for _, found in everyone]
-            parts[ranks.index] = logps.part(own)
-            columns = zip(*parts, strict=True)
-            device = logps.chosen.device
-            return Logps(*(None if c[0] is None else torch.cat([x.to(device) for x in c])[order] for c in columns))  # type: ignore[arg-type]
-
-        whole = merged(policy, 0)
-        assert whole is not None
-        losses = self.settings.loss(whole, merged(reference, 1))
-        if not places:
-            return 0 * policy.chosen
-        others = losses.sum() - losses[places].sum()
-        return losses[places] + (others - others.detach()) / len(places)
-
-    @torch.no_grad()
-    def _add_proximal_gradient(self, mu: float, received: Mapping[str, Tensor]) -> None:
-        """mu (theta - theta^t): the gradient of FedProx's term, without building a graph for it."""
-        if mu:
-            for name, parameter in self.parameters.items():
-                assert parameter.grad is not None
-                parameter.grad.add_(parameter - received[name], alpha=mu)
-
-    def _with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
-        """The examples with their anchor column, from the weights as received.
-
-        Only what later steps read: at the first step the policy is still the model received.
+        Only examples of later steps get one: at the first step the policy is still the model received.
         """
         if not self.settings.alpha:
             return examples
@@ -297,61 +141,82 @@ class LocalTrainer:
             filled[i] = replace(filled[i], anchor=pair)
         return filled
 
-    def _optimizer(self, state: ClientState) -> torch.optim.Optimizer:
-        """A new optimizer, continued from the stored state when there is one."""
-        optimizer = make_optimizer(self.settings.optimizer, self.parameters.values(), self.settings.lr)
-        for key, tensor in state.optimizer.items():
-            name, slot = key.rsplit("/", 1)
-            parameter = self.parameters[name]
-            # Unless it is fused, AdamW keeps its step count on the CPU.
-            here = slot != "step" or optimizer.param_groups[0].get("fused")
-            optimizer.state[parameter][slot] = tensor.to(parameter.device if here else "cpu", copy=True)
-        return optimizer
+    def _steps_of_round(
+        self, examples: Sequence[Example], client_id: int, state: ClientState, this_round: RoundSettings
+    ) -> list[np.ndarray]:
+        """Return the example indices of the round's optimizer steps."""
+        order, reshuffles = self._order(examples, client_id), self.settings.reshuffle
+        if this_round.pairs is None:
+            return self._steps(order, state.batches if reshuffles else 0)
+        return order.stretch(state.examples if reshuffles else 0, this_round.pairs)
 
-    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def _steps(self, order: BatchOrder, first: int) -> list[np.ndarray]:
+        """Return the example indices of the optimizer steps from batch `first` on."""
+        if self.settings.local_steps is not None:
+            return order.batches(first, self.settings.local_steps)
+        return order.epochs(first, self.settings.local_epochs)
+
+    def _order(self, examples: Sequence[Example], client_id: int) -> BatchOrder:
+        settings, layout = self.settings, self.policy.layout
+        order = BatchOrder(len(examples), settings.batch_size, settings.seed, client_id)
+        if settings.max_tokens_per_step is None:
+            return order
+        tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
+        return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, updates: int, number: int, decay: float) -> float:
+        """Set and return the learning rate: lr, decayed and warmed up over the steps of this optimizer."""
+        settings = self.settings
+        decay = decay if settings.decay_target == "lr" else 1.0
+        position = updates if settings.client_optimizer == "persist" else number
+        lr = settings.lr * decay * min(1.0, (position + 1) / (settings.warmup_steps + 1))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _passes_evaluation(self, examples: int, added: int) -> bool:
+        """Return whether the last step passed a multiple of `eval_every` pairs."""
+        return examples // self.settings.eval_every > (examples - added) // self.settings.eval_every
+
+    def _report_evaluation(self, log: Log, client_id: int, held_out: Sequence[Example], updates: int) -> None:
+        tags = _tags("eval", self.evaluate(held_out))
+        with log.phase("log"):
+            log.update(client_id, "eval", tags, step=updates)
+
+    def _point(self, progress: Progress, state: ClientState, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return all that the steps to come depend on, but for what was sent and stored before the first one."""
         return {
-            f"{name}/{slot}": torch.as_tensor(value).cpu()
-            for name, parameter in self.parameters.items()
-            for slot, value in optimizer.state[parameter].items()
-            if value is not None
+            "steps": progress.steps,
+            "seen": progress.seen,
+            "updates": state.updates,
+            "examples": state.examples,
+            "sums": progress.sums,
+            "optimizer": self._optimizer_state(optimizer),
+            "weights": model_tensors(self.policy.model),
         }
 
-    def _update_tags(self, metrics: Metrics, state: ClientState, lr: float) -> Metrics:
-        own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": state.decay}
-        return {**_tags("train", metrics), **own}
+    def _resume(self, point: Mapping[str, Any], state: ClientState) -> tuple[torch.optim.Optimizer, Progress]:
+        """Restore the weights and the counters of a point; return its optimizer and its progress."""
+        state.updates, state.examples = point["updates"], point["examples"]
+        with torch.no_grad():
+            for name, tensor in model_tensors(self.policy.model).items():
+                tensor.copy_(point["weights"][name])
+        return self._optimizer(point["optimizer"]), Progress(point["steps"], point["seen"], dict(point["sums"]))
+
+    def _optimizer(self, state: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
+        """Return a new optimizer, with the stored state if there is one."""
+        optimizer = make_optimizer(self.settings.optimizer, self.step.parameters.values(), self.settings.lr)
+        load_optimizer_state(optimizer, self.step.parameters, state)
+        return optimizer
+
+    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+        return optimizer_state(optimizer, self.step.parameters)
 
 
-def _on_cpu(logps: Logps | None, pairs: slice) -> Logps | None:
-    return None if logps is None else Logps(*(None if c is None else c[pairs].detach().cpu() for c in logps))  # type: ignore[arg-type]
-
-
-def _rewards(logps: Logps, reference: Logps | None, beta: float) -> dict[str, Tensor]:
-    """Rewards and log-probs of each pair, as far as the batch holds what they need."""
-    found = {"logps_chosen": logps.chosen}
-    if logps.rejected is None or reference is None or reference.rejected is None:
-        return found
-    chosen, rejected = beta * (logps.chosen - reference.chosen), beta * (logps.rejected - reference.rejected)
-    return {
-        **found,
-        "logps_rejected": logps.rejected,
-        "reward_chosen": chosen,
-        "reward_rejected": rejected,
-        "accuracy": (chosen > rejected).double(),
-        "margin": chosen - rejected,
-    }
+def _update_tags(metrics: Metrics, state: ClientState, lr: float) -> Metrics:
+    own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": state.decay}
+    return {**_tags("train", metrics), **own}
 
 
 def _tags(split: str, metrics: Metrics) -> Metrics:
-    """The original DPO code's TensorBoard tags for these metrics."""
-    names = {
-        "loss": f"loss/{split}",
-        "anchor": f"anchor/{split}",
-        "accuracy": f"rewards_{split}/accuracies",
-        "margin": f"rewards_{split}/margins",
-        "reward_chosen": f"rewards_{split}/chosen",
-        "reward_rejected": f"rewards_{split}/rejected",
-        "logps_chosen": f"logps_{split}/chosen",
-        "logps_rejected": f"logps_{split}/rejected",
-        "grad_norm": "grad_norm",
-    }
-    return {names[name]: value for name, value in metrics.items() if name in names}
+    return {TAGS[name].format(split): value for name, value in metrics.items() if name in TAGS}

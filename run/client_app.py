@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.app import ClientPairs, client_app
+from clients.app import Client, ClientPairs, client_app
 from clients.first_visit import Columns
 from clients.privacy import check_promise
 from clients.state_files import forget, keep, number, recall
@@ -127,13 +127,13 @@ class Site:
         self.pairs = _Pairs(self.plan, initial, self.model["weights"])
         self.deadline = Deadline(config.client_timeout if config.engine == "ray" else None)
         wire = Wire(config.wire_dtype, to_tensors(initial))
-        self._app = client_app(
+        client = Client(
             LocalTrainer(self.plan.policy, local_settings(self.plan)),
             self.pairs,
             ConsoleLog() if self.is_alone else Log(),
-            mods=[unpacking(wire), *self.plan.mods],
-            pauses=self.deadline,
+            self.deadline,
         )
+        self._app = client_app(client, [unpacking(wire), *self.plan.mods])
 
     def answer(self, message: Message, context: Context) -> Message:
         """The client's answer to "train" or "evaluate".

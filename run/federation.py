@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
-from clients.app import client_app
+from clients.app import Client, client_app
 from clients.first_visit import Columns, FirstVisits
 from clients.trainer import LocalTrainer
 from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
@@ -110,7 +110,7 @@ def federate(
     )
     return simulate(
         server,
-        client_app(trainer, pairs, clients, mods=mods, pauses=journal, budget=budget(plan, trainer)),
+        client_app(Client(trainer, pairs, clients, journal, budget(plan, trainer)), mods),
         place.client_ids,
         LocalGridSettings(
             wire=Wire(config.wire_dtype, known),

@@ -12,13 +12,13 @@ from fed.checkpoints import serialize
 from fed.checkpoints.checkpointer import BEGUN
 from fed.checkpoints.contexts import ClientFiles, small
 from fed.distributed.ranks import Ranks
-from fed.distributed.stop import Stop
+from fed.distributed.stop import Pauses, Stop
 from fed.errors import Failed, Stopped
 from fed.files import sync, writing
 from fed.tracking.log import Recorder
 
 
-class Journal:
+class Journal(Pauses):
     """Runs clients, or reads the replies that they gave before the run was killed.
 
     A client that is stopped during its training leaves a point from which its training resumes.

@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed, Stopped
@@ -81,8 +82,24 @@ class Stop:
             raise Stopped(number)
 
 
-class Deadline:
-    """A limit on the time of a client's training, in the form of `clients.trainer.Pauses`; it keeps nothing.
+class Pauses:
+    """The places between two steps of a client's training where it may end. Here it never ends and nothing is kept."""
+
+    def point(self) -> Mapping[str, Any] | None:
+        """Return the point to continue from, where the training was stopped before; None: it begins."""
+        return None
+
+    def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
+        """Return, or end the training here; `point` makes the point from which it can continue.
+
+        Raises:
+            Stopped: If the run was asked to stop.
+            Failed: If the client had its time.
+        """
+
+
+class Deadline(Pauses):
+    """A limit on the time of a client's training, which keeps nothing: a training that was stopped begins again.
 
     Args:
         seconds: How long one training may take; None: any time.
@@ -95,10 +112,7 @@ class Deadline:
         """Start the clock for the next client."""
         self._end = math.inf if self._seconds is None else time.monotonic() + self._seconds
 
-    def point(self) -> None:
-        """Return no point to resume from: a training that was stopped begins again."""
-
-    def pause(self, point: object) -> None:
+    def pause(self, point: Callable[[], Mapping[str, Any]]) -> None:
         """Compare the clock with the limit, between two steps.
 
         Raises:

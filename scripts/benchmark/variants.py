@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from clients.settings import LocalSettings, RoundSettings
-from clients.trainer import LocalTrainer
+from clients.step import Step as ClientStep
 from fed.cpu.onednn import use_onednn, use_torch
 from fed.data.collate import PADDED, Layout
 from fed.data.tokens import Example
@@ -73,13 +73,7 @@ def project_step(
     """The step of a client's local update, while the shared model is as this project loads it."""
     models = setting.models
     policy = Policy(models.policy, setting.tokenizer, torch.device("cpu"), dtype, layout=layout)
-    settings = LocalSettings(
-        loss=functools.partial(dpo, beta=models.beta),
-        beta=models.beta,
-        max_grad_norm=models.max_grad_norm,
-        batch_size=setting.batch,
-    )
-    trainer = LocalTrainer(policy, settings)
+    step = ClientStep(policy, _local_settings(models, setting.batch))
     with restored(models.policy):
         if layout.packing:
             models.policy.config._attn_implementation = PACKED_ATTENTION
@@ -89,9 +83,37 @@ def project_step(
             checkpointing(models.policy, "enable")
             models.policy.train()
         try:
-            yield lambda pairs: trainer.step(models.optimizer, pairs, RoundSettings(), {})["loss"]
+            yield lambda pairs: step.take(models.optimizer, pairs, RoundSettings(), {})["loss"]
         finally:
             use_torch(models.policy)
+
+
+def _local_settings(models: Models, batch_size: int) -> LocalSettings:
+    """Return the settings of one step over a whole batch; those of rounds and evaluations are not read."""
+    return LocalSettings(
+        loss=functools.partial(dpo, beta=models.beta),
+        beta=models.beta,
+        supervised=False,
+        by_pair=True,
+        optimizer="RMSprop",
+        lr=5e-7,
+        warmup_steps=0,
+        max_grad_norm=models.max_grad_norm,
+        batch_size=batch_size,
+        max_tokens_per_step=None,
+        gradient_accumulation_steps=1,
+        eval_batch_size=batch_size,
+        local_epochs=1,
+        local_steps=None,
+        eval_every=1,
+        do_first_eval=False,
+        alpha=0.0,
+        anchor_norm="token",
+        decay_target="lr",
+        client_optimizer="reset",
+        reshuffle=True,
+        seed=0,
+    )
 
 
 VARIANTS = (

@@ -17,8 +17,10 @@ from fed.data.tokens import Example
 from fed.model.policy import Policy, response_logps
 from fed.model.probe import start_packing
 from fed.model.references import with_reference
+from fed.tracking.log import Log
 from losses.preference import dpo
 from losses.sft import sft
+from support.local_settings import local_settings
 from support.pairs import examples
 
 
@@ -27,8 +29,18 @@ def dpo_loss(policy, reference):
 
 
 def settings(**changes) -> LocalSettings:
-    quick = {"loss": dpo_loss, "beta": 0.5, "optimizer": "AdamW", "lr": 1e-2, "warmup_steps": 0, "eval_batch_size": 8}
-    return LocalSettings(**quick | changes)
+    quick = {"loss": dpo_loss, "optimizer": "AdamW", "lr": 1e-2, "warmup_steps": 0, "eval_batch_size": 8}
+    return local_settings(**quick | changes)
+
+
+class Updates(Log):
+    """A log that collects the updates of a client."""
+
+    def __init__(self) -> None:
+        self.told = []
+
+    def update(self, client_id, split, metrics, *, step):
+        self.told.append((split, metrics, step))
 
 
 def referenced(policy: Policy, pairs: list[Example]) -> list[Example]:
@@ -36,18 +48,12 @@ def referenced(policy: Policy, pairs: list[Example]) -> list[Example]:
 
 
 def train(policy: Policy, pairs, state=None, this_round=None, held_out=(), client_id=0, **changes):
-    """Metrics, and the (split, tags, step) told of each update."""
-    told = []
+    """Return the metrics, and the (split, tags, step) that were reported of each update."""
+    log = Updates()
     metrics = LocalTrainer(policy, settings(**changes)).train(
-        client_id,
-        pairs,
-        held_out,
-        state or ClientState(),
-        this_round or RoundSettings(),
-        on_update=lambda *update: told.append(update),
-        on_pairs=lambda pairs: None,
+        client_id, pairs, held_out, state or ClientState(), this_round or RoundSettings(), log
     )
-    return metrics, told
+    return metrics, log.told
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:
@@ -126,7 +132,7 @@ def test_an_example_has_the_same_anchor_whatever_batch_repeats_it(policy):
     pairs = referenced(policy, examples(5))
     trainer = LocalTrainer(policy, settings(alpha=1.0, batch_size=2))
     steps = BatchOrder(5, 2, 0, 0).batches(0, 9)
-    filled = trainer._with_anchor(pairs, steps)
+    filled = trainer.with_anchor(pairs, steps)
     exact = response_logps(policy, collate(pairs)).detach()
     np.testing.assert_allclose([e.anchor.chosen for e in filled], exact.chosen.tolist(), rtol=1e-5)
     np.testing.assert_allclose([e.anchor.rejected for e in filled], exact.rejected.tolist(), rtol=1e-5)
@@ -255,14 +261,15 @@ def test_a_reset_optimizer_leaves_no_state_behind(policy):
 def test_local_steps_go_on_through_the_data_and_reshuffle_false_replays_its_start(policy):
     pairs = referenced(policy, examples(10))
     for reshuffle, expected in ((True, 10), (False, 4)):
-        seen = set()
+        seen = set()  # a pair is known by its reference log-probabilities
+
+        def loss(policy_logps, reference, seen=seen):
+            seen |= set(reference.chosen.tolist())
+            return dpo_loss(policy_logps, reference)
+
         state = ClientState()
         for _ in range(5):
-            trainer = LocalTrainer(policy, settings(local_steps=1, batch_size=4, reshuffle=reshuffle))
-            first = state.batches if reshuffle else 0
-            for indices in trainer._order(pairs, 0).batches(first, 1):
-                seen |= set(indices.tolist())
-            train(policy, pairs, state=state, local_steps=1, batch_size=4, reshuffle=reshuffle)
+            train(policy, pairs, state=state, loss=loss, local_steps=1, batch_size=4, reshuffle=reshuffle)
         assert len(seen) == expected
         assert state.updates == 5
 

@@ -11,8 +11,8 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from omegaconf import OmegaConf
 
-from clients.app import ClientPairs, client_app
-from clients.settings import LocalSettings, RoundSettings
+from clients.app import Client, ClientPairs, client_app
+from clients.settings import RoundSettings
 from clients.state import ClientState
 from clients.trainer import LocalTrainer
 from fed.config import components, schema
@@ -29,6 +29,7 @@ from server.evaluate import ServerEvaluation
 from server.strategies import FeDPO, StreamingFedAvg
 from server.traits import asks, check_strategy
 from support.federations import Log, dpo_loss, everyone
+from support.local_settings import local_settings
 from support.pairs import examples
 
 STRATEGIES = sorted(path.stem for path in Path("config/strategy").glob("*.yaml"))
@@ -47,9 +48,8 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
         for k in range(clients)
     ]
     log = Log()
-    settings = LocalSettings(
-        **{"loss": loss, "beta": 0.5, "optimizer": "AdamW", "lr": 3e-3, "warmup_steps": 0, "eval_batch_size": 8}
-        | changes
+    settings = local_settings(
+        **{"loss": loss, "optimizer": "AdamW", "lr": 3e-3, "warmup_steps": 0, "eval_batch_size": 8} | changes
     )
     score_loss = loss
 
@@ -69,7 +69,7 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
     )
     final = simulate(
         server,
-        client_app(LocalTrainer(policy, settings), pairs, log, mods=mods),
+        client_app(Client(LocalTrainer(policy, settings), pairs, log), mods),
         range(clients),
         LocalGridSettings(streams=getattr(strategy, "streams", False)),
     )
@@ -88,12 +88,10 @@ def test_one_client_is_centralised_training_bit_for_bit(policy):
     )
     direct = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.device)
     pairs = with_reference(direct, examples(6, seed=0), batch_size=8, cache=None, weights_hash="")
-    settings = LocalSettings(
-        loss=dpo_loss, beta=0.5, optimizer="AdamW", lr=3e-3, warmup_steps=0, local_epochs=2, client_optimizer="persist"
+    settings = local_settings(
+        loss=dpo_loss, optimizer="AdamW", lr=3e-3, warmup_steps=0, local_epochs=2, client_optimizer="persist"
     )
-    LocalTrainer(direct, settings).train(
-        0, pairs, (), ClientState(), RoundSettings(), on_update=lambda *_: None, on_pairs=lambda _: None
-    )
+    LocalTrainer(direct, settings).train(0, pairs, (), ClientState(), RoundSettings(), Log())
     assert same(federated, to_tensors(snapshot(model_tensors(direct.model))))
 
 

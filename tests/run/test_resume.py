@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import clients.step
 import clients.trainer
 import fed.checkpoints.checkpointer
 import fed.checkpoints.serialize
@@ -25,7 +26,7 @@ PERSIST = ("client_optimizer=persist", "optimizer=AdamW", "lr=1e-4")
 # Of what is called, which call is cut off, and whether before it or after it.
 INSTANTS: dict[str, tuple[Any, str, int, str]] = {
     "before anything is trained": (Tracker, "server", 1, "before"),
-    "in a client's training": (clients.trainer.LocalTrainer, "step", 8, "after"),
+    "in a client's training": (clients.step.Step, "take", 8, "after"),
     "when a client is scored": (clients.trainer.LocalTrainer, "evaluate", 5, "before"),
     "when a client's state is written but not its reply": (fed.checkpoints.serialize, "save_file", 3, "after"),
     "when a reply is written but not in its place": (fed.checkpoints.serialize, "save_file", 4, "after"),
@@ -93,8 +94,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(whole, tmp_path: Path, i
 @pytest.mark.parametrize(
     ("signum", "code", "instant"),
     [
-        (signal.SIGTERM, 143, (clients.trainer.LocalTrainer, "step", 8, "before")),
-        (signal.SIGINT, 130, (clients.trainer.LocalTrainer, "step", 11, "after")),
+        (signal.SIGTERM, 143, (clients.step.Step, "take", 8, "before")),
+        (signal.SIGINT, 130, (clients.step.Step, "take", 11, "after")),
         (signal.SIGTERM, 143, (Tracker, "server", 3, "before")),
     ],
 )
@@ -109,18 +110,18 @@ def test_a_run_that_is_asked_to_stop_keeps_the_steps_it_has_done(
     count = tmp_path / "steps"
 
     def counting() -> None:
-        original = clients.trainer.LocalTrainer.step
+        original = clients.step.Step.take
 
-        def step(*arguments: Any) -> Any:
+        def take(*arguments: Any) -> Any:
             with count.open("a") as file:
                 file.write(".")
             return original(*arguments)
 
-        clients.trainer.LocalTrainer.step = step
+        clients.step.Step.take = take
 
     ended = call(tmp_path, "resume=latest", "output_dir=runs", before=counting)
     assert ended.code == 0 and outcome(only_run(tmp_path)) == expected
-    if instant[1] == "step":
+    if instant[1] == "take":
         steps = sum(expected[f"Client-{k}/counters/updates"][-1][1] for k in range(3))
         assert len(count.read_text()) == steps - instant[2]
 
@@ -128,8 +129,8 @@ def test_a_run_that_is_asked_to_stop_keeps_the_steps_it_has_done(
 def test_a_run_that_is_asked_twice_ends_at_once(tmp_path: Path) -> None:
     def twice() -> None:
         fed.distributed.stop.SAME = 0.0
-        at(clients.trainer.LocalTrainer, "step", 3, "before", signal.SIGTERM)()
-        at(clients.trainer.LocalTrainer, "_collect_gradients", 3, "before", signal.SIGTERM)()
+        at(clients.step.Step, "take", 3, "before", signal.SIGTERM)()
+        at(clients.step, "clip_grad_norm", 3, "before", signal.SIGTERM)()
 
     ended = call(tmp_path, *SMALL, before=twice)
     assert ended.code == -signal.SIGTERM and "stopped by" not in ended.text
@@ -140,7 +141,7 @@ def test_drawn_responses_go_on_too(whole, tmp_path: Path, mode: str) -> None:
     """The reference's are drawn before training and not again."""
     typed = (f"mode={mode}", "sample_during_eval=true", "n_eval_model_samples=2", "max_length=128")
     folder, expected = whole(*typed)
-    instant = at(clients.trainer.LocalTrainer, "step", 8, "after")
+    instant = at(clients.step.Step, "take", 8, "after")
     killed = call(tmp_path, *SMALL, *typed, f"cache_dir={folder}/cache", before=instant)
     assert killed.code == -signal.SIGKILL, killed.text
     assert resumed(tmp_path) == expected
@@ -166,7 +167,7 @@ def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
 )
 def test_fewer_checkpoints_lose_time_but_no_bit(whole, tmp_path: Path, typed: tuple[str, ...]) -> None:
     folder, expected = whole(*typed)
-    instant = at(clients.trainer.LocalTrainer, "step", 16, "after")
+    instant = at(clients.step.Step, "take", 16, "after")
     killed = call(tmp_path, *SMALL, *typed, f"cache_dir={folder}/cache", before=instant)
     assert killed.code == -signal.SIGKILL and not list(tmp_path.rglob("*.begun"))
     assert resumed(tmp_path) == expected

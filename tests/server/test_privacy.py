@@ -13,9 +13,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, Krum
 
-from clients.app import ClientPairs, client_app
+from clients.app import Client, ClientPairs, client_app
 from clients.privacy import check_promise, privacy_mods
-from clients.settings import LocalSettings
 from clients.trainer import LocalTrainer
 from fed import privacy
 from fed.checkpoints.serialize import is_packable
@@ -30,6 +29,7 @@ from server.state import StrategyState
 from server.strategies import FeDPO, StreamingFedAvg
 from server.traits import train_size
 from support.federations import Log, dpo_loss
+from support.local_settings import local_settings
 from support.pairs import examples
 
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
@@ -203,9 +203,9 @@ def test_two_clients_of_different_data_differ_in_nothing_but_their_arrays(policy
         ClientPairs(with_reference(policy, examples(count, seed=count), batch_size=8, cache=None, weights_hash=""))
         for count in (6, 9)
     ]
-    trainer = LocalTrainer(policy, LocalSettings(loss=dpo_loss, beta=0.5, optimizer="AdamW", lr=3e-3))
+    trainer = LocalTrainer(policy, local_settings(loss=dpo_loss, optimizer="AdamW", lr=3e-3))
     pairs = [ClientPairs(pair.train, pair.train[:3], pair.train[:4]) for pair in pairs]
-    app = client_app(trainer, pairs, Log(), mods=privacy_mods(own))
+    app = client_app(Client(trainer, pairs, Log()), privacy_mods(own))
     grid = LocalGrid(app, [Context(0, node, {"partition-id": node}, RecordDict(), {}) for node in range(2)])
     weights = snapshot(model_tensors(policy.model))
     for server_round, kind in ((1, "train"), (2, "train"), (3, "evaluate")):
