@@ -1,4 +1,4 @@
-"""The mods that keep a client's data with the client, and what the client's owner may insist on."""
+"""The mods that keep a client's data with the client, and the check of what its owner demands of a run."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from fed.seeding import unseed_noise
 
 
 def privacy_mods(settings: PrivacySettings) -> list[Mod]:
-    """What `privacy=` asks of a client, outermost first; a user's own mods come after, so within."""
+    """Return the mods that `privacy=` needs at a client, outermost first; a user's own mods go inside them."""
     if settings.kind == "none":
         return []
     if settings.kind == "central_dp":
@@ -24,14 +24,14 @@ def privacy_mods(settings: PrivacySettings) -> list[Mod]:
 
 
 def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> None:
-    """Find out whether a run promises what the owner of the data insists on; the server only says what it does.
+    """Refuse a run that does not promise the privacy which the owner of the data demands.
 
     Args:
-        settings: Of the run.
-        demanded: A node's configuration; "privacy.kind" and, at least, "privacy.noise_multiplier".
+        settings: The privacy settings of the run, as the server states them.
+        demanded: The node's configuration. It may hold "privacy.kind" and the least "privacy.noise_multiplier".
 
     Raises:
-        Failed: If it does not, or others could draw the noise again.
+        Failed: If the run promises less, or if others could draw the noise again.
     """
     kind, least = demanded.get(KIND), demanded.get(LEAST)
     if settings.kind != "none" and settings.seeded_noise:
@@ -46,9 +46,9 @@ def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> 
 
 
 def only_weights(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """The reply with its weights and, in place of all metrics, `num-examples` 1: losses and counts carry no noise.
+    """Reduce the reply to its weights and, in place of all metrics, `num-examples` 1.
 
-    So clients weigh alike in every mean.
+    Losses and counts carry no noise, so they stay at the client; and clients weigh alike in every mean.
     """
     reply = call_next(message, context)
     if not reply.has_error():
@@ -60,7 +60,7 @@ def only_weights(message: Message, context: Context, call_next: ClientAppCallabl
 
 
 def has_moved(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """The reply, with weights that differ from those received."""
+    """Return the reply with weights that differ from those received."""
     reply = call_next(message, context)
     if not reply.has_error():
         for key, sent in message.content.array_records.items():
@@ -70,7 +70,7 @@ def has_moved(message: Message, context: Context, call_next: ClientAppCallable) 
 
 
 def unseeded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """The reply; noise that is added to it from here on cannot be drawn again."""
+    """Return the reply; noise that is added to it afterwards cannot be drawn again."""
     reply = call_next(message, context)
     unseed_noise()
     return reply

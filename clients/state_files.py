@@ -1,4 +1,4 @@
-"""A client's state on its own disk: for a SuperNode that is started again, or a run that goes on after a checkpoint."""
+"""A client's state on its own disk, for a SuperNode that is started again or a run that is resumed."""
 
 import shutil
 from pathlib import Path
@@ -12,17 +12,17 @@ RUNS = 10  # whose files are kept
 
 
 def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, every: int) -> None:
-    """Keep what the client stores after a round, and what it stored at the server's last checkpoints.
+    """Write a client's state after a round; only it and the states at the server's last checkpoints stay on the disk.
 
     Args:
-        folder: Of the run.
-        client_id: Its number.
-        server_round: The round it has trained in.
-        state: What it stores.
+        folder: The folder of the run.
+        client_id: The client's number.
+        server_round: The round in which it has trained.
+        state: The state in its context.
         every: Rounds between the server's checkpoints; 0: there are none.
 
     Raises:
-        OSError: If the disk refuses it.
+        OSError: If the disk refuses the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _rounds(folder, client_id)
@@ -39,7 +39,7 @@ def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, eve
 
 
 def number(folder: Path) -> int | None:
-    """The number that the only client with files of this run has; None: there are none, or those of several."""
+    """Return the number of the only client with files of this run; None: no client has any, or several have."""
     found = {path.name.split("-")[1] for path in folder.glob("client-*-round-*.safetensors")}
     return int(found.pop()) if len(found) == 1 else None
 
@@ -52,7 +52,7 @@ def forget(folder: Path) -> None:
 
 
 def recall(folder: Path, client_id: int, server_round: int) -> RecordDict:
-    """What it stored before this round; nothing if it took part in none."""
+    """Return the newest state that the client stored before this round; an empty one if it took part in none."""
     for earlier in sorted(_rounds(folder, client_id), reverse=True):
         if earlier < server_round:
             try:

@@ -1,27 +1,64 @@
-"""Strategies that need whole arrays, where every process holds a part of each.
+"""`LeaderGrid`: strategies that need whole arrays, where every process holds a part of each.
 
-The first process runs the strategy; the others do what it tells them. Clients' mods see whole arrays too, and so every
+The first process runs the strategy; the others follow its orders. Clients' mods see whole arrays too, and so every
 process has those of the client it is training.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fed.distributed.ranks import Ranks
 from fed.distributed.shards import Shards
-from fed.grids.groups import filled, outline, shapes
 from fed.grids.local import LocalGrid
+from fed.grids.outline import ArrayOutline, Outline, filled, outline, outline_arrays
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import to_record, to_tensors
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
+@dataclass(frozen=True)
+class MessageOutline:
+    """A message to one client, without its arrays."""
+
+    node: int
+    message_type: str
+    group_id: str
+    content: Outline
+    records: Mapping[str, int]  # for each key of the content's arrays, which of the order's records it is
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """The order to run the clients that messages go to."""
+
+    messages: Sequence[MessageOutline]
+    records: Sequence[list[ArrayOutline]]  # the records of arrays in the messages, each once
+
+
+@dataclass(frozen=True)
+class EvaluateRound:
+    """The order to take part in the evaluation after a round."""
+
+    server_round: int
+    arrays: list[ArrayOutline]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The order to take this process's parts of the result and return."""
+
+    arrays: list[ArrayOutline]
+
+
+Order = Deliver | EvaluateRound | Finish
+
+
 def in_parts(parts: Shards) -> Mod:
-    """A Flower mod, the innermost: those around it see whole arrays, the client its process's parts."""
+    """Return a Flower mod, the innermost: mods around it see whole arrays, the client its process's parts."""
 
     def split(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         for key, record in list(message.content.array_records.items()):
@@ -38,9 +75,9 @@ class LeaderGrid(LocalGrid):
     """The first process's grid: what the strategy sends reaches the clients in all processes.
 
     Args:
-        grid: What trains clients, in every process; its app has the mod `in_parts`.
+        grid: The grid that trains clients, in every process; its app has the mod `in_parts`.
         world: All processes.
-        parts: How the model is split.
+        parts: The way in which the model is split.
     """
 
     def __init__(self, grid: LocalGrid, world: Ranks, parts: Shards) -> None:
@@ -49,9 +86,9 @@ class LeaderGrid(LocalGrid):
         self._grid, self._world, self._parts = grid, world, parts
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
-        """What the clients answer."""
+        """Send the messages to the other processes, run their clients and yield the replies."""
         records: list[ArrayRecord] = []
-        orders = []
+        outlines = []
         for message in messages:
             keys = {}
             for key, record in message.content.array_records.items():
@@ -59,45 +96,56 @@ class LeaderGrid(LocalGrid):
                 if keys[key] == len(records):
                     records.append(record)
             meta = message.metadata
-            orders.append((meta.dst_node_id, meta.message_type, meta.group_id, outline(message.content), keys))
-        self._world.from_first(("messages", orders, list(map(shapes, records))))
+            content = outline(message.content)
+            outlines.append(MessageOutline(meta.dst_node_id, meta.message_type, meta.group_id, content, keys))
+        self._order(Deliver(outlines, [outline_arrays(record) for record in records]))
         for record in records:
-            _received(self._world, record, shapes(record))
+            _received(self._world, record, outline_arrays(record))
         yield from self._grid.replies(messages)
 
     def evaluate(self, evaluate: Evaluate, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """What `evaluate` finds when all processes take part."""
-        self._world.from_first(("evaluate", server_round, shapes(arrays)))
-        return evaluate(server_round, _received(self._world, arrays, shapes(arrays), self._parts))
+        """Call `evaluate` in all processes and return what it returns in this one."""
+        told = outline_arrays(arrays)
+        self._order(EvaluateRound(server_round, told))
+        return evaluate(server_round, _received(self._world, arrays, told, self._parts))
 
     def finish(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Tell the others that the run is over; this process's parts of its result."""
-        self._world.from_first(("finish", None, shapes(arrays)))
-        return _received(self._world, arrays, shapes(arrays), self._parts)
+        """End the run in all processes and return this process's parts of its result."""
+        told = outline_arrays(arrays)
+        self._order(Finish(told))
+        return _received(self._world, arrays, told, self._parts)
+
+    def _order(self, order: Order) -> None:
+        self._world.from_first(order)
 
 
 def follow(grid: LocalGrid, world: Ranks, parts: Shards, evaluate: Evaluate) -> ArrayRecord:
-    """In the other processes: do what the first one's grid says, until it finishes; the parts of the result."""
+    """Follow the orders of the first process's grid until it finishes, and return the parts of the result.
+
+    All processes but the first one call it.
+    """
+    nothing: Order = Finish([])  # what this process gives is ignored
     while True:
-        order: tuple[str, Any, Any] = ("", None, None)
-        what, detail, told = world.from_first(order)
-        if what == "messages":
-            _answer(grid, world, detail, told)
+        order = world.from_first(nothing)
+        if isinstance(order, Deliver):
+            _answer(grid, world, order)
             continue
-        arrays = _received(world, None, told, parts)
-        if what == "finish":
+        arrays = _received(world, None, order.arrays, parts)
+        if isinstance(order, Finish):
             return arrays
-        evaluate(detail, arrays)
+        evaluate(order.server_round, arrays)
 
 
-def _answer(grid: LocalGrid, world: Ranks, orders: Sequence[Any], told: Sequence[Any]) -> None:
-    sent = [_received(world, None, of_record) for of_record in told]
+def _answer(grid: LocalGrid, world: Ranks, order: Deliver) -> None:
+    """Run the clients that the messages of an order go to; the first process has the same replies."""
+    sent = [_received(world, None, of_record) for of_record in order.records]
     messages = []
-    for node, message_type, group_id, content, keys in orders:
-        own = {key: sent[index] for key, index in keys.items()}
-        messages.append(Message(filled(content, own.__getitem__), node, message_type, group_id=group_id))
+    for told in order.messages:
+        own = {key: sent[index] for key, index in told.records.items()}
+        content = filled(told.content, own.__getitem__)
+        messages.append(Message(content, told.node, told.message_type, group_id=told.group_id))
     for reply in grid.replies(messages):
-        del reply  # the first process has the same
+        del reply
 
 
 def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
@@ -105,9 +153,9 @@ def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
 
 
 def _received(
-    world: Ranks, record: ArrayRecord | None, told: Sequence[Any], parts: Shards | None = None
+    world: Ranks, record: ArrayRecord | None, told: Sequence[ArrayOutline], parts: Shards | None = None
 ) -> ArrayRecord:
-    """In every process the arrays that the first one has in `record`, or its parts of them."""
+    """Return, in every process, the arrays that the first one has in `record`, or this process's parts of them."""
     tensors, found = {} if record is None else to_tensors(record), {}
     for name, shape, dtype in told:
         whole = world.tensor_from(0, tensors.get(name), shape, dtype)

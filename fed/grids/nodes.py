@@ -1,4 +1,4 @@
-"""Which client each of Flower's nodes is: asked when a node is first seen, or told."""
+"""The client number of each of Flower's nodes: a node is asked when it is first seen, or told."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,14 +10,15 @@ from fed.config.flower import PARTITION_ID
 
 
 class Nodes:
-    """Numbers of the nodes of a grid, whose ids are drawn anew for every run.
+    """The numbers of the nodes of a grid, whose ids are drawn anew for every run.
 
-    A node's number is the `partition-id` of its configuration, or the smallest that is free. One that answers with an
-    error is left out until it has been away: then it may have been mended.
+    A node's number is the `partition-id` of its configuration, or the smallest that is free. A node that answers with
+    an error is left out until it has been offline: then it may have been mended.
 
     Args:
-        grid: Flower's.
-        told: The config of the question; None: none is asked, a simulated node is the client that it is told to be.
+        grid: Flower's grid.
+        told: The config of the question to a new node; None: no node is asked, and a simulated node is the client that
+            it is told to be.
     """
 
     def __init__(self, grid: Grid, told: Mapping[str, str] | None) -> None:
@@ -28,7 +29,7 @@ class Nodes:
         self.expected: int | None = None  # no client has this number or a larger one
 
     def online(self) -> list[int]:
-        """The clients whose nodes are online, in order; new nodes are asked, and do not count before they answer."""
+        """Return the clients whose nodes are online, in order; new nodes are asked, and count once they answer."""
         online = set(self._grid.get_node_ids())
         self._refused &= online
         new = sorted(online - self._clients.keys() - self._refused - set(self._asked.values()))
@@ -40,17 +41,17 @@ class Nodes:
         return sorted(client for node, client in self._clients.items() if node in online)
 
     def by_client(self) -> dict[int, int]:
-        """The node of each client."""
+        """Return the node of each client."""
         return {client: node for node, client in self._clients.items()}
 
     def described(self, online: int) -> str:
-        """Of how many one knows what."""
+        """Describe how many nodes are online, silent or refused."""
         silent = f", {len(self._asked)} still preparing (give them a longer process_timeout)" if self._asked else ""
         refused = f", {len(self._refused)} cannot take part" if self._refused else ""
         return f"{online} online{silent}{refused}"
 
     def _ask(self, nodes: list[int], told: Mapping[str, str]) -> None:
-        """Ask them who they are, and to get ready."""
+        """Ask new nodes for their number, and to get ready."""
         if nodes:
             contents = (RecordDict({"config": ConfigRecord({**told})}) for _ in nodes)
             asked = [Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)]
@@ -58,7 +59,7 @@ class Nodes:
             self._asked.update({message: node for message, node in sent if message is not None})  # None: it has left
 
     def _hear(self, online: set[int]) -> None:
-        """Number those that have answered, first those that have a number of their own.
+        """Give numbers to the nodes that have answered, first to those that have a number of their own.
 
         A number belongs to the last node that names it, once the one before is gone: it is the same client.
         """
@@ -84,5 +85,6 @@ class Nodes:
                 self._clients[node], taken[number] = number, node
 
     def _refuse(self, node: int, reason: str) -> None:
+        """Leave out a node and print why."""
         self._refused.add(node)
         print(f"node {node} cannot take part: {reason}", flush=True)

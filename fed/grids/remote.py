@@ -1,4 +1,4 @@
-"""`RemoteGrid`: clients behind one of Flower's own grids, numbered and asked as those of `LocalGrid` are."""
+"""`RemoteGrid`: clients behind one of Flower's own grids, numbered like those of `LocalGrid`."""
 
 import math
 import time
@@ -18,15 +18,17 @@ from fed.grids.settings import RemoteGridSettings
 from fed.model.arrays import copied
 
 POLL = 0.2  # seconds between two looks for replies
-# In the config of every message to a client.
+# Keys in the config of every message to a client: its number, the SHA-256 of the weights before any training, a name of
+# the run by which clients find what they stored of it, and the settings of the run.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
-NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}  # metrics of a reply
+# Metrics of a reply that must be single numbers.
+NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}
 
 
 class RemoteGrid(CountingGrid):
     """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
 
-    Messages tell a client its number and what `settings.told` holds.
+    Messages tell a client its number and the values of `settings.told`.
     """
 
     settings: RemoteGridSettings
@@ -41,15 +43,15 @@ class RemoteGrid(CountingGrid):
         self._stop = Stop()
 
     def begin(self, server_round: int) -> None:
-        """What clients are sent from now on belongs to this round."""
+        """Begin a round: the messages from now on belong to it."""
         super().begin(server_round)
         self._since = time.monotonic()
 
     def gather(self, expected: int) -> None:
-        """Wait until so many clients are there; when the time is up, fewer will do, but no fewer than a round needs.
+        """Wait for `expected` clients; when the time is up, fewer suffice, but no fewer than `min_fit_clients`.
 
         Raises:
-            CannotContinue: If they do not come.
+            CannotContinue: If too few come.
         """
         deadline = time.monotonic() + self.settings.wait
         self._nodes.expected = expected
@@ -68,11 +70,11 @@ class RemoteGrid(CountingGrid):
 
     @property
     def run(self) -> Any:
-        """The run this grid works for."""
+        """Return the run this grid works for."""
         return self._grid.run
 
     def get_node_ids(self) -> Iterable[int]:
-        """The clients whose nodes are online, in order.
+        """Return the clients whose nodes are online, in order.
 
         Raises:
             CannotContinue: If nothing could be sent for too long; strategies ask until there are enough nodes.
@@ -89,7 +91,7 @@ class RemoteGrid(CountingGrid):
         )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; the replies come by `pull_messages`."""
+        """Send messages and return their ids; `pull_messages` returns the replies."""
         accepted = [self.accept(message) for message in messages]
         ids = [found for found in self._push(accepted) if found is not None]
         if len(ids) < len(accepted):
@@ -98,12 +100,12 @@ class RemoteGrid(CountingGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there."""
+        """Return the replies that have come."""
         found = self._pull(message_ids)
         return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
 
     def accept(self, message: Message) -> Message:
-        """The message as the client finds it: what arrives of its arrays, and records of its own."""
+        """Give the message records of its own, with the arrays as they arrive at the client, and return it."""
         received: dict[str, Any] = {}
         for key, record in message.content.items():
             received[key] = self._shared_by(record).received if isinstance(record, ArrayRecord) else copied(record)
@@ -111,7 +113,7 @@ class RemoteGrid(CountingGrid):
         return message
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
-        """The answers, in the order of the messages; those that come before their turn wait."""
+        """Send the messages and yield the replies in their order; a reply that comes before its turn waits."""
         sent = list(zip(self._push(messages), messages, strict=True))
         waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Message]()
         deadline = time.monotonic() + (self.settings.timeout or math.inf)
@@ -134,13 +136,13 @@ class RemoteGrid(CountingGrid):
                 yield self._failed(message, f"no answer within client_timeout={self.settings.timeout:g} seconds")
 
     def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
-        """The replies that are there, by the message that they answer."""
+        """Return the replies that have come, by the id of the message that they answer."""
         found = {reply.metadata.reply_to_message_id: reply for reply in self._grid.pull_messages(list(message_ids))}
         self._since = time.monotonic()
         return found
 
     def _push(self, messages: list[Message]) -> list[str | None]:
-        """Send what was accepted; None in place of the number of a message whose node has left."""
+        """Send accepted messages and return their ids; None for a message whose node has left."""
         nodes = self._nodes.by_client()
         sent = []
         for message in messages:
@@ -161,7 +163,7 @@ class RemoteGrid(CountingGrid):
         return ids
 
     def _shared_by(self, record: ArrayRecord) -> "_Shared":
-        """How these arrays travel, which a strategy sends to all clients of a round."""
+        """Pack arrays for the wire once, although a strategy sends them to all clients of a round."""
         for shared in self._shared:
             if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
                 return shared
@@ -174,7 +176,7 @@ class RemoteGrid(CountingGrid):
         return next(shared.packed for shared in self._shared if shared.received is received)
 
     def _taken(self, message: Message, reply: Message) -> Message:
-        """The client's reply as the strategy gets it."""
+        """Return the client's reply in the form in which the strategy gets it; an error if it cannot be used."""
         if reply.has_error():
             return self._failed(message, reply.error.reason)
         received, kind = message.content.array_records, message.metadata.message_type
@@ -194,6 +196,7 @@ class RemoteGrid(CountingGrid):
         return Message(reply.content, reply_to=message)
 
     def _failed(self, message: Message, reason: str | None) -> Message:
+        """Report a failure and return it as the reply; the first line of `reason` goes to the strategy."""
         reason, _, details = (reason or "").partition("\n")
         reason = " ".join(reason.split()) or "no reason given"
         self.settings.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
@@ -201,7 +204,7 @@ class RemoteGrid(CountingGrid):
 
 
 def _unusable(metrics: Mapping[str, Any]) -> str | None:
-    """Why no strategy could use a client's metrics."""
+    """Return why no strategy can use a client's metrics; None: they can be used."""
     for name in NUMBERS & metrics.keys():
         if isinstance(metrics[name], list):
             return f"its {name} is a list"
@@ -210,7 +213,7 @@ def _unusable(metrics: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class _Shared:
-    """Arrays that go to several clients: as the strategy has them, as they travel, and as they arrive."""
+    """Arrays that go to several clients, in three forms: of the strategy, on the wire, and at the client."""
 
     of: ArrayRecord
     packed: ArrayRecord

@@ -1,4 +1,4 @@
-"""How arrays travel between server and clients: as float32, or as bfloat16 differences from what both sides know.
+"""The wire: arrays travel as float32, or as bfloat16 differences from weights that server and client both know.
 
 Weights themselves in bfloat16 would lose what training changes: it keeps 8 bits, and one round moves a weight by less
 than its last one. So the server sends the difference from the initial weights, which every client has, and a client the
@@ -21,10 +21,10 @@ DIFFERENCE = "bfloat16-difference"  # Flower's `stype` of what numpy cannot read
 
 @dataclass(frozen=True)
 class Wire:
-    """What is done to arrays that travel.
+    """The form in which arrays travel.
 
     Args:
-        dtype: "float32": nothing; "bfloat16": half the bytes.
+        dtype: "float32" leaves arrays as they are; "bfloat16" halves their bytes.
         initial: The model's weights before any training, by name; read with bfloat16 only.
     """
 
@@ -33,11 +33,11 @@ class Wire:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
+        """Return the bytes of one number."""
         return 2 if self.dtype == "bfloat16" else 4
 
     def pack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """What travels, as Flower's own arrays; `base` is what the other side knows, None: the initial weights."""
+        """Return Flower's own arrays to be sent; `base` holds what the other side knows, None: the initial weights."""
         packed = ArrayRecord()
         for name, tensor in to_tensors(record).items():
             if self.dtype == "float32":
@@ -49,7 +49,7 @@ class Wire:
         return packed
 
     def unpack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """The weights in float32 that the other side had packed, within the error of the difference.
+        """Return the weights in float32 that the other side had packed, within the error of the difference.
 
         Raises:
             ValueError: If they were packed in another dtype, or do not fit the model.
@@ -66,7 +66,7 @@ class Wire:
         return to_record(tensors)
 
     def travelled(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """What arrives of these weights, where they do not travel in fact."""
+        """Return what the other side would unpack of these weights, for sides that are in one process."""
         if self.dtype == "float32":
             return record
         tensors = to_tensors(record).items()
@@ -92,7 +92,7 @@ AS_IT_IS = Wire("float32", {})
 
 
 def unpacking(wire: Wire) -> Mod:
-    """A client mod, the outermost: those inside, and the training, see whole weights in float32."""
+    """Return a client mod, the outermost: mods inside it, and the training, see whole weights in float32."""
 
     def unpacked(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         received = {key: wire.unpack(record) for key, record in message.content.array_records.items()}
