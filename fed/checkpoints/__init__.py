@@ -1,1 +1,1 @@
-"""Everything needed to continue, on the disk."""
+"""Checkpoints: everything that a run needs to resume, on the disk."""

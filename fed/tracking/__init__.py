@@ -1,1 +1,1 @@
-"""What a run writes and shows while it runs."""
+"""The log of a run: metrics, TensorBoard, progress on the console, and the files of its folder."""

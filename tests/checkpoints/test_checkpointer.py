@@ -228,7 +228,7 @@ def test_rounds_that_nobody_evaluated_are_not_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == ["best", "round-3", "round-4"]
 
 
-def test_a_run_that_goes_on_knows_the_best_of_before(tmp_path: Path) -> None:
+def test_a_resumed_run_knows_the_best_checkpoint(tmp_path: Path) -> None:
     save(new(tmp_path), 1, 2, 3, 4, r1=0.5, r2=0.9, r3=0.1, r4=0.1)
     second = new(tmp_path)
     checkpoint = second.newest(nobody)
@@ -407,9 +407,9 @@ def test_arrays_that_are_on_the_disk_take_no_memory_besides(tmp_path: Path) -> N
     new(tmp_path).save(1, weights(1), clients, {"counter": Counter()}, None)
     gc.collect()  # Flower's records refer to themselves
     assert gone() is None
-    checkpoint = to_tensors(clients.contexts[0].state.array_records["own"])["v"]
-    assert checkpoint.tolist() == [3]
-    checkpoint.add_(1)  # stays here
+    array = to_tensors(clients.contexts[0].state.array_records["own"])["v"]
+    assert array.tolist() == [3]
+    array.add_(1)  # does not reach the file
     assert to_tensors(restored(tmp_path)[2].contexts[0].state.array_records["own"])["v"].tolist() == [3]
 
 
@@ -426,7 +426,7 @@ def test_only_arrays_that_are_new_are_forced_to_the_disk(tmp_path: Path, monkeyp
     assert [name for name in synced if name.startswith("client")] == ["client-0-0.safetensors"]
 
 
-def test_a_run_that_goes_on_links_what_it_has_read(tmp_path: Path) -> None:
+def test_a_resumed_run_links_the_files_that_it_has_read(tmp_path: Path) -> None:
     save(new(tmp_path), 1)
     second, clients = new(tmp_path), Clients()
     checkpoint = second.newest(nobody)

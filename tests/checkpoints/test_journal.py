@@ -304,7 +304,7 @@ def step_events(*steps: int) -> list[Event]:
 BEGINS = ("start_client", 3, 5, 8)
 
 
-def test_a_client_that_is_stopped_goes_on_from_its_point(tmp_path: Path) -> None:
+def test_a_client_that_is_stopped_resumes_from_its_point(tmp_path: Path) -> None:
     """The sum is 1 + 2 before and 3 + 4 after, 10; the second process takes only steps 3 and 4."""
     stepped(tmp_path, 2)
     assert files(tmp_path) == ["round-3.begun/point-train-5-1-0.safetensors"]

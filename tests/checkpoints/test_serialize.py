@@ -25,9 +25,9 @@ from fed.files import sync
 from fed.model.arrays import TensorArray, to_record, to_tensors
 
 
-def there_and_back(tree: Any, folder: Path) -> Any:
-    serialize.save(tree, folder / "tree")
-    return serialize.load(folder / "tree")
+def there_and_back(nested: Any, folder: Path) -> Any:
+    serialize.save(nested, folder / "saved")
+    return serialize.load(folder / "saved")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -105,8 +105,8 @@ def test_numpy_arrays_keep_values_shape_and_dtype(array: np.ndarray, tmp_path: P
 )
 def test_tensors_of_every_dtype_and_shape(dtype: torch.dtype, tmp_path: Path):
     shapes: list[tuple[int, ...]] = [(), (0,), (2, 0), (3,), (2, 2, 2)]
-    tree = [torch.arange(math.prod(shape)).reshape(shape).to(dtype) for shape in shapes]
-    assert same(there_and_back(tree, tmp_path), tree)
+    nested = [torch.arange(math.prod(shape)).reshape(shape).to(dtype) for shape in shapes]
+    assert same(there_and_back(nested, tmp_path), nested)
 
 
 def test_nan_keeps_its_bits(tmp_path: Path):
@@ -117,10 +117,10 @@ def test_nan_keeps_its_bits(tmp_path: Path):
 
 def test_a_view_comes_back_without_the_rest_of_its_memory(tmp_path: Path):
     whole = torch.arange(100_000.0).reshape(1000, 100)
-    tree = [whole[3, 2:5], whole[:2, :2].T, whole[5:6, :3].expand(2, 3)]
-    found = there_and_back(tree, tmp_path)
+    nested = [whole[3, 2:5], whole[:2, :2].T, whole[5:6, :3].expand(2, 3)]
+    found = there_and_back(nested, tmp_path)
     assert [tensor.tolist() for tensor in found] == [[302, 303, 304], [[0, 100], [1, 101]], [[500, 501, 502]] * 2]
-    assert (tmp_path / "tree").stat().st_size < 2000
+    assert (tmp_path / "saved").stat().st_size < 2000
 
 
 def test_what_stands_in_several_places_is_written_once_and_stays_one(tmp_path: Path):
@@ -128,7 +128,7 @@ def test_what_stands_in_several_places_is_written_once_and_stays_one(tmp_path: P
     array = TensorArray(torch.ones(2))
     found = there_and_back({"a": tensor, "b": [tensor], "c": array, "d": array}, tmp_path)
     assert found["a"] is found["b"][0] and found["c"].tensor is found["d"].tensor
-    assert (tmp_path / "tree").stat().st_size < 2 * 4000
+    assert (tmp_path / "saved").stat().st_size < 2 * 4000
 
 
 def test_tensors_that_share_memory_in_other_ways_all_come_back(tmp_path: Path):
@@ -199,7 +199,7 @@ def test_records_keep_kind_keys_and_values(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
-def test_a_numpy_generator_goes_on_with_the_same_draws(bits: Any, tmp_path: Path):
+def test_a_numpy_generator_continues_with_the_same_draws(bits: Any, tmp_path: Path):
     drawn, other = np.random.Generator(bits(7)), np.random.Generator(bits(7))
     drawn.integers(10, size=3, dtype=np.uint32)  # keeps half of a 64-bit draw for the next one
     other.integers(10, size=3, dtype=np.uint32)
@@ -211,7 +211,7 @@ def test_a_numpy_generator_goes_on_with_the_same_draws(bits: Any, tmp_path: Path
     assert found.normal(size=100).tolist() == other.normal(size=100).tolist()
 
 
-def test_pythons_generator_goes_on_with_the_same_draws(tmp_path: Path):
+def test_pythons_generator_continues_with_the_same_draws(tmp_path: Path):
     drawn, other = random.Random(7), random.Random(7)
     drawn.gauss(), other.gauss()  # the second of a pair waits inside
     found = there_and_back({"rng": drawn}, tmp_path)["rng"]
@@ -251,10 +251,10 @@ class Words(list):  # type: ignore[type-arg]
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_and_nothing_is_written(value: Any, tmp_path: Path):
-    for tree in (value, [1, {"a": (value,)}], {"k": torch.zeros(2), "v": value}):
-        assert not serialize.is_packable(tree)
+    for nested in (value, [1, {"a": (value,)}], {"k": torch.zeros(2), "v": value}):
+        assert not serialize.is_packable(nested)
         with pytest.raises(TypeError, match=r"cannot be saved|can't convert np.ndarray"):
-            serialize.save(tree, tmp_path / "tree")
+            serialize.save(nested, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,7 +282,7 @@ def test_a_conjugate_comes_back_as_its_values(tmp_path: Path):
 def test_what_a_strategy_may_hold_but_no_file_is_refused_before_a_round_is_trained(value: Any, tmp_path: Path):
     assert not serialize.is_packable({"a": value})
     with pytest.raises(TypeError):
-        serialize.save({"a": value}, tmp_path / "tree")
+        serialize.save({"a": value}, tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_an_array_that_nobody_may_write_to_is_kept_without_a_warning(tmp_path: P
 
 
 def small_file(folder: Path) -> tuple[Path, bytes]:
-    serialize.save({"n": 1.5, "w": torch.arange(2.0)}, folder / "tree")
-    return folder / "tree", (folder / "tree").read_bytes()
+    serialize.save({"n": 1.5, "w": torch.arange(2.0)}, folder / "saved")
+    return folder / "saved", (folder / "saved").read_bytes()
 
 
 def test_every_flipped_bit_of_a_file_is_found(tmp_path: Path):
@@ -318,7 +318,7 @@ def test_every_flipped_bit_of_a_file_is_found(tmp_path: Path):
         for place in range(8 * len(content)):
             changed = content[place // 8] ^ 1 << place % 8
             os.pwrite(written.fileno(), bytes([changed]), place // 8)
-            with pytest.raises(Damaged, match=r"^tree "):
+            with pytest.raises(Damaged, match=r"^saved "):
                 serialize.load(file)
             os.pwrite(written.fileno(), content[place // 8 : place // 8 + 1], place // 8)
     assert serialize.load(file)["n"] == 1.5
@@ -337,7 +337,7 @@ def test_every_cut_and_every_addition_is_found(tmp_path: Path):
 
 
 def test_damage_anywhere_in_a_large_file_is_found(tmp_path: Path):
-    file = tmp_path / "tree"
+    file = tmp_path / "saved"
     serialize.save({f"w{k}": torch.full((50_000,), float(k)) for k in range(4)}, file)
     content = file.read_bytes()
     rng = random.Random(0)
@@ -368,7 +368,7 @@ def test_a_missing_or_foreign_file_is_damaged_too(tmp_path: Path):
 def test_a_new_file_takes_the_place_of_the_old_one(tmp_path: Path):
     assert there_and_back([1], tmp_path) == [1]
     assert there_and_back([2, 2], tmp_path) == [2, 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 @pytest.mark.parametrize(
@@ -384,20 +384,20 @@ def test_a_new_file_takes_the_place_of_the_old_one(tmp_path: Path):
 def test_what_stops_the_writing_leaves_the_old_file_and_nothing_else(
     error: BaseException, expected: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    serialize.save({"w": torch.ones(2)}, tmp_path / "tree")
+    serialize.save({"w": torch.ones(2)}, tmp_path / "saved")
 
     def half(tensors: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(serialize, "save_file", half)
-    for name in ("tree", "other"):
+    for name in ("saved", "other"):
         with pytest.raises(expected) as raised:
             serialize.save({"w": torch.zeros(2)}, tmp_path / name)
         if expected is CannotWrite:
             assert str(raised.value) == f"cannot write {tmp_path / name}: {error.args[1]}"  # type: ignore[index]
-    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
-    assert serialize.load(tmp_path / "tree")["w"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert serialize.load(tmp_path / "saved")["w"].tolist() == [1, 1]
 
 
 def test_the_file_is_under_another_name_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -409,42 +409,42 @@ def test_the_file_is_under_another_name_until_it_is_complete(tmp_path: Path, mon
         seen.append([found.name for found in tmp_path.iterdir()])
 
     monkeypatch.setattr(serialize, "save_file", watched)
-    serialize.save(1, tmp_path / "tree")
-    assert seen == [["tree.partial"]]
+    serialize.save(1, tmp_path / "saved")
+    assert seen == [["saved.partial"]]
 
 
 def test_a_folder_that_is_not_there_cannot_be_written_to(tmp_path: Path):
-    with pytest.raises(CannotWrite, match=r"cannot write .*tree: No such file or directory$"):
-        serialize.save(1, tmp_path / "none" / "tree")
+    with pytest.raises(CannotWrite, match=r"cannot write .*saved: No such file or directory$"):
+        serialize.save(1, tmp_path / "none" / "saved")
 
 
 def test_a_disk_that_refuses_to_remove_too_is_told_as_one_that_refuses(tmp_path: Path):
     """A read-only disk refuses likewise; here the folder is a file."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CannotWrite, match=r"cannot write .*tree: "):
-        serialize.save(1, tmp_path / "file" / "tree")
+    with pytest.raises(CannotWrite, match=r"cannot write .*saved: "):
+        serialize.save(1, tmp_path / "file" / "saved")
 
 
 def test_what_the_library_itself_says_of_a_disk_that_takes_no_more_is_understood(tmp_path: Path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(CannotWrite, match=r"tree: File too large$"):
-            serialize.save(torch.zeros(10_000), tmp_path / "tree")
+        with pytest.raises(CannotWrite, match=r"saved: File too large$"):
+            serialize.save(torch.zeros(10_000), tmp_path / "saved")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_sync_takes_files_and_folders(tmp_path: Path):
-    serialize.save(1, tmp_path / "tree")
-    sync(tmp_path / "tree")
+    serialize.save(1, tmp_path / "saved")
+    sync(tmp_path / "saved")
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "none")
 
 
-# Any tree
+# Any nested value
 
 
 def any_array() -> st.SearchStrategy[Any]:
@@ -469,7 +469,7 @@ def any_key() -> st.SearchStrategy[Any]:
     )
 
 
-def any_tree() -> st.SearchStrategy[Any]:
+def any_nested() -> st.SearchStrategy[Any]:
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | any_array()
     return st.recursive(
         leaves,
@@ -484,22 +484,22 @@ def any_tree() -> st.SearchStrategy[Any]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(tree=any_tree())
-def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory):
+@given(nested=any_nested())
+def test_any_nested_value_comes_back(nested: Any, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.getbasetemp()
-    assert same(there_and_back(tree, folder), tree)
+    assert same(there_and_back(nested, folder), nested)
 
 
 def test_a_packed_part_is_as_the_part_itself(tmp_path):
     part = {"client": MetricRecord({"n": 3, "x": 0.5}), 7: (1, None)}
-    serialize.save({"parts": [serialize.packed(part)]}, tmp_path / "tree")
-    assert serialize.load(tmp_path / "tree") == {"parts": [part]}
+    serialize.save({"parts": [serialize.packed(part)]}, tmp_path / "saved")
+    assert serialize.load(tmp_path / "saved") == {"parts": [part]}
 
 
-def test_a_mapped_tree_is_the_saved_one_and_outlives_its_file(tmp_path):
-    tree = {"record": to_record({"v": torch.arange(4.0)}), "tensor": torch.ones(2), "n": 1}
-    serialize.save(tree, tmp_path / "tree")
-    found = serialize.mapped(tmp_path / "tree")
-    (tmp_path / "tree").unlink()
+def test_a_mapped_value_is_the_saved_one_and_outlives_its_file(tmp_path):
+    nested = {"record": to_record({"v": torch.arange(4.0)}), "tensor": torch.ones(2), "n": 1}
+    serialize.save(nested, tmp_path / "saved")
+    found = serialize.mapped(tmp_path / "saved")
+    (tmp_path / "saved").unlink()
     assert found["n"] == 1 and found["tensor"].tolist() == [1, 1]
     assert to_tensors(found["record"])["v"].tolist() == [0, 1, 2, 3]

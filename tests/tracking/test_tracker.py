@@ -110,7 +110,7 @@ def test_a_line_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
-def test_a_tracker_goes_on_where_another_was_after_a_round(tmp_path: Path, tensorboard: bool) -> None:
+def test_a_tracker_continues_where_another_was_after_a_round(tmp_path: Path, tensorboard: bool) -> None:
     """The second tracker removes, from every file, what the first wrote after its state was taken, and newer files."""
     first = make(tmp_path, tensorboard=tensorboard)
     with first:
@@ -554,7 +554,7 @@ def test_margins_keep_their_signs_and_seven_digits(tmp_path: Path) -> None:
     ]
 
 
-def test_the_time_of_each_evaluation_goes_on_after_a_resume(tmp_path: Path, clock: list[float]) -> None:
+def test_the_time_of_each_evaluation_continues_after_a_resume(tmp_path: Path, clock: list[float]) -> None:
     with make(tmp_path) as tracker:
         tracker.advance(8)
         clock[0] += 5
