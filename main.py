@@ -1,10 +1,11 @@
-"""Entry point: `python main.py key=value ...`. Composes the configuration and tells the user's mistakes in one line."""
+"""The command line, `python main.py key=value ...`: settle the settings, then carry out the run they describe."""
 
 import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -21,12 +22,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import arguments, checks, explain, schema
+from fed.config.checks import Request
 from fed.distributed import launch
 from fed.errors import CannotContinue, Stopped
 
 
 def main() -> int:
-    """Run the command line; exit code 0, or 2 with one line on stderr for a mistake of the user's."""
+    """Run the command line and return the exit code: 0, or 2 after one line on stderr about a mistake of the user's."""
     schema.register()
     try:
         arguments.check_arguments(sys.argv[1:])
@@ -43,59 +45,109 @@ def main() -> int:
     return 0
 
 
-@hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="config")
+@hydra.main(version_base=None, config_path=str(schema.CONFIG_DIR), config_name="config")
 def _compose_and_run(composed: DictConfig) -> None:
+    with _refusals():
+        request = settle(composed)
+        if launched(request):
+            return
+    carry_out(request)
+
+
+def settle(composed: DictConfig) -> Request:
+    """Return the checked settings of the run; with `resume=` those that it began with.
+
+    Raises:
+        ValueError: If they do not work.
+    """
+    typed = HydraConfig.get()
+    if _is_sweep() and launch.is_rank():
+        raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
+    request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
     # torch and transformers take seconds to import: not before the command line is known to be right.
+    if request.config.resume is not None:
+        from run.resume import resumed
+
+        request = resumed(request)
+    if request.config.engine == "ray":
+        from run.ray_engine import check_installed
+
+        check_installed()
+    return request
+
+
+def launched(request: Request) -> bool:
+    """Start the processes of the run and wait for their end; return False if this process carries it out itself.
+
+    Raises:
+        SystemExit: With their exit code, if they failed.
+    """
+    from run.processes import processes
+
+    count = 1 if launch.is_rank() else processes(request.config)
+    if count == 1:
+        return False
+    typed = list(HydraConfig.get().overrides.task)  # of a sweep, those of this run
+    command = [sys.argv[0], *typed, "hydra.mode=RUN"] if _is_sweep() else sys.argv
+    if code := launch.launch(count, command):
+        sys.exit(code)
+    return True
+
+
+def carry_out(request: Request) -> None:
+    """Carry the run out in this process.
+
+    Raises:
+        SystemExit: If it cannot begin, or ends early; one line on stderr says why.
+    """
     from fed.distributed import stop
     from run import experiment
     from run.folder import create_folder, locked
     from run.prepare import prepare
-    from run.processes import processes as processes_of
-    from run.resume import resumed
 
-    hydra_config = HydraConfig.get()
-    sweeps = hydra_config.mode == RunMode.MULTIRUN
-    if sweeps and launch.is_rank():
-        sys.exit(_refuse("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting"))
     with ExitStack() as stack:
-        try:
-            settings = checks.checked(composed, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
-            if settings.config.resume is not None:
-                settings = resumed(settings)
-            if settings.config.engine == "ray":
+        with _refusals():
+            device = stack.enter_context(launch.joined(request.config.device, request.config.process_timeout))
+            plan = prepare(request, device)
+            folder = create_folder(plan)
+            stack.enter_context(locked(plan, folder))
+        with nullcontext() if launch.is_started_here() else stop.listening(), _early_ends(folder):
+            if request.config.engine == "ray":
                 from run import ray_engine
 
-                ray_engine.check_installed()
-            processes = 1 if launch.is_rank() else processes_of(settings.config)
-            if processes > 1:
-                overrides = list(hydra_config.overrides.task)  # of a sweep, those of this run
-                command = [sys.argv[0], *overrides, "hydra.mode=RUN"] if sweeps else sys.argv
-                code = launch.launch(processes, command)
-                if code:
-                    sys.exit(code)
-                return
-            device = stack.enter_context(launch.joined(settings.config.device, settings.config.process_timeout))
-            prepared = prepare(settings, device)
-            folder = create_folder(prepared)
-            stack.enter_context(locked(prepared, folder))
-        except (ValueError, OmegaConfBaseException) as error:
-            # Leaves by SystemExit: Hydra would print its own report of an exception.
-            known = isinstance(error, OmegaConfBaseException)
-            sys.exit(_refuse(explain.explain(str(error)) if known else str(error)))
-        with stop.listening() if not launch.is_started_here() else nullcontext():
-            try:
-                if settings.config.engine == "ray":
-                    ray_engine.run(prepared, folder)
-                else:
-                    experiment.run(prepared, folder)
-            except CannotContinue as error:
-                if not launch.is_first():  # of what all find, the first one tells; what only this one found is told too
-                    time.sleep(launch.FIRST_SPEAKS)
-                    raise
-                sys.exit(_ended(f"error: {error}", folder, launch.TOLD if launch.is_started_here() else 1))
-            except Stopped as stopped:
-                # Those that a launcher started end well: it knows why.
-                sys.exit(_ended(str(stopped), folder, 0 if launch.is_started_here() else 128 + stopped.number))
+                ray_engine.run(plan, folder)
+            else:
+                experiment.run(plan, folder)
+
+
+def _is_sweep() -> bool:
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn a mistake of the user's into one line and an exit code; Hydra would print a report of its own."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        sys.exit(_refuse(explain.explain(str(error))))
+    except ValueError as error:
+        sys.exit(_refuse(str(error)))
+
+
+@contextmanager
+def _early_ends(folder: Path) -> Iterator[None]:
+    """Turn a failure that was foreseen, and a signal, into one line and an exit code."""
+    try:
+        yield
+    except CannotContinue as error:
+        if not launch.is_first():  # if all processes failed alike the first one says so; others speak after it
+            time.sleep(launch.FIRST_SPEAKS)
+            raise
+        sys.exit(_ended(f"error: {error}", folder, launch.TOLD if launch.is_started_here() else 1))
+    except Stopped as stopped:
+        # The launcher of these processes knows why they end.
+        sys.exit(_ended(str(stopped), folder, 0 if launch.is_started_here() else 128 + stopped.number))
 
 
 def _ended(reason: str, folder: Path, code: int) -> int:
@@ -106,7 +158,7 @@ def _ended(reason: str, folder: Path, code: int) -> int:
 
 
 def _refuse(message: str) -> int:
-    if not launch.is_first():  # a mistake of all processes is told by the first: its end ends the others
+    if not launch.is_first():  # the first process tells the mistake of all; its end ends the others
         time.sleep(launch.FIRST_SPEAKS)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return launch.MISTAKE

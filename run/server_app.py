@@ -39,25 +39,25 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def settings_of(run_config: Mapping[str, Any]) -> Request:
-    """What `flwr run -c` said, or the settings of the run that is to go on.
+    """Return the settings of `flwr run -c`, or those of the run that they resume.
 
     Raises:
         ValueError: If they do not work.
     """
-    settings = run_settings(run_config)
-    return settings if settings.config.resume is None else resumed(settings)
+    request = run_settings(run_config)
+    return request if request.config.resume is None else resumed(request)
 
 
-def run(settings: Request, grid: Grid) -> None:
+def run(request: Request, grid: Grid) -> None:
     """Prepare the run, then serve clients behind this grid.
 
     Raises:
         ValueError: If it cannot begin.
         CannotContinue: If it cannot go on.
     """
-    with launch.joined(settings.config.device, settings.config.process_timeout) as device:
-        prepared = prepare(settings, device)
+    with launch.joined(request.config.device, request.config.process_timeout) as device:
+        prepared = prepare(request, device)
         folder = create_folder(prepared)
         with locked(prepared, folder):
             print(f"results: {folder.absolute()}", flush=True)
-            experiment.run(prepared, folder, RemoteClients(grid, as_begun(settings)))
+            experiment.run(prepared, folder, RemoteClients(grid, as_begun(request)))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A real deployment on this machine: a SuperLink and two SuperNodes over TLS, each node with a key and data of its own.
 #
-#     bash scripts/deploy_local.sh ['KEY=VALUE ...']
+#     bash scripts/deploy_local.sh [KEY=VALUE ...]
 #
-# Settings are typed as for `flwr run -c`. Runs 2 rounds of the demo, prints the final accuracy, and stops all that it
-# started; exit code 0 only if the rounds were run. Everything is on 127.0.0.1 and in a temporary folder, which
-# KEEP=folder keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's, NODE='dataset="hh" ...' adds to what
+# Runs 2 rounds of the demo, prints the final accuracy, and stops all that it started. The exit code is 0 only if the
+# rounds were run. Settings are those of main.py. Everything is on 127.0.0.1 and in a temporary folder, which KEEP=folder
+# keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's, NODE='dataset="hh" ...' adds to what
 # --node-config says; TIMEOUT=600 seconds bound the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -87,11 +87,10 @@ for node in 1 2; do
 done
 
 echo "SuperLink on 127.0.0.1:$port with TLS, 2 SuperNodes with keys and data of their own"
-settings='partition="own" accuracy_on="client" client_num_in_total=2 comm_round=2 process_timeout=300'
-places="output_dir=\"$work/runs\" cache_dir=\"$work/server-cache\""
-given=()
-for setting in "$@"; do given+=(-c "$setting"); done # each wins over those before
-timeout "${TIMEOUT:-600}" flwr run . here --stream -c "$settings $places" "${given[@]}" >"$work/run.log" 2>&1 || fail "the run did not end well"
+settings="partition=own accuracy_on=client client_num_in_total=2 comm_round=2 process_timeout=300"
+places="output_dir=$work/runs cache_dir=$work/server-cache"
+timeout "${TIMEOUT:-600}" flwr run . here --stream -c "settings=\"$settings $places $*\"" >"$work/run.log" 2>&1 \
+    || fail "the run did not end well"
 python - "$work/runs" <<'PY' || fail "the rounds were not run"
 import json, pathlib, sys
 found = list(pathlib.Path(sys.argv[1]).glob("*/*/summary.json"))

@@ -22,6 +22,7 @@ from fed.seeding import seeded_globals
 from load_data import load
 from run import client_app, server_app
 from run.resume import resumed
+from support.configured import through_flower
 from support.deployment import lines
 from support.flower_grid import FlowerGrid
 
@@ -59,7 +60,7 @@ def federate(tmp_path, monkeypatch):
         grid = FlowerGrid([(client_app.flower_app(), node) for node in nodes], given)
         threads = torch.get_num_threads()
         try:
-            server_app.run(run_settings(given), grid)
+            server_app.run(run_settings(through_flower(given)), grid)
         finally:
             torch.set_num_threads(threads)
         return grid, max(Path(tmp_path / "runs").glob("*/*"), key=lambda run: run.stat().st_mtime_ns)
@@ -276,7 +277,7 @@ def test_clients_without_a_number_of_their_own_keep_the_one_they_had(federate, f
     given = {"resume": str(begun), "comm_round": 8, "process_timeout": 5}
     again = [{**node, "cache_dir": str(begun.parents[2] / f"cache-{k}")} for k, node in enumerate(unnamed)]
     grid = FlowerGrid([(client_app.flower_app(), node) for node in again[::-1]], given)
-    server_app.run(server_app.settings_of(given), grid)
+    server_app.run(server_app.settings_of(through_flower(given)), grid)
     margins = [lines(run)[8, "server", "test"]["margin"] for run in (whole, begun)]
     assert margins[0] == margins[1]
 
@@ -340,7 +341,7 @@ def test_a_run_goes_on_after_its_checkpoint(federate, files):
     )
     for number, context in enumerate(list(grid.contexts.values())[::-1]):
         context.node_config["cache_dir"] = str(begun.parents[2] / f"cache-{number}")
-    server_app.run(server_app.settings_of(given), grid)
+    server_app.run(server_app.settings_of(through_flower(given)), grid)
     assert lines(begun) == lines(whole)
     weights = [(run / "policy" / "model.safetensors").read_bytes() for run in (whole, begun)]
     assert weights[0] == weights[1]
@@ -352,4 +353,4 @@ def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
     with pytest.raises(ValueError, match=r"goes on with: flwr run . NAME -c"):
         resumed(Request(Config(resume=str(deployed)), frozenset({"resume"})))
     with pytest.raises(ValueError, match=r"goes on with: python main.py resume="):
-        server_app.settings_of({"resume": str(here), "comm_round": 2})
+        server_app.settings_of(through_flower({"resume": str(here), "comm_round": 2}))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fed.config.schema import Config
 from run import ray_engine
+from support.configured import through_flower
 from support.deployment import BIN, ROOT, free_port, lines
 
 SETTINGS = {
@@ -84,7 +85,7 @@ def test_flwr_run_gives_the_results_of_one_process(tmp_path, command_line):
         "OMP_NUM_THREADS": "1",
     }
     every = {**SETTINGS, "output_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache")}
-    typed = " ".join(f"{key}={json.dumps(value)}" for key, value in every.items())
+    (typed,) = (f'{key}="{value}"' for key, value in through_flower(every).items())
     command = ["flwr", "run", str(ROOT), "local", "--stream", "--federation-config", "num-supernodes=3", "-c", typed]
     before = (ROOT / "pyproject.toml").read_bytes()
     try:

@@ -1,7 +1,8 @@
-"""Settings as the command line gives them."""
+"""Settings as the command line and as Flower give them."""
 
 import functools
-from pathlib import Path
+import shlex
+from collections.abc import Mapping
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -10,13 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fed.config import schema
 from fed.config.checks import Request, checked
+from fed.config.meaning import shown
 from fed.config.schema import GROUPS
-
-CONFIG = Path(__file__).parents[2] / "config"
 
 
 def settings_of(*typed: str) -> Request:
-    """What `main.py *typed` would run, without the tenth of a second that Hydra takes for each new composition."""
+    """Return what `main.py *typed` would run, without the tenth of a second that Hydra takes for each composition."""
     pairs = [argument.lstrip("+").split("=", 1) for argument in typed]
     choices = {key: value for key, value in pairs if key in GROUPS}
     node = chosen(*(f"{key}={value}" for key, value in choices.items())).copy()
@@ -37,5 +37,10 @@ def chosen(*groups: str) -> DictConfig:
 def composed(*overrides: str) -> DictConfig:
     schema.register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG), version_base=None):
+    with initialize_config_dir(str(schema.CONFIG_DIR), version_base=None):
         return compose("config", list(overrides))
+
+
+def through_flower(settings: Mapping[str, object]) -> dict[str, str]:
+    """Return the run's configuration as `flwr run -c 'settings="KEY=VALUE ..."'` gives it."""
+    return {"settings": shlex.join(f"{key}={shown(value)}" for key, value in settings.items())}

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from support.configured import through_flower
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -86,8 +88,10 @@ class Deployment:
     def begin(self, exp_name: str, **settings: object) -> None:
         """`flwr run`, without waiting."""
         every = {"exp_name": exp_name, "output_dir": f"{self.folder}/runs", "cache_dir": f"{self.folder}/server"}
-        typed = [f'"{k.replace("__", ".")}"={json.dumps(v)}' for k, v in {**every, **settings}.items()]
-        self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", " ".join(typed))
+        (typed,) = through_flower(
+            {key.replace("__", "."): value for key, value in {**every, **settings}.items()}
+        ).values()
+        self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", f'settings="{typed}"')
 
     def end(self, exp_name: str, timeout: float = 500) -> Path:
         """Wait for a run that has begun; its folder."""
