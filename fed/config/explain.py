@@ -4,7 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
 
@@ -25,6 +26,11 @@ REFUSED = {
     "n_clients": "use client_num_in_total",
     "num_clients": "use client_num_in_total",
     "client_num_per_round": "use clients_per_round",
+}
+
+WORDS: dict[Any, str] = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "text"},
+    **{list[str]: "a list, [a,b]", NoneType: "null"},
 }
 
 
@@ -79,7 +85,8 @@ def group_keys() -> list[str]:
     for group in OPEN_GROUPS:
         for path in (CONFIG_DIR / group).glob("*.yaml"):
             node: Any = OmegaConf.to_container(OmegaConf.load(path))
-            found |= {f"{group}.{key}" for key in node.get(group, node)}
+            is_global = "@package _global_" in path.read_text(encoding="utf-8")
+            found |= {f"{group}.{key}" for key in (node[group] if is_global else node)}
     return sorted(found)
 
 
@@ -93,11 +100,14 @@ def _expected(key: str) -> str:
         schema = item.type
     if is_dataclass(schema):
         return f"its own keys, e.g. {key}.{fields(schema)[0].name}=..."
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list[str]: "a list, [a,b]"}
-    kinds = (
-        " or ".join(words.get(kind, "null") for kind in get_args(schema) or (schema,)) if schema != list[str] else ""
-    )
-    return kinds or words[list[str]]
+    return in_words(schema)
+
+
+def in_words(kind: Any) -> str:
+    """Return the type of a key in words: "a whole number or null"."""
+    if get_origin(kind) is list:
+        return WORDS[kind]
+    return " or ".join(WORDS[part] for part in get_args(kind) or (kind,))
 
 
 def listed(choices: Iterable[str]) -> str:

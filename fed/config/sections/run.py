@@ -24,7 +24,8 @@ class RunKeys:
     )
     mode: str = key(
         "federated",
-        "`federated`; `centralized`: one client holds all pairs; `local`: every client trains alone.",
+        "`federated`: clients train and the server combines; `centralized`: one client holds all pairs; `local`: every "
+        "client trains alone.",
         choices=("federated", "centralized", "local"),
     )
     seed: int = key(0, "Seed of everything drawn.", AT_LEAST_0, scope=Scope("repetition"))
