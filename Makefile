@@ -4,7 +4,7 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo test check bench faults clean
+.PHONY: setup demo test check docs bench faults clean
 
 setup: .venv/installed
 
@@ -24,6 +24,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: setup
+	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/source_tree.py
 
 bench: .venv/bench
 	$(BIN)/python scripts/bench.py $(OPTIONS)
