@@ -25,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fed.config import explain, schema
 from fed.reports import compare_png, page, statistics, tables
 from fed.reports.runs import Method, Run
-from scripts.compare_runs import ROOT, Runner, Wanted, method_arguments, reads
+from scripts.compare_runs import ROOT, Wanted, method_arguments, reads
 from scripts.options import at_least, read, split
+from scripts.runner import Runner
 
 DECIDED_HERE = ("mode", "strategy", "seed", "resume")  # keys that the comparison sets for each run
 

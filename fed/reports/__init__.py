@@ -1,1 +1,1 @@
-"""What finished runs show: pictures, tables, pages."""
+"""Pictures, tables and pages of finished runs."""

@@ -1,4 +1,4 @@
-"""In which settings the methods' runs differ, and what they ran on."""
+"""The settings in which the methods' runs differ, and the machines they ran on."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +11,15 @@ ABSENT = "—"
 
 
 def differing(methods: Sequence[Method]) -> list[tuple[str, list[str]]]:
-    """Dotted keys with each method's value, where values are not all the same; of the first seed."""
+    """Return the dotted keys whose values differ among the methods' first seeds, with each method's value."""
     settings = [{key: _shown(value) for key, value in flat(method.runs[0].config)} for method in methods]
     keys = sorted({key for found in settings for key in found if key not in OF_THE_RUN})
     rows = [(key, [found.get(key, ABSENT) for found in settings]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def surroundings(methods: Sequence[Method]) -> list[tuple[str, str]]:
-    """Facts of the environment; where runs differ, all that occur."""
+def environments(methods: Sequence[Method]) -> list[tuple[str, str]]:
+    """Return facts of the environment; where runs differ, all values."""
     facts: dict[str, dict[str, None]] = {}
     for method in methods:
         for run in method.runs:

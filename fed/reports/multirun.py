@@ -1,4 +1,4 @@
-"""Hydra's callback at the end of a `--multirun`: a picture of its runs, in a folder beside them."""
+"""Hydra's callback at the end of a `--multirun`, which draws its runs in a folder beside them."""
 
 import json
 import sys
@@ -13,24 +13,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class SweepPicture(Callback):
-    """Draws what the runs that it saw start have come to, if two or more have; `config/config.yaml` names it.
+    """The picture of a sweep's finished runs, drawn if there are two or more; `config/config.yaml` names this class.
 
-    Where a run fails, Hydra ends the sweep without calling it: `scripts/sweep.py` then draws what has finished.
+    If a run fails, Hydra ends the sweep without a call: `scripts/sweep.py` then draws the finished runs.
     """
 
     def __init__(self) -> None:
-        self._before: dict[Path, set[Path]] = {}  # by place of runs: the folders there before the first run
-        self._commands = [sys.argv[1:]]  # what a run of ours says it was started with
+        self._before: dict[Path, set[Path]] = {}  # by parent folder: the folders there before the first run
+        self._commands = [sys.argv[1:]]  # the command lines that runs of this sweep record
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
-        """Remember what is there already; a sweep may sweep the place too."""
-        with suppress(OmegaConfBaseException):  # of a ${...} that names nothing: the run will tell
+        """Remember the folders that are there already; a sweep may sweep their parent too."""
+        with suppress(OmegaConfBaseException):  # a ${...} that names nothing; the run will say so
             place = Path(config.output_dir, config.exp_name)
             self._before.setdefault(place, set(_folders(place)))
-            self._commands.append([*config.hydra.overrides.task, "hydra.mode=RUN"])  # of a run of several processes
+            self._commands.append([*config.hydra.overrides.task, "hydra.mode=RUN"])  # a run of several processes
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Draw the new ones, and say where."""
+        """Draw the new runs and print the path of the picture."""
         # These import torch, which takes seconds: not before the command line is known to be right.
         from fed.reports.sweeps import draw, finished
 
@@ -45,7 +45,7 @@ class SweepPicture(Callback):
             print(f"no picture of the sweep: {error}", file=sys.stderr)
 
     def _is_ours(self, folder: Path) -> bool:
-        """Whether it was started by this command line, and not by another at the same time."""
+        """Return True if this command line started the run, and no other at the same time."""
         from fed.tracking.run_files import ENVIRONMENT
 
         with suppress(OSError, ValueError, KeyError):

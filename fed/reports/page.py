@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that needs nothing else, neither a network nor another file."""
+"""The page of a comparison: one HTML file that needs neither a network nor another file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from fed.reports import tables
-from fed.reports.differences import differing, surroundings
+from fed.reports.differences import differing, environments
 from fed.reports.page_clients import constants, heat_maps, partitions
 from fed.reports.page_curves import curves
 from fed.reports.responses import final_samples
@@ -22,7 +22,7 @@ TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class Findings:
-    """What was worked out from the runs, and how they were run."""
+    """The results of the runs, and the commands that ran them."""
 
     title: str
     rows: Sequence[tables.Row]
@@ -31,7 +31,7 @@ class Findings:
 
 
 def write_page(path: Path, methods: Sequence[Method], findings: Findings) -> None:
-    """Write the page; whatever text models, data and users brought in is shown letter by letter."""
+    """Write the page; it shows all text of models, data and users letter by letter."""
     path.write_text(_template().render(_context(methods, findings)), encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def _template() -> Any:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # What is not a finite number would be no JSON.
+    # JSON has no numbers that are not finite.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment.get_template(TEMPLATE)
 
@@ -70,12 +70,12 @@ def _context(methods: Sequence[Method], findings: Findings) -> Mapping[str, Any]
         "constants": constants(methods),
         "samples": final_samples(methods),
         "differing": differing(methods),
-        "surroundings": surroundings(methods),
+        "environments": environments(methods),
     }
 
 
 def _table(rows: Sequence[tables.Row]) -> list[dict[str, str]]:
-    """Rows as they are shown, by the heads of the columns; seeds only where methods differ in them."""
+    """Return the shown rows, by the heads of the columns; seeds only if methods differ in them."""
     shown = [tables.cells(row) for row in rows]
     if len({row.seeds for row in rows}) == 1:
         return [{head: cell for head, cell in cells.items() if head != "seeds"} for cells in shown]
@@ -88,7 +88,7 @@ def _dates(methods: Sequence[Method]) -> str:
 
 
 def _compared(methods: Sequence[Method]) -> str:
-    """One line: what, on what, how often."""
+    """Return one line: methods, model, data, clients, rounds, test pairs and seeds."""
     run = methods[0].runs[0]
     seeds = sorted({run.seed for method in methods for run in method.runs})
     config = run.config

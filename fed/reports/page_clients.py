@@ -1,4 +1,4 @@
-"""What each client holds and how it counts, as figures of the page: the first seed's partition, weights and decay."""
+"""The page's figures of the clients: the first seed's partition, weights and decay."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from fed.reports.page_figures import Plot, axis, layout, literal, ticks
 from fed.reports.runs import Method, Run
 
-# Paul Tol's "light", made for areas that are told apart beside each other, and none of the methods' colours.
+# Paul Tol's "light", made for areas beside each other; none is a method's colour.
 COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
 OTHERS = "#DDDDDD"
 NO_GROUP = "(no group)"
-# What a run records of its clients: split, metric, what the page calls it.
+# Metrics of the clients that a run records: split, metric, name on the page.
 RECORDED = (("aggregate", "weight", "weight in the average"), ("train", "decay", "decay"))
 
 
@@ -27,17 +27,17 @@ class Grid(NamedTuple):
 
     @property
     def values(self) -> list[float]:
-        """All of them."""
+        """The values of all clients and rounds."""
         return [value for by_round in self.of_clients.values() for value in by_round.values()]
 
     @property
     def is_constant(self) -> bool:
-        """Whether there is nothing to see."""
+        """True if all values are the same."""
         return math.isclose(min(self.values), max(self.values), rel_tol=1e-9)
 
 
 def partitions(methods: Sequence[Method]) -> list[Plot]:
-    """A figure for each division of the pairs that occurs, as a rule the one of all methods."""
+    """Return a figure for each partition of the pairs that occurs; as a rule all methods share one."""
     alike: dict[str, list[Method]] = {}
     for method in methods:
         clients = method.runs[0].partition["clients"]
@@ -68,7 +68,7 @@ def _partition(methods: Sequence[Method], of_all: bool) -> Plot:
 
 
 def _groups(clients: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, list[str]]]:
-    """What is drawn alike: its name, colour and groups, the largest first; many small ones are drawn as one."""
+    """Return colour and groups by the name in the legend, the largest first; many small groups share one name."""
     total: Counter[str] = Counter()
     for client in clients:
         total.update(client["groups"])
@@ -96,18 +96,18 @@ def _bars(group: str, colour: str, counts: Sequence[int], sizes: Sequence[int]) 
 
 
 def heat_maps(methods: Sequence[Method]) -> list[Plot]:
-    """Weight and decay of each federated method's clients, where they are not all the same."""
+    """Return a heat map of the weight and the decay of each federated method's clients, unless all are the same."""
     return [_heat_map(grid, limits) for grid, limits in _grids(methods) if not grid.is_constant]
 
 
 def constants(methods: Sequence[Method]) -> list[str]:
-    """What `heat_maps` leaves out, in words."""
+    """Return sentences on the metrics that `heat_maps` leaves out."""
     flat = (grid for grid, _ in _grids(methods) if grid.is_constant)
     return [f"{grid.method}: {grid.title} is {grid.values[0]:.4g} for every client in every round." for grid in flat]
 
 
 def _grids(methods: Sequence[Method]) -> Iterator[tuple[Grid, tuple[float, float]]]:
-    """What was recorded, and the limits that methods share so that a colour means one number."""
+    """Yield each recorded metric with the limits that all methods share, so that a colour means one number."""
     federated = [method for method in methods if method.mode == "federated"]
     for method in federated:
         for split, metric, title in RECORDED:
@@ -128,7 +128,7 @@ def _heat_map(grid: Grid, limits: tuple[float, float]) -> Plot:
         "type": "heatmap",
         "x": rounds,
         "y": list(clients),
-        # A client that was not drawn or failed in a round leaves a gap.
+        # A client that was not sampled or failed in a round leaves a gap.
         "z": [[grid.of_clients.get(k, {}).get(server_round) for server_round in rounds] for k in clients],
         "zmin": limits[0],
         "zmax": limits[1],
@@ -148,7 +148,7 @@ def _heat_map(grid: Grid, limits: tuple[float, float]) -> Plot:
 
 
 def _height(clients: int) -> int:
-    """Pixels in which this many rows can be told apart."""
+    """Return the pixels in which so many rows can be told apart."""
     return 90 + max(100, clients * (24 if clients <= 12 else 14 if clients <= 40 else 8))
 
 

@@ -1,4 +1,4 @@
-"""What the policies answered when training was over, next to the reference's answers to the same prompts."""
+"""The policies' responses after training, next to the reference's responses to the same prompts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ REFERENCE = "reference, before training"
 
 
 class Response(NamedTuple):
-    """Whose, of which method if any, and the text."""
+    """A text, its label, and its method; None: the reference."""
 
     label: str
     method: str | None
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
 
 def final_samples(methods: Sequence[Method]) -> list[Sample]:
-    """For each prompt the reference's response and, of each method's first seed, the last round's."""
+    """Return for each prompt the reference's response and that of each method's first seed after the last round."""
     found: dict[tuple[str, int], list[Response]] = {}
     for method in methods:
         for key, row in _last_round(method.runs[0]):
@@ -39,7 +39,7 @@ def final_samples(methods: Sequence[Method]) -> list[Sample]:
 
 
 def _last_round(run: Run) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-    """Rows of the first model that drew any, each with its prompt and how often that had come before."""
+    """Yield the rows of the first model that has any, each with its prompt and how often that came before."""
     last = max((row["round"] for row in run.samples), default=0)
     rows = [row for row in run.samples if row["round"] == last]
     times: Counter[str] = Counter()

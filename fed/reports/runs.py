@@ -1,4 +1,4 @@
-"""Finished runs as a comparison reads them: settings, curves, clients, test pairs and samples, from their folders.
+"""Finished runs, read from their folders: settings, curves, clients, test pairs and samples.
 
 Shapes: C evaluated models (1; the clients in mode=local), P test pairs.
 """
@@ -19,24 +19,24 @@ from fed.tracking.line_files import read_lines
 from fed.tracking.metrics import EVERYONE, Line, read_metrics
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, MARGINS, PARTITION_FILE, SAMPLES, SUMMARY, TIMING
 
-# Keys that say which repetition a run is or where it is kept, not what it tries.
+# Keys that number a repetition or name a folder; they do not change what a run tries.
 OF_THE_RUN = of_role("repetition", "place")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation on the test pairs: of the global model, or in mode=local the mean over the clients' models."""
+    """One evaluation of the global model on the test pairs; in mode=local the mean over the clients' models."""
 
     server_round: int
     pairs: int  # trained until then by all clients together
-    seconds: float | None  # since the run began; in mode=local until all clients, one by one, were as far
-    metrics: Mapping[str, float]  # accuracy, margin, loss, kl, ...; what was not finite is left out
+    seconds: float | None  # since the run began; in mode=local until all clients, one after the other, were as far
+    metrics: Mapping[str, float]  # accuracy, margin, loss, kl, ...; only finite values
     spread: Mapping[str, float]  # mode=local: standard deviation over clients, by metric
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder."""
+    """A run, read from its folder when it is asked."""
 
     folder: Path
 
@@ -48,37 +48,37 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """What was typed, versions, processor."""
+        """The command line, versions and processor."""
         return _json(self.folder / ENVIRONMENT)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the run wrote when it had finished."""
+        """The summary that the run wrote when it had finished."""
         return _json(self.folder / SUMMARY)
 
     @property
     def seed(self) -> int:
-        """Of everything drawn in the run."""
+        """The seed of everything drawn in the run."""
         return int(self.config["seed"])
 
     @property
     def mode(self) -> str:
-        """federated, centralized or local."""
+        """The mode: federated, centralized or local."""
         return str(self.config["mode"])
 
     @property
     def finished(self) -> bool:
-        """Whether it ran to its end."""
+        """True if the run reached its end."""
         return (self.folder / SUMMARY).is_file()
 
     @cached_property
     def lines(self) -> list[Line]:
-        """Of `metrics.jsonl`."""
+        """The lines of `metrics.jsonl`."""
         return read_metrics(self.folder)
 
     @cached_property
     def points(self) -> list[Point]:
-        """Evaluations on the test pairs, round 0 included, in order."""
+        """The evaluations on the test pairs in order, with round 0."""
         who = EVERYONE if self.mode == "local" else "server"
         seconds = self._seconds()
         return [
@@ -95,28 +95,28 @@ class Run:
 
     @property
     def bytes_sent(self) -> int | None:
-        """To and from the server in the whole run; None where nothing travels."""
+        """The bytes to and from the server in the whole run; None if nothing travels."""
         found = self.summary.get("bytes")
         return None if found is None else int(found["sent"] + found["received"])
 
     @cached_property
     def partition(self) -> dict[str, Any]:
-        """Which rows each client got."""
+        """The rows of each client."""
         return _json(self.folder / PARTITION_FILE)
 
     @property
     def conversations(self) -> list[str]:
-        """Of each test pair, a name for the conversation it is from, (P,); other runs name it alike."""
+        """The name of each test pair's conversation, (P,); it is the same in other runs."""
         return list(self.partition["test"]["conversations"])
 
     @property
     def test_pairs(self) -> list[str]:
-        """A name for each test pair, (P,); other runs name it alike."""
+        """The name of each test pair, (P,); it is the same in other runs."""
         return list(self.partition["test"]["pairs"])
 
     @cached_property
     def margins(self) -> dict[int, NDArray[np.float64]]:
-        """Reward margin of each test pair by round, (C, P); a pair is ranked rightly where it is above 0."""
+        """The reward margin of each test pair by round, (C, P); a pair is ranked correctly if it is above 0."""
         by_round: dict[int, list[list[float]]] = {}
         for row in read_lines(self.folder / MARGINS):
             by_round.setdefault(row["round"], []).append(row["margins"])
@@ -124,11 +124,11 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """Responses drawn during evaluation: objects with `round`, `who`, `prompt`, `reference` and `policy`."""
+        """The responses drawn during evaluation: objects with `round`, `who`, `prompt`, `reference` and `policy`."""
         return list(read_lines(self.folder / SAMPLES))
 
     def of_clients(self, split: str, metric: str) -> dict[int, dict[int, float]]:
-        """A metric of each client by round: `aggregate`/`weight`, `train`/`decay`, `validation`/`accuracy`, ..."""
+        """Return a metric of each client by round, e.g. `aggregate`/`weight`, `train`/`decay` or `train`/`loss`."""
         found: dict[int, dict[int, float]] = {}
         for line in self.lines:
             value = line.metrics.get(metric)
@@ -137,7 +137,7 @@ class Run:
         return dict(sorted(found.items()))
 
     def _seconds(self) -> dict[int, float]:
-        """Wall time by round. In mode=local each client runs all its rounds before the next one begins."""
+        """Return the wall time by round; in mode=local each client runs all its rounds before the next one begins."""
         by_who: dict[str, dict[int, float]] = {}
         for row in read_lines(self.folder / TIMING):
             by_who.setdefault(row["who"], {})[row["round"]] = row["wall_seconds"]
@@ -150,18 +150,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train: its runs, one for each seed."""
+    """One way to train, with a run for each seed."""
 
-    name: str  # as the user calls it: fedpo, fedavg, centralized, local
+    name: str  # as the user calls it, e.g. fedpo, fedavg, centralized, local
     runs: Sequence[Run]
 
     @property
     def mode(self) -> str:
-        """federated, centralized or local."""
+        """The mode: federated, centralized or local."""
         return self.runs[0].mode
 
     def by_round(self) -> Iterator[tuple[int, list[Point]]]:
-        """Evaluated rounds, each with a point of every run; a round that a run lacks is left out."""
+        """Yield the rounds in which every run was evaluated, each with a point of every run."""
         points = [{point.server_round: point for point in run.points} for run in self.runs]
         for server_round in sorted(set.intersection(*(set(found) for found in points))):
             yield server_round, [found[server_round] for found in points]

@@ -1,4 +1,4 @@
-"""What finished runs allow to say: means with standard errors, and paired differences in accuracy with their intervals.
+"""Statistics of finished runs: means with standard errors, and paired differences in accuracy with intervals.
 
 Shapes: S seeds, P test pairs of a seed, U conversations of all seeds, D bootstrap draws.
 """
@@ -23,7 +23,7 @@ COUNTS_AT_ONCE = 2_000_000  # numbers in memory while conversations are drawn
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error, NaN where one value says nothing of it."""
+    """A mean and its standard error; NaN for a single value."""
 
     mean: float
     se: float
@@ -31,7 +31,7 @@ class Mean(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one method minus that of another on the same test pairs, with the ends of its 95 % interval."""
+    """The accuracy of one method minus that of another on the same test pairs, with the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -41,11 +41,11 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval excludes 0."""
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def verdict(self, a: str, b: str) -> str:
-        """What that says of methods `a`, the minuend, and `b`, in words."""
+        """Say in words which of the methods `a`, the minuend, and `b` is better."""
         if not self.shown:
             return f"no difference shown: {_interval(self.mean, self.low, self.high)}"
         if self.low > 0:
@@ -54,7 +54,7 @@ class Difference:
 
 
 def mean_and_se(values: Sequence[float]) -> Mean:
-    """The mean and its standard error sd / sqrt(n), with n - 1 in the standard deviation.
+    """Return the mean and its standard error sd / sqrt(n), with n - 1 in the standard deviation.
 
     Raises:
         StatisticsError: If there is no value.
@@ -63,12 +63,12 @@ def mean_and_se(values: Sequence[float]) -> Mean:
 
 
 def differences(methods: Sequence[Method]) -> dict[tuple[str, str], Difference]:
-    """Of each two methods, by their names in the order given; see `difference`."""
+    """Return the `difference` of every two methods, by their names in the order given."""
     return {(a.name, b.name): difference(a, b) for a, b in combinations(methods, 2)}
 
 
 def verdicts(differences: Mapping[tuple[str, str], Difference]) -> list[str]:
-    """Every paired difference in words."""
+    """Say every paired difference in words."""
     return [
         f"{a} against {b}: {found.verdict(a, b)} ({found.num_seeds} seed{'s' * (found.num_seeds > 1)}, "
         f"{found.num_pairs:,} pairs)"
@@ -77,13 +77,13 @@ def verdicts(differences: Mapping[tuple[str, str], Difference]) -> list[str]:
 
 
 def difference(a: Method, b: Method, server_round: int | None = None) -> Difference:
-    """Accuracy of `a` minus that of `b` after a round, by default the last one after which both were evaluated.
+    """Return the accuracy of `a` minus that of `b` after a round; by default the last one that both have margins of.
 
-    Runs are matched by seed; seeds that only one method has are left out. In mode=local a pair counts with the share
-    of clients that rank it rightly.
+    Runs are matched by seed; seeds that only one method has are left out. In mode=local a pair counts as the share
+    of clients that rank it correctly.
 
     Raises:
-        ValueError: If no seed or no round is common to both, or runs of one seed have different test pairs.
+        ValueError: If the two share no seed or no round, or runs of one seed have different test pairs.
     """
     matched = list(_matched(a, b))
     if not matched:
@@ -101,22 +101,22 @@ def difference(a: Method, b: Method, server_round: int | None = None) -> Differe
 def paired_difference(
     differences: Sequence[Floats], conversations: Sequence[Sequence[str]], *, num_draws: int = DRAWS
 ) -> Difference:
-    """The mean over seeds of the mean over pairs, with a percentile interval from a bootstrap; the same at each call.
+    """Return the mean over seeds of the mean over pairs, with a percentile interval from a bootstrap with a fixed seed.
 
-    Each draw takes whole conversations with replacement, since pairs of one conversation are not independent; a
-    conversation that several seeds have is taken equally often for all of them. To the mean over the n seeds it adds
-    what these differ by beyond the noise of their pairs, as a model with random effects of seeds has it (DerSimonian
-    and Laird 1986): sqrt(v / n) times a number from Student's distribution with n - 1 degrees of freedom, where v is
-    the variance between the seeds less that which the drawn conversations give them, or 0. Of one seed nothing is
-    known of others.
+    Each draw takes whole conversations with replacement, because pairs of one conversation are not independent. A
+    conversation that several seeds have is taken equally often for all of them. To the mean over the n seeds a draw
+    adds the variation between seeds beyond the noise of their pairs, by a model with random effects of seeds
+    (DerSimonian and Laird 1986): sqrt(v / n) times a number from Student's distribution with n - 1 degrees of freedom.
+    Here v is the variance between the seeds minus the variance that the drawn conversations give them, or 0. One seed
+    says nothing of others, so then nothing is added.
 
-    How often such an interval held a true difference of 0, with 64 pairs for each seed and seeds that differ with r
+    Share of such intervals that held a true difference of 0, with 64 pairs for each seed and seeds that differ by r
     times the standard error that these pairs leave one seed (1,000 replications): 3 seeds 96.6 % at r = 0, 92.4 % at 1,
     90.3 % at 3, 94.0 % at 10; 5 seeds 96.4, 93.9, 94.0, 95.5 %; 10 seeds 95.3, 92.9, 94.4, 94.3 %.
 
     Args:
-        differences: For each seed correctness with one method minus that with the other, in [-1, 1], (P,).
-        conversations: Of each of these pairs, (P,).
+        differences: For each seed, correctness with one method minus that with the other, in [-1, 1], (P,).
+        conversations: For each seed, the conversation of each of these pairs, (P,).
         num_draws: D.
     """
     sums_SU, counts_SU = _by_conversation(differences, conversations)
@@ -129,7 +129,7 @@ def paired_difference(
 
 
 def _by_conversation(differences: Sequence[Floats], conversations: Sequence[Sequence[str]]) -> tuple[Floats, Floats]:
-    """Sum of the differences, and number of pairs, in each conversation, both (S, U)."""
+    """Return the sum of the differences and the number of pairs in each conversation, both (S, U)."""
     position = {name: i for i, name in enumerate(dict.fromkeys(name for names in conversations for name in names))}
     sums, counts = np.zeros((len(differences), len(position))), np.zeros((len(differences), len(position)))
     for s, (vector, names) in enumerate(zip(differences, conversations, strict=True)):
@@ -140,7 +140,7 @@ def _by_conversation(differences: Sequence[Floats], conversations: Sequence[Sequ
 
 
 def _draw_conversations(sums_SU: Floats, counts_SU: Floats, num_draws: int, rng: np.random.Generator) -> Floats:
-    """The mean of each seed over conversations drawn anew, (D, S)."""
+    """Return the mean of each seed over drawn conversations, (D, S)."""
     size = sums_SU.shape[1]
     means_S = sums_SU.sum(axis=1) / counts_SU.sum(axis=1)
     at_once = max(1, COUNTS_AT_ONCE // size)
@@ -148,14 +148,14 @@ def _draw_conversations(sums_SU: Floats, counts_SU: Floats, num_draws: int, rng:
     for start in range(0, num_draws, at_once):
         taken_DU = _multinomial(min(at_once, num_draws - start), size, size, rng)
         pairs_DS = taken_DU @ counts_SU.T
-        # Of a handful of conversations a draw may hold none that a seed has; the seed's own mean stands in then.
+        # A draw of a handful of conversations may hold none that a seed has; the seed's own mean stands in then.
         whole = np.broadcast_to(means_S, pairs_DS.shape).copy()
         parts.append(np.divide(taken_DU @ sums_SU.T, pairs_DS, out=whole, where=pairs_DS > 0))
     return np.concatenate(parts)
 
 
 def _draw_seeds(means_S: Floats, drawn_DS: Floats, rng: np.random.Generator) -> Floats:
-    """What other seeds may add to the mean over these, (D,)."""
+    """Draw the deviation of other seeds from the mean over these, (D,)."""
     num_draws, num_seeds = drawn_DS.shape
     if num_seeds == 1:
         return np.zeros(num_draws)
@@ -166,7 +166,7 @@ def _draw_seeds(means_S: Floats, drawn_DS: Floats, rng: np.random.Generator) -> 
 
 
 def _multinomial(num_draws: int, size: int, taken: int, rng: np.random.Generator) -> Floats:
-    """How often each of `size` things is among `taken` drawn with replacement, (num_draws, size)."""
+    """Draw `taken` of `size` things with replacement and count each of them, (num_draws, size)."""
     # Counting drawn numbers takes a fraction of the time of rng.multinomial.
     numbers = rng.integers(size, size=(num_draws, taken)) + size * np.arange(num_draws)[:, None]
     return np.bincount(numbers.ravel(), minlength=num_draws * size).reshape(num_draws, size).astype(np.float64)
@@ -183,7 +183,7 @@ def _matched(a: Method, b: Method) -> Iterator[tuple[Run, Run]]:
 
 
 def _correct(run: Run, server_round: int) -> Floats:
-    """Share of the evaluated models that rank each pair rightly, (P,)."""
+    """Return the share of the evaluated models that rank each pair correctly, (P,)."""
     correct: Floats = (run.margins[server_round] > 0).mean(axis=0)
     return correct
 

@@ -96,7 +96,7 @@ def _draw_key(axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], index
 
 
 def _draw_means(axes: "Axes", line: _Line, at: Sequence[float], shift: float, style: dict[str, Any]) -> None:
-    means, errors = zip(*(_mean_of(of_value) for of_value in line.of_value), strict=True)
+    means, errors = zip(*(mean_accuracy(of_value) for of_value in line.of_value), strict=True)
     shape: dict[str, Any] = {"linewidth": 1.5, "markersize": 5, "capsize": 3, "elinewidth": 1.0, "zorder": 3}
     name = _safe(line.name) or None
     axes.errorbar(at, means, errors, label=name, transform=shifted(axes, shift), **shape, **style)
@@ -130,7 +130,7 @@ def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
     axes.set_xticks(ticks, [*dict.fromkeys(seeds), "mean"])
 
 
-def _mean_of(swept: Sequence[Setting]) -> tuple[float, float]:
+def mean_accuracy(swept: Sequence[Setting]) -> tuple[float, float]:
     """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown."""
     known = [mean_and_se(values) for setting in swept if (values := setting.final("accuracy"))]
     if not known:
@@ -171,7 +171,7 @@ def _draw_map(figure: "Figure", axes: "Axes", swept: Sequence[Setting], keys: Se
     cells = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
-            cells[y, x] = _mean_of([setting for setting in swept if setting.values[:2] == (column, row)])[0]
+            cells[y, x] = mean_accuracy([setting for setting in swept if setting.values[:2] == (column, row)])[0]
     axes.set_facecolor(GRID)  # cells without a run
     image = axes.imshow(cells, cmap="cividis", aspect="auto", origin="lower")
     figure.colorbar(image, ax=axes, shrink=0.9)

@@ -1,4 +1,4 @@
-"""What was swept: the keys whose values differ among runs, and the runs of each setting of them."""
+"""The settings of a sweep: the keys whose values differ among runs, and the runs of each combination of values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ from fed.config.schema import flat
 from fed.reports.runs import OF_THE_RUN, Run
 
 Value = str | int | float | bool | None
-Column = tuple[Value, ...]  # of one key, a value for each run
+Column = tuple[Value, ...]  # the values of one key, one for each run
 
-NAMES_ITS_FILE = ("_target_", "name_or_path")  # of all that a group's file sets, what it is known by
+NAMES_ITS_FILE = ("_target_", "name_or_path")  # the parameter by which a file of a group is known
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     values: Column  # of the swept keys, in their order
     runs: Sequence[Run]
 
     def final(self, metric: str) -> list[float]:
-        """Of each run that has it, after its last round."""
+        """Return the metric of each run that has it, after its last round."""
         found = (run.points[-1].metrics.get(metric) for run in self.runs)
         return [value for value in found if value is not None]
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """Dotted keys that differ among the runs, what was typed first, then the shorter.
+    """Return the dotted keys that differ among the runs: typed ones first, then the shorter.
 
     A key that follows from others is left out: of `temp` and `strategy.temp`, which always change together, the longer
-    one; with `strategy=fedavg,fedpo` all that the strategies' files bring along, but for `strategy._target_`.
+    one; with `strategy=fedavg,fedpo` all parameters of the strategies' files but `strategy._target_`.
     """
     columns, typed = _columns(runs), _typed(runs)
     kept: dict[str, Column] = {}
@@ -45,7 +45,7 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
-    """One for each combination of values, in the order of the values; of runs with the same seed the newest counts."""
+    """Return a setting for each combination of values, in order; of runs with the same seed the newest counts."""
     by_values: dict[Column, dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.folder.name, str(run.folder))):
         values = _settings(run)
@@ -55,22 +55,22 @@ def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
 
 
 def order(value: Value) -> tuple[bool, float, str]:
-    """Sorts numbers by size, then all others by their text."""
+    """Return the sort key of a value: numbers by size, then all others by their text."""
     return (False, float(value), "") if is_number(value) else (True, 0.0, str(value))  # type: ignore[arg-type]
 
 
 def is_number(value: Value) -> bool:
-    """Whether it is one, which true and false are not."""
+    """Return True for a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def label(key: str) -> str:
-    """The key as it is typed: `strategy` for `strategy._target_`."""
+    """Return the key as it is typed: `strategy` for `strategy._target_`."""
     return key.removesuffix("._target_")
 
 
 def shown(key: str, value: Value) -> str:
-    """The value as it is typed; of a dotted path its last part."""
+    """Return the value as it is typed; of a dotted path the last part."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -78,7 +78,7 @@ def shown(key: str, value: Value) -> str:
 
 
 def _settings(run: Run) -> dict[str, Value]:
-    """By dotted key; lists as they are typed."""
+    """Return the run's settings by dotted key; lists are text as typed."""
     return {
         key: value if value is None or isinstance(value, str | int | float | bool) else _typed_list(value)
         for key, value in flat(run.config)
@@ -99,7 +99,7 @@ def _differing(columns: Mapping[str, Column]) -> list[str]:
 
 
 def _typed(runs: Sequence[Run]) -> set[str]:
-    """What stood on the command lines; of a sweep's preset the undotted keys that it sweeps."""
+    """Return the keys that were typed, and the undotted keys that a preset sweeps."""
     given = {key for run in runs for key in run.environment.get("given", ()) if "." not in key}
     return given | {word.lstrip("+~").partition("=")[0] for run in runs for word in run.environment.get("argv", ())}
 
@@ -110,6 +110,6 @@ def _rank(key: str, typed: set[str]) -> tuple[bool, bool, bool, int, str]:
 
 
 def _follows(column: Column, others: Iterable[Column]) -> bool:
-    """Whether runs that are alike in the others are alike in it too."""
+    """Return True if runs that are alike in the other columns are alike in this one too."""
     alike = list(zip(*others, strict=True))
     return len(set(alike)) == len(set(zip(alike, column, strict=True)))

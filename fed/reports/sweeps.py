@@ -15,15 +15,15 @@ BEST = "best_accuracy"  # of all rounds after training began
 
 
 def draw(runs: Path | Sequence[Run], out_dir: Path) -> Path:
-    """Write `sweep.png`, `sweep.csv` and `sweep.md` into `out_dir`; where the picture is.
+    """Write `sweep.png`, `sweep.csv` and `sweep.md` into `out_dir` and return the path of the picture.
 
     Args:
-        runs: Finished runs, or a folder that holds some, however deep. Of runs alike in all but their folders the
+        runs: Finished runs, or a folder that holds some at any depth. Of runs that differ only in their folders the
             newest counts.
-        out_dir: Is made.
+        out_dir: Is created.
 
     Raises:
-        ValueError: If fewer than two of them count.
+        ValueError: If fewer than two runs count.
     """
     found = finished([runs]) if isinstance(runs, Path) else list(runs)
     keys = swept_keys(found)
@@ -41,7 +41,7 @@ def draw(runs: Path | Sequence[Run], out_dir: Path) -> Path:
 
 
 def finished(folders: Sequence[Path]) -> list[Run]:
-    """Finished runs in and below the folders, each once."""
+    """Return the finished runs in and below the folders, each once."""
     found = {path.parent.resolve(): Run(path.parent) for folder in folders for path in sorted(folder.rglob(SUMMARY))}
     return [run for run in found.values() if (run.folder / CONFIG).is_file() and run.points]
 
@@ -77,7 +77,7 @@ def _row(setting: Setting, keys: Sequence[str]) -> list[str]:
 
 
 def _mean(values: Sequence[float], count: int) -> str:
-    """Mean ± standard error; of a run that diverged there is no value, and then none of its setting."""
+    """Return mean ± standard error; "-" if a run of the setting diverged and so has no value."""
     if len(values) < count:
         return "-"
     mean, se = mean_and_se(values)

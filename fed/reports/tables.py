@@ -1,4 +1,4 @@
-"""A comparison in numbers: a row per method, every evaluation as CSV, and the text of `compare.md`."""
+"""A comparison in numbers: a row for each method, every evaluation as CSV, and the text of `compare.md`."""
 
 import csv
 import math
@@ -10,8 +10,8 @@ from statistics import fmean
 from fed.reports.runs import Method, Point, Run
 from fed.reports.statistics import Difference, Mean, mean_and_se, verdicts
 
-NEAR = 0.95  # of the centralised run's final accuracy
-# Columns of compare.csv; what runs recorded besides follows.
+NEAR = 0.95  # share of the centralised run's final accuracy
+# The first columns of compare.csv; other recorded metrics follow.
 COLUMNS = (
     "method",
     "mode",
@@ -27,45 +27,45 @@ COLUMNS = (
     "ties",
 )
 MEANING = (
-    "Accuracy, margin, loss and KL: on the test pairs after the last round. Best accuracy: of each run's best round.",
-    "Pairs to 95 %: trained until accuracy was 95 % of the final accuracy of the centralised run of the same seed.",
+    "Accuracy, margin, loss and KL: on the test pairs after the last round. Best accuracy: in each run's best round.",
+    "Pairs to 95 %: pairs trained until accuracy was 95 % of the centralised run's final accuracy, for the same seed.",
     "Wall-clock and traffic (bytes to and from the server): of a whole run, means over seeds.",
 )
 HOW = (
     "Accuracy of the first method minus that of the second on the same test pairs, after the last round that both "
-    "have, with the 95 % interval of a bootstrap over conversations, to which several seeds add what they differ by "
-    "(it held the truth in 90 to 97 % of simulated cases of 3 seeds). With one seed it says nothing of other seeds. "
-    "Each interval stands for itself: of many, some exclude 0 by chance."
+    "have, with a 95 % interval. The interval comes from a bootstrap over conversations and, with several seeds, "
+    "includes the variation between seeds (it held the true difference in 90 to 97 % of simulated cases of 3 seeds). "
+    "With one seed it says nothing about other seeds. Of many intervals, some exclude 0 by chance."
 )
 EQUAL = "All methods had trained the same number of pairs at each evaluated round of each seed."
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a method came to on the test pairs. Means are over seeds; in mode=local first over clients."""
+    """The results of a method on the test pairs. Means are over seeds; in mode=local first over clients."""
 
     method: str
     mode: str
     seeds: tuple[int, ...]
-    num_pairs: int  # tested, of the first run
-    accuracy: Mean  # like margin, loss and KL after the last round
+    num_pairs: int  # test pairs of the first run
+    accuracy: Mean  # after the last round, like margin, loss and KL
     best: Mean  # accuracy after each run's best round, round 0 excluded
     margin: Mean
     loss: Mean
     kl: Mean
     clients_sd: float | None  # mode=local: standard deviation of the final accuracy over clients
-    pairs_to_near: float | None  # until NEAR of the final accuracy of the centralised run of the same seed
-    num_near: int  # runs that came so near; they make the mean
+    pairs_to_near: float | None  # trained until NEAR of the final accuracy of the centralised run of the same seed
+    num_near: int  # runs that came so near; the mean is over them
     num_aims: int  # runs whose seed has a centralised run
     wall_seconds: float
-    traffic: float | None  # bytes to and from the server; None where nothing travels
+    traffic: float | None  # bytes to and from the server; None if nothing travels
 
 
 def rows(methods: Sequence[Method]) -> list[Row]:
-    """One for each method.
+    """Return a row for each method.
 
-    With one seed the standard error of an accuracy a on P test pairs is the binomial one, sqrt(a (1 - a) / P), and
-    that of other metrics NaN.
+    With one seed the standard error of an accuracy a on P test pairs is binomial, sqrt(a (1 - a) / P), and that of
+    other metrics is NaN.
 
     Raises:
         ValueError: If a run was never evaluated after training.
@@ -76,7 +76,7 @@ def rows(methods: Sequence[Method]) -> list[Row]:
 
 
 def write_csv(methods: Sequence[Method], path: Path) -> None:
-    """A line for each evaluation on the test pairs, round 0 too; `<metric>_sd` is a standard deviation over clients."""
+    """Write a line for each evaluation on the test pairs; `<metric>_sd` is a standard deviation over clients."""
     records = [_record(method, run, point) for method in methods for run in method.runs for point in run.points]
     more = [key for key in dict.fromkeys(key for record in records for key in record) if key not in COLUMNS]
     more.sort(key=lambda key: key.endswith("_sd"))
@@ -93,7 +93,7 @@ def markdown(
     *,
     title: str = "Comparison",
 ) -> str:
-    """The text of `compare.md`: the table, paired differences, whether budgets are equal, and the commands."""
+    """Return the text of `compare.md`: the table, paired differences, the budgets and the commands."""
     found = rows(methods)
     shown = [cells(row) for row in found]
     lines = [[*shown[0]], ["---"] * len(shown[0]), *(list(line.values()) for line in shown)]
@@ -114,7 +114,7 @@ def markdown(
 
 
 def cells(row: Row) -> dict[str, str]:
-    """The row as the table shows it, by the heads of its columns."""
+    """Return the row as the table shows it, by the heads of its columns."""
     return {
         "method": row.method,
         "mode": row.mode,
@@ -131,7 +131,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def notes(found: Sequence[Row]) -> list[str]:
-    """What the table's reader must know."""
+    """Return the notes below the table."""
     several = [row for row in found if len(row.seeds) > 1]
     single = [row for row in found if len(row.seeds) == 1]
     said = []
@@ -150,7 +150,7 @@ def notes(found: Sequence[Row]) -> list[str]:
 
 
 def budgets(methods: Sequence[Method]) -> list[str]:
-    """Whether all methods of a seed had trained the same number of pairs at each evaluated round, and who had not."""
+    """Say which methods had not trained the same number of pairs at an evaluated round of a seed, or that all had."""
     first, *others = methods
     return [line for other in others for line in _unequal(first, other)] or [EQUAL]
 
@@ -185,7 +185,7 @@ def _row(method: Method, aims: Mapping[int, float]) -> Row:
 
 
 def _trained(run: Run) -> list[Point]:
-    """Evaluations after round 0, which measures nothing: all pairs tie."""
+    """Return the evaluations after round 0, which measures nothing because all pairs tie."""
     found = [point for point in run.points if point.server_round > 0]
     if not found:
         raise ValueError(
@@ -210,7 +210,7 @@ def _record(method: Method, run: Run, point: Point) -> dict[str, object]:
 
 
 def _unequal(first: Method, other: Method) -> Iterator[str]:
-    """How the budgets of two methods differ, in none, one or two sentences."""
+    """Yield a sentence for each way in which the budgets of two methods differ."""
     owned, trained = _pairs(first), _pairs(other)
     both = sorted(owned.keys() & trained.keys())
     differing = [at for at in both if owned[at] != trained[at]]
@@ -226,7 +226,7 @@ def _unequal(first: Method, other: Method) -> Iterator[str]:
 
 
 def _pairs(method: Method) -> dict[tuple[int, int], int]:
-    """Trained until each evaluation, by seed and round."""
+    """Return the pairs trained until each evaluation, by seed and round."""
     return {(run.seed, point.server_round): point.pairs for run in method.runs for point in run.points}
 
 
@@ -257,6 +257,6 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes, in decimal units."""
+    """Return the bytes in decimal units."""
     exponent = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
     return f"{count / 1000**exponent:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[exponent]}"

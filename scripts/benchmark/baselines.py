@@ -1,7 +1,7 @@
-"""The DPO step as others do it: the original DPO code, published FeDPO, and TRL's DPOTrainer.
+"""The DPO step of others: the original DPO code, published FeDPO, and TRL's DPOTrainer.
 
-The first two are written from their definitions. Each step runs on the shared model and leaves it as it was, but for
-the weights. Shapes: B pairs, N = 2B sequences (chosen, then rejected), T tokens of the longest, V vocabulary.
+The first two are written from their definitions. Each step runs on the shared model and changes nothing of it but the
+weights. Shapes: B pairs, N = 2B sequences (chosen, then rejected), T tokens of the longest, V vocabulary.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from torch import Tensor
 from fed.data.tokens import Example
 
 Step = Callable[[Sequence[Example]], float]
-IGNORED = -100  # label of tokens that are not the response's
+IGNORED = -100  # label of tokens outside the response
 
 
 @dataclass(frozen=True)
 class Models:
-    """What all variants share, so that many of them fit into one process."""
+    """The models and the optimizer that all variants share, so that many of them fit into one process."""
 
     policy: Any
     reference: Any
@@ -35,7 +35,7 @@ class Models:
     max_grad_norm: float = 10.0
 
     def update(self) -> None:
-        """What ends every variant's step."""
+        """Clip the gradients, take the optimizer step and drop the gradients, as every variant does."""
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -50,7 +50,7 @@ class Padded(NamedTuple):
 
 
 def pad(pairs: Sequence[Example]) -> Padded:
-    """The sequences as the original DPO code concatenates them."""
+    """Concatenate the sequences as the original DPO code does."""
     sequences = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     width = max(len(prompt) + len(response) for prompt, response in sequences)
     input_ids, mask, labels = [], [], []
@@ -63,7 +63,7 @@ def pad(pairs: Sequence[Example]) -> Padded:
 
 
 def full_logps(model: Any, batch: Padded) -> Tensor:
-    """Summed log-probs of each response, (N,), from log-softmax of all logits in float32."""
+    """Return the summed log-probs of each response, (N,), by log-softmax over all logits in float32."""
     logits_NTV = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits.float()
     targets_NT = batch.labels[:, 1:]
     responses_NT = targets_NT != IGNORED
@@ -74,13 +74,13 @@ def full_logps(model: Any, batch: Padded) -> Tensor:
 
 
 def dpo_of(logps_N: Tensor, reference_N: Tensor, beta: float) -> Tensor:
-    """Mean of -log sigmoid(beta h), written out again here so as not to lean on what it is compared with."""
+    """Return the mean of -log sigmoid(beta h), without using the project's own code, which it is compared with."""
     chosen, rejected = (logps_N - reference_N).chunk(2)
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
 def plain_step(models: Models, pairs: Sequence[Example]) -> float:
-    """One step of the original DPO code; the loss."""
+    """Take one step of the original DPO code and return the loss."""
     batch = pad(pairs)
     logps = full_logps(models.policy, batch)
     with torch.no_grad():
@@ -92,10 +92,10 @@ def plain_step(models: Models, pairs: Sequence[Example]) -> float:
 
 
 def fedpo_step(models: Models, pairs: Sequence[Example], alpha: float = 1.0) -> float:
-    """One step of published FeDPO; the DPO part of its loss.
+    """Take one step of published FeDPO and return the DPO part of its loss.
 
-    The policy runs a second time for the anchor term, and the server's copy runs with gradients, which nothing reads or
-    ever clears: the result of the `.detach()` that should have prevented it is dropped.
+    The policy runs a second time for the anchor term. The server's copy runs with gradients, which nothing reads or
+    clears: the published code drops the result of the `.detach()` that should have prevented them.
     """
     batch = pad(pairs)
     logps = full_logps(models.policy, batch)
@@ -108,25 +108,25 @@ def fedpo_step(models: Models, pairs: Sequence[Example], alpha: float = 1.0) -> 
 
 
 def server_term(models: Models, batch: Padded) -> Tensor:
-    """Mean squared difference of summed log-probs to the server's, chosen plus rejected."""
+    """Return the mean squared difference from the server's summed log-probs, chosen plus rejected."""
     pairs = zip(full_logps(models.policy, batch).chunk(2), full_logps(models.server, batch).chunk(2), strict=True)
     return sum((F.mse_loss(policy, server) for policy, server in pairs), torch.zeros(()))
 
 
 def trl_version() -> str | None:
-    """The installed TRL, None if there is none."""
+    """Return the version of the installed TRL, or None."""
     return None if importlib.util.find_spec("trl") is None else str(importlib.import_module("trl").__version__)
 
 
 class Trl:
     """TRL's DPOTrainer: its collator, its `training_step`, and then everyone's clip and optimizer step.
 
-    What the trainer does to the models (forward functions for its fused head and autocast, training mode, activation
-    checkpointing) holds while it is `prepared` only.
+    The trainer changes the models (forward functions for its fused head and autocast, training mode, activation
+    checkpointing); these changes hold only while it is `prepared`.
     """
 
     def __init__(self, models: Models, tokenizer: Any, folder: str, batch: int, **configuration: Any) -> None:
-        """A trainer by DPOConfig's defaults, but for `configuration`."""
+        """Make a trainer with DPOConfig's defaults, except for `configuration`."""
         self.models = models
         self.precomputed = bool(configuration.get("precompute_ref_log_probs", False))
         both = (models.policy, models.reference)
@@ -139,7 +139,7 @@ class Trl:
 
     @contextmanager
     def prepared(self) -> Iterator[Step]:
-        """The step, while the models are as the trainer wants them."""
+        """Yield the step; meanwhile the models are as the trainer wants them."""
         policy, reference = self.models.policy, self.models.reference
         with restored(policy), restored(reference), _quiet():
             policy.__dict__.update(self.changes[0])
@@ -155,7 +155,7 @@ class Trl:
 
     def _trainer(self, tokenizer: Any, folder: str, batch: int, configuration: dict[str, Any]) -> Any:
         trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
-        # One pair, because the trainer wants some: batches come as token ids, with their reference log-probs, if any.
+        # The trainer wants a data set and gets one pair: batches come as token ids, with reference log-probs if any.
         row = datasets.Dataset.from_list([{"prompt": "One", "chosen": " two", "rejected": " three"}])
         arguments = trl.DPOConfig(
             output_dir=folder,
@@ -177,7 +177,7 @@ class Trl:
         )
 
     def inputs(self, pairs: Sequence[Example]) -> dict[str, Tensor]:
-        """The batch as TRL's collator makes it, holding exactly the tokens that every variant is given."""
+        """Return the batch of TRL's collator, checked to hold exactly the tokens that every variant gets."""
         inputs: dict[str, Tensor] = self.trainer.data_collator([self._row(pair) for pair in pairs])
         tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
         responses = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
@@ -203,7 +203,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Undo at the end whatever was done to the model's attributes, mode, checkpointing and configuration inside."""
+    """Undo at the end all changes to the model's attributes, mode, checkpointing and configuration."""
     attributes, configuration, training = dict(model.__dict__), dict(model.config.__dict__), model.training
     try:
         yield
@@ -216,14 +216,14 @@ def restored(model: Any) -> Iterator[None]:
 
 
 def checkpointing(model: Any, do: str) -> None:
-    """`enable` or `disable` the recomputation of activations; it runs in training mode only."""
-    # The first name of newer transformers 5, where the second warns.
+    """Do `enable` or `disable` to the recomputation of activations, which happens in training mode only."""
+    # Newer transformers 5 has the first name and warns of the second.
     (getattr(model, f"activation_checkpointing_{do}", None) or getattr(model, f"gradient_checkpointing_{do}"))()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings and progress bars, which are TRL's and no concern of the reader of a table."""
+    """Silence the warnings and progress bars of TRL, which do not concern the reader of a table."""
     os.environ["TQDM_DISABLE"] = "1"
     importlib.import_module("datasets").disable_progress_bars()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What the federation costs around the training steps: the demo with few and many clients over the same pairs."""
+"""The cost of the federation around the training steps: the demo with few and many clients over the same pairs."""
 
 import json
 import subprocess
@@ -15,18 +15,18 @@ WORK = ("train", "evaluate", "reference")  # phases in which a model computes; a
 
 @dataclass(frozen=True)
 class Federation:
-    """One demo run, in a process of its own."""
+    """The measurements of one demo run in a process of its own."""
 
     clients: int
     seconds_per_round: float
     pairs_per_second: float
-    federation_seconds: float  # of the run, in which no model computed
+    federation_seconds: float  # in which no model computed
     federation_share: float
     peak_memory_gb: float
 
 
 def measure(clients: int, rounds: int) -> Federation:
-    """The cost of a demo run."""
+    """Run the demo with so many clients and return its cost."""
     with tempfile.TemporaryDirectory() as folder:
         given = [f"client_num_in_total={clients}", f"comm_round={rounds}"]
         folders = [f"output_dir={folder}/data", f"cache_dir={folder}/cache"]
@@ -39,7 +39,7 @@ def measure(clients: int, rounds: int) -> Federation:
 
 
 def table(rows: list[Federation], rounds: int) -> str:
-    """The rows as a person reads them."""
+    """Return the printed table of the rows."""
     lines = [f"The demo's federation, {rounds} round{'s' * (rounds > 1)}, the same pairs held by more and more clients"]
     lines.append(f"{'clients':>7} {'s/round':>8} {'pairs/s':>8} {'federation s':>13} {'share':>6} {'peak GB':>8}")
     for row in rows:
@@ -54,5 +54,5 @@ def table(rows: list[Federation], rounds: int) -> str:
 
 
 def as_json(rows: list[Federation]) -> dict[str, dict[str, float]]:
-    """The rows by number of clients."""
+    """Return the rows by number of clients."""
     return {str(row.clients): asdict(row) for row in rows}

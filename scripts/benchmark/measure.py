@@ -27,12 +27,12 @@ STATUS, CLEAR, SYSTEM = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def clock(threads: int) -> Callable[[], float]:
-    """Processor time of this process for one thread, which other work on the machine does not distort; else wall."""
+    """Return processor time for one thread, which other work on the machine does not distort, else wall time."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
 def matrix_peak(dtype: torch.dtype, now: Callable[[], float]) -> float:
-    """Operations per second of the fastest of some large matrix products, by the fastest library there is."""
+    """Return the operations per second of the fastest of some large matrix products with the fastest library."""
     libraries: list[Callable[..., Tensor]] = [F.linear]
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         libraries.append(onednn_linear)
@@ -55,24 +55,24 @@ def _rate(
 
 
 class Work(NamedTuple):
-    """What a batch holds, whatever a variant makes of it."""
+    """The content of a batch, which is the same for all variants."""
 
     pairs: int
     tokens: int  # each prompt once, chosen, rejected
     responses: int  # tokens of chosen and rejected
-    operations: float  # that a step needs at least, but for attention scores
+    operations: float  # that a step needs at least, without attention scores
 
 
 class Size(NamedTuple):
-    """Weights of a model as matrix products see them."""
+    """The numbers of weights of a model that take part in matrix products."""
 
-    body: int  # all but embeddings and head
+    body: int  # without embeddings and head
     vocabulary: int
     hidden: int
 
 
 def size_of(model: Any) -> Size:
-    """The size of a transformers model."""
+    """Return the size of a transformers model."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     outside = embeddings | {id(p) for p in model.get_output_embeddings().parameters()}
     body = sum(p.numel() for p in model.parameters() if id(p) not in outside)
@@ -81,7 +81,7 @@ def size_of(model: Any) -> Size:
 
 
 def work(pairs: Sequence[Example], size: Size) -> Work:
-    """Forward and backward: 6 operations for each weight and useful token; the head's for response tokens only."""
+    """Count 6 operations, forward and backward, per weight and useful token; for the head per response token only."""
     responses = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
     tokens = responses + sum(len(pair.prompt) for pair in pairs)
     operations = 6.0 * size.body * tokens + 6.0 * size.vocabulary * size.hidden * responses
@@ -89,19 +89,19 @@ def work(pairs: Sequence[Example], size: Size) -> Work:
 
 
 class Memory(NamedTuple):
-    """Resident memory of the process, in bytes."""
+    """The resident memory of the process, in bytes."""
 
     before: int
     peak: int
 
     @property
     def growth(self) -> int:
-        """What the step added at its worst: gradients, activations and temporary copies."""
+        """The bytes that the step added at its peak: gradients, activations and temporary copies."""
         return self.peak - self.before
 
 
 def memory_of(step: Callable[[], object]) -> Memory:
-    """Memory around one call, after freed memory has gone back to the system."""
+    """Measure the memory of one call, after freed memory has gone back to the system."""
     gc.collect()
     return_freed_memory()
     exact = exact_memory()
@@ -111,7 +111,7 @@ def memory_of(step: Callable[[], object]) -> Memory:
 
 
 def exact_memory() -> bool:
-    """Whether the kernel forgets the process's highest memory when told to; it now has."""
+    """Tell the kernel to forget the process's highest memory, and return False if it cannot."""
     try:
         CLEAR.write_text("5")
     except OSError:
@@ -125,7 +125,7 @@ def _highest() -> int:
 
 
 def available_memory() -> float:
-    """Bytes that processes may still take before the system runs out; infinite where it does not tell."""
+    """Return the bytes that the system can still give to processes; infinite if it does not say."""
     return _field(SYSTEM, "MemAvailable") if SYSTEM.exists() else math.inf
 
 
@@ -139,6 +139,6 @@ def _field(file: Path, name: str) -> int:
 
 
 def bytes_of(tensors: Iterable[Tensor | None]) -> int:
-    """Memory of the tensors, each counted once."""
+    """Return the bytes of the tensors, each counted once."""
     sizes = {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None}
     return sum(sizes.values())

@@ -1,4 +1,4 @@
-"""What `make bench` tells of the steps: a table for people, JSON for programs."""
+"""The report of `make bench` on the steps: a table for people, JSON for programs."""
 
 import os
 import platform
@@ -15,13 +15,13 @@ from scripts.benchmark.step_bench import SAME, Bench, Found
 from scripts.benchmark.variants import FLOAT32, OURS
 from scripts.benchmark.workload import token_means
 
-# What each is compared with: the same precision, or ours in its faster one.
+# The first are compared with ours in the same precision, the others with ours in the faster one.
 EXACT, FASTEST = ("trl_float32",), ("trl_default", "trl_best", "plain", "fedpo_original")
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 
 
 def text(bench: Bench, shape: str, threads: int) -> str:
-    """Everything, to be printed."""
+    """Return the whole report, to be printed."""
     return "\n".join([*_heading(bench, shape, threads), "", *_table(bench), "", *_notes(bench)])
 
 
@@ -61,18 +61,18 @@ def _row(bench: Bench, one: Found, width: int, wide: int) -> str:
 def _notes(bench: Bench) -> list[str]:
     ours = OURS[bench.fastest]
     lines = [
-        f"x ours    seconds by those of {ours}, ours in the faster precision here; median over batches",
-        "tokens    prompt once, chosen, rejected; peak counts 6 operations for each of them and each weight of the",
-        "          body, and for each response token and weight of the head, by the products above in that precision",
-        "GB        weights, gradients, optimizer state, activations and the variant's own model copies, at the most",
+        f"x ours    seconds divided by those of {ours}, ours in the faster precision here; median over batches",
+        "tokens    prompt once, chosen, rejected; peak: 6 operations for each of them and each weight of the body, and",
+        "          for each response token and weight of the head, as a share of the products above in that precision",
+        "GB        weights, gradients, optimizer state, activations and the variant's own model copies, at the peak",
     ]
     if any(len(one.seconds) < len(bench.work) for one in bench.found.values()):
         lines.append(
-            "*         on so many batches only: the others need more memory, or this processor emulates bfloat16"
+            "*         on as many batches as stars: the others need more memory, or this processor emulates bfloat16"
         )
     if not exact_memory():
         lines.append(
-            "          (of a step only what went beyond all before it: this kernel cannot forget the highest memory)"
+            "          (only the memory beyond that of all steps before: this kernel cannot forget the highest memory)"
         )
     lines.append(_losses(bench))
     lines += [f"{name} takes {ratio:.2f} times as long as {against}" for name, against, ratio in _ratios(bench)]
@@ -92,13 +92,13 @@ def _losses(bench: Bench) -> str:
 
 
 def _ratios(bench: Bench) -> list[tuple[str, str, float]]:
-    """(variant, ours, ratio) of the variants that were measured."""
+    """Return (variant, ours, ratio) for each variant that was measured."""
     pairs = [(name, OURS[bench.fastest]) for name in FASTEST] + [(name, OURS[FLOAT32]) for name in EXACT]
     return [(name, ours, bench.ratio(name, ours)) for name, ours in pairs if name in bench.found]
 
 
 def as_json(bench: Bench) -> dict[str, Any]:
-    """Everything measured."""
+    """Return everything measured, for JSON."""
     ours = bench.found[OURS[bench.fastest]]
     found: dict[str, Any] = {
         "ratios": {name: ratio for name, _, ratio in _ratios(bench)},

@@ -1,4 +1,4 @@
-"""Time and memory of one DPO step, all variants taking turns on the same batches in one process."""
+"""Time and memory of one DPO step: all variants take turns on the same batches in one process."""
 
 import gc
 import statistics
@@ -39,12 +39,12 @@ SAME = 1e-4  # float32 losses differ by rounding only: log-probs of some 500 nat
 
 @dataclass
 class Found:
-    """What was measured of one variant."""
+    """The measurements of one variant."""
 
     variant: Variant
     prepared: Callable[[], AbstractContextManager[Step]]
     seconds: dict[int, float] = field(default_factory=dict)  # by number of the batch
-    loss: float = float("nan")  # of the first batch
+    loss: float = float("nan")  # on the first batch
     memory: Memory = field(default_factory=lambda: Memory(0, 0))  # of a step on the first batch
     held: int = 0  # bytes that the variant holds between steps: weights, optimizer state, its model copies
     foreign: int = 0  # bytes of model copies in this process that it would not hold
@@ -62,7 +62,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything measured, and what it takes to read it."""
+    """Everything measured, with the data and the peaks it is read against."""
 
     found: dict[str, Found]
     work: list[Work]  # by batch
@@ -73,23 +73,23 @@ class Bench:
 
     @property
     def fastest(self) -> str:
-        """The precision in which ours is faster on this machine."""
+        """The precision in which our step is faster on this machine."""
         if OURS[BFLOAT16] not in self.found:
             return FLOAT32
         return BFLOAT16 if self.ratio(OURS[BFLOAT16], OURS[FLOAT32]) < 1 else FLOAT32
 
     def ratio(self, name: str, other: str) -> float:
-        """Median of the one's seconds by the other's, over the batches that both ran."""
+        """Return the median of one's seconds divided by the other's, over the batches that both ran."""
         ones, others = self.found[name].seconds, self.found[other].seconds
         return statistics.median(seconds / others[number] for number, seconds in ones.items() if number in others)
 
     def rate(self, name: str, unit: Callable[[Work], float]) -> float:
-        """Units per second over all batches of a variant."""
+        """Return the units per second over all batches of a variant."""
         seconds = self.found[name].seconds
         return sum(unit(self.work[number]) for number in seconds) / sum(seconds.values())
 
     def peak_share(self, name: str) -> float:
-        """Useful operations per second by the most that this machine does in the variant's precision."""
+        """Return useful operations per second as a share of this machine's peak in the variant's precision."""
         return self.rate(name, lambda done: done.operations) / self.peaks[self.found[name].variant.precision]
 
 
@@ -112,7 +112,7 @@ def bench(shape: str, variants: Sequence[Variant], *, batch: int, repeats: int, 
         setting = Setting(models, given.tokenizer, batch, folder, choice.library)
         found = {variant.name: Found(variant, variant.build(setting)) for variant in variants}
         if choice.library == "mkl":
-            found.pop("ours_mkl", None)  # the same as ours
+            found.pop("ours_mkl", None)  # it is the same as ours
         # Where the processor has no bfloat16, a step takes minutes.
         slow = {name for name, one in found.items() if peaks[one.variant.precision] < peaks[FLOAT32]}
         for one in found.values():
@@ -126,7 +126,7 @@ def bench(shape: str, variants: Sequence[Variant], *, batch: int, repeats: int, 
 
 
 def shared_models(shape: str, given: Workload) -> Models:
-    """Policy, reference and server of different weights, so that losses say something; the optimizer's state filled."""
+    """Return policy, reference and server of different weights, and an optimizer whose state is filled."""
     policy, reference, server = (
         random_model(SHAPES[shape], given.tokenizer, name) for name in ("policy", "reference", "server")
     )
@@ -140,7 +140,7 @@ def shared_models(shape: str, given: Workload) -> Models:
 
 
 def with_reference(models: Models, given: Workload) -> list[list[Example]]:
-    """The batches with their reference column, which those who precompute it are given."""
+    """Return the batches with their reference column, for the variants that precompute it."""
     reference = Policy(models.reference, given.tokenizer, torch.device("cpu"))
     return [
         [replace(e, reference=logps) for e, logps in zip(b, pair_logps(reference, b, batch_size=len(b)), strict=True)]
@@ -149,14 +149,14 @@ def with_reference(models: Models, given: Workload) -> list[list[Example]]:
 
 
 def matrix_library(models: Models, folder: str) -> Choice:
-    """The library that the project chooses here; the model is left as it was."""
+    """Return the library that the project chooses here, and leave the model unchanged."""
     choice = choose_library(models.policy, "auto", cache_dir=folder)
     use_torch(models.policy)
     return choice
 
 
 def first_step(one: Found, models: Models, pairs: Sequence[Example], now: Callable[[], float], *, counts: bool) -> None:
-    """A step that gives loss and memory, and its seconds if it `counts`; else it is a warm-up."""
+    """Take the step that gives loss and memory; its seconds count if `counts`, else it is a warm-up."""
     tell(f"first step of {one.variant.name}")
     keep_freed_memory(one.variant.keeps_freed_memory)
     count_memory(one, models)
@@ -173,7 +173,7 @@ def first_step(one: Found, models: Models, pairs: Sequence[Example], now: Callab
 
 
 def count_memory(one: Found, models: Models) -> None:
-    """What the variant holds between steps, and what others hold beside it; gradients belong to the step."""
+    """Count the bytes that the variant holds between steps and those that others hold, without gradients."""
     copies = {"reference": models.reference, "server": models.server}
     for parameter in models.server.parameters():
         parameter.grad = None
@@ -183,14 +183,14 @@ def count_memory(one: Found, models: Models) -> None:
 
 
 def held_by_all(models: Models) -> int:
-    """Weights and optimizer state."""
+    """Return the bytes of weights and optimizer state."""
     slots = [value for state in models.optimizer.state.values() for value in state.values()]
     return bytes_of([*models.policy.parameters(), *(value for value in slots if isinstance(value, Tensor))])
 
 
 def take_turns(found: Sequence[Found], batches: Sequence[Sequence[Example]], now: Callable[[], float]) -> None:
-    """Each batch is given to all variants, one after the other; later ones only to those that have the memory."""
-    found = sorted(found, key=lambda one: one.variant.keeps_freed_memory)  # so that it is switched once a batch
+    """Give each batch to all variants in turn; later batches only to those that have the memory for them."""
+    found = sorted(found, key=lambda one: one.variant.keeps_freed_memory)  # switched once per batch then
     kept: bool | None = None
     for number, pairs in enumerate(batches):
         for one in found:
@@ -201,20 +201,20 @@ def take_turns(found: Sequence[Found], batches: Sequence[Sequence[Example]], now
                 if one.variant.keeps_freed_memory is not kept:
                     kept = one.variant.keeps_freed_memory
                     keep_freed_memory(kept)
-                    if kept:  # what training has kept by its second step
+                    if kept:  # as training has by its second step
                         step(pairs)
                 one.seconds[number] = timed(step, pairs, now)[1]
 
 
 def fits(one: Found, pairs: Sequence[Example], first: Sequence[Example]) -> bool:
-    """Whether there is memory for these pairs, going by what the first ones took. Freed memory is given back first."""
+    """Return True if there is memory for these pairs, judged by the first ones; freed memory is given back first."""
     return_freed_memory()
     padded, measured = (len(batch) * max(pair.length for pair in batch) for batch in (pairs, first))
     return one.memory.growth * padded / measured < available_memory()
 
 
 def timed(step: Step, pairs: Sequence[Example], now: Callable[[], float]) -> tuple[float, float]:
-    """Loss and seconds of a step."""
+    """Take a step and return its loss and seconds."""
     gc.collect()
     start = now()
     loss = step(pairs)
@@ -222,13 +222,13 @@ def timed(step: Step, pairs: Sequence[Example], now: Callable[[], float]) -> tup
 
 
 def check_losses(found: dict[str, Found]) -> None:
-    """Whoever computes in float32 has found the same loss, or the comparison would be of different things."""
+    """Check that all float32 variants found the same loss; else they would not compute the same thing."""
     ours = found[OURS[FLOAT32]].loss
     for name, one in found.items():
         assert one.variant.precision != FLOAT32 or abs(one.loss - ours) < SAME, f"{name}: {one.loss}, ours {ours}"
 
 
 def tell(what: str) -> None:
-    """Progress, on the terminal only."""
+    """Show the progress if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)

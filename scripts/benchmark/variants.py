@@ -1,4 +1,4 @@
-"""Every way of doing one DPO step that `make bench` times: others', and this project's, part by part."""
+"""Every way to take one DPO step that `make bench` times: those of others, and this project's, part by part."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,8 @@ from scripts.benchmark.baselines import Models, Step, Trl, checkpointing, fedpo_
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OURS = {FLOAT32: "ours_float32", BFLOAT16: "ours_bfloat16"}
-# TRL checkpoints activations by default. Without it is faster, so its other rows go without, to be fair. `padding_free`
-# would not be faster: TRL 1.16 warns that it is unavailable and pads.
+# TRL checkpoints activations by default. It is faster without, so its other rows go without, to be fair. `padding_free`
+# would not be faster: TRL 1.16 warns that it is unavailable, and pads.
 TRL_FASTER = {"gradient_checkpointing": False}
 TRL_BEST = {**TRL_FASTER, "precompute_ref_log_probs": True}
 HEAD = Layout(packing=False, prefix_sharing=False, fused_head=True)
@@ -32,7 +32,7 @@ ALL = Layout(packing=True, prefix_sharing=True, fused_head=True)
 
 @dataclass(frozen=True)
 class Setting:
-    """What the steps are built from."""
+    """Everything that the steps are built from."""
 
     models: Models
     tokenizer: Any
@@ -43,11 +43,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of doing the step: a row of the table."""
+    """One way to take the step: a row of the table."""
 
     name: str
     meaning: str
-    build: Callable[[Setting], Callable[[], AbstractContextManager[Step]]]  # what sets the shared model up for it
+    build: Callable[[Setting], Callable[[], AbstractContextManager[Step]]]  # sets the shared model up
     precision: str = FLOAT32
     reference: bool = False  # runs a reference model
     server: bool = False  # runs a copy of the server's model
@@ -70,7 +70,7 @@ def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None 
 def project_step(
     setting: Setting, layout: Layout, dtype: torch.dtype | None, library: str | None, recompute: bool = False
 ) -> Iterator[Step]:
-    """The step of a client's local update, while the shared model is as this project loads it."""
+    """Yield the step of a client's local update; meanwhile the shared model is as this project loads it."""
     models = setting.models
     policy = Policy(models.policy, setting.tokenizer, torch.device("cpu"), dtype, layout=layout)
     step = ClientStep(policy, _local_settings(models, setting.batch))

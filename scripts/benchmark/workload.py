@@ -1,6 +1,6 @@
-"""What every variant of the step is given: a model shape with random weights, and real pairs as token ids.
+"""The input of every variant of the step: a model shape with random weights, and real pairs as token ids.
 
-Nothing is downloaded: configurations are written down here and the tokenizer is trained on the texts at hand.
+Nothing is downloaded: configurations stand here and the tokenizer is trained on the texts at hand.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ MAX_LENGTH, MAX_PROMPT_LENGTH = 512, 256
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's architecture; `config` is given the trained tokenizer."""
+    """A model's architecture; `config` receives the trained tokenizer."""
 
     vocabulary: int
     config: Callable[[PreTrainedTokenizerFast], Any]
 
 
 def _gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
-    # Dropout off, as everywhere in DPO: it would make each variant's loss another.
+    # Dropout is off, as everywhere in DPO: each variant would get another loss.
     return GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **_ends(tokenizer))
 
 
@@ -63,7 +63,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """Batches of pairs, the tokenizer they were made with, and where they come from."""
+    """Batches of pairs, the tokenizer that made them, and the source of the texts."""
 
     batches: list[list[Example]]
     tokenizer: PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ class Workload:
 
 
 def workload(shape: Shape, data_dir: Path, *, batch: int, repeats: int) -> Workload:
-    """`repeats` batches from `data_dir` or, where there is nothing, of the demo's dialogues.
+    """Return `repeats` batches of the pairs in `data_dir`, or of the demo's dialogues if it does not exist.
 
     Raises:
         ValueError: If there are too few pairs, or the file holds something else.
@@ -93,7 +93,7 @@ def _rows(data_dir: Path) -> tuple[str, list[Preference]]:
 
 
 def train_tokenizer(rows: Sequence[Preference], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocabulary` tokens, end-of-text among them, trained on the rows' texts."""
+    """Train a byte-level BPE of at most `vocabulary` tokens, end-of-text among them, on the rows' texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -111,14 +111,14 @@ def _texts(rows: Sequence[Preference]) -> Iterator[str]:
 
 
 def random_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, name: str) -> Any:
-    """The shape in float32 with random weights: the same for the same name, others for another."""
+    """Return the shape in float32 with random weights, which depend on the name."""
     seed_globals(0, name)
     config = shape.config(tokenizer)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
 def token_means(batches: Sequence[Sequence[Example]]) -> dict[str, float]:
-    """Mean tokens of a pair's prompt, chosen and rejected response."""
+    """Return the mean tokens of a pair's prompt, chosen and rejected response."""
     pairs = [pair for batch in batches for pair in batch]
     parts = {name: sum(len(getattr(pair, name)) for pair in pairs) for name in ("prompt", "chosen", "rejected")}
     return {name: tokens / len(pairs) for name, tokens in parts.items()}

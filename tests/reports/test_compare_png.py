@@ -27,7 +27,7 @@ def panel(drawn: Figure, metric: str, column: str) -> Any:
 
 
 def bands(axes: Any) -> list[dict[float, tuple[float, float]]]:
-    """Of each band the lower and the upper edge, by x."""
+    """Return the lower and the upper edge of each band, by x."""
     found = []
     for band in axes.collections:
         assert isinstance(band, FillBetweenPolyCollection)
@@ -36,9 +36,6 @@ def bands(axes: Any) -> list[dict[float, tuple[float, float]]]:
             points.setdefault(float(x), []).append(float(y))
         found.append({x: (min(ys), max(ys)) for x, ys in points.items()})
     return found
-
-
-# --- what is plotted ---
 
 
 def test_lines_are_means_over_seeds_and_bands_their_standard_errors(tmp_path: Path):
@@ -146,9 +143,6 @@ def test_without_times_there_is_no_column_for_them(tmp_path: Path):
 def test_a_metric_that_nobody_measured_has_no_row(tmp_path: Path):
     made = [with_metrics(run, margin=[None] * 3) for run in method(tmp_path, "a").runs]
     assert len(figure([Method("a", made)]).axes) == 9
-
-
-# --- how it looks ---
 
 
 def test_methods_differ_in_colour_and_in_dashes_or_marker(tmp_path: Path):

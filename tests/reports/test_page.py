@@ -16,7 +16,7 @@ from support.foreign_runs import EVIL, NAMES, make_methods
 
 
 class Parsed(HTMLParser):
-    """What a browser makes of the page, without running it."""
+    """The page as a browser parses it, without running it."""
 
     def __init__(self, text):
         super().__init__()
@@ -47,7 +47,7 @@ class Parsed(HTMLParser):
 
     @property
     def figures(self):
-        """Of each figure plotly's JSON."""
+        """Plotly's JSON of each figure."""
         return [json.loads(text) for text in self.scripts if text.startswith("{")]
 
 

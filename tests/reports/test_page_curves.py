@@ -2,7 +2,7 @@ from statistics import fmean
 
 import pytest
 
-from fed.reports.differences import differing, surroundings
+from fed.reports.differences import differing, environments
 from fed.reports.page_clients import COLOURS, constants, heat_maps, partitions
 from fed.reports.page_curves import curves
 from fed.reports.page_figures import literal
@@ -19,12 +19,12 @@ def methods(tmp_path_factory):
 
 
 def line_of(figure, name):
-    """The trace that is hovered."""
+    """Return the trace that shows texts when hovered."""
     return next(trace for trace in figure["data"] if "hovertext" in trace and trace["meta"]["method"] == name)
 
 
 def test_a_line_is_the_mean_over_seeds_and_its_band_the_standard_error(methods):
-    """Of two values a, b the standard error is |a - b| / 2: sd = |a - b| / sqrt(2), over sqrt(2)."""
+    """For two values a, b the standard error is |a - b| / 2: sd = |a - b| / sqrt(2), over sqrt(2)."""
     figure = curves(methods)[0].figure
     lower, upper, line = (trace for trace in figure["data"] if trace["meta"]["method"] == "fedpo")
     for i, server_round in enumerate(range(1, 7)):  # at round 0 accuracy measures nothing
@@ -123,10 +123,10 @@ def test_settings_that_differ_are_shown_but_not_those_of_the_run(methods):
     ]
 
 
-def test_surroundings_of_all_runs_are_told_once(methods, tmp_path):
+def test_environments_of_all_runs_are_told_once(methods, tmp_path):
     other = fabricate(tmp_path / "other", mode="federated", seed=0)
     change(other.folder / "environment.json", lambda row: {**row, "processor": "another", "commit": None})
-    facts = dict(surroundings([*methods, Method("other", [other])]))
+    facts = dict(environments([*methods, Method("other", [other])]))
     assert facts["processor"] == "a processor; another"
     assert facts["commit"] == f"{'0' * 40}; unknown"
     assert facts["torch"] == "2.13.0"

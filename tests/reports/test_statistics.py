@@ -25,20 +25,14 @@ def width(found: Difference) -> float:
     return found.high - found.low
 
 
-# --- means ---
-
-
 def test_the_standard_error_is_that_of_the_mean_with_n_minus_1():
-    """Of 1, 2, 6: squared deviations from 3 are 4, 1, 9, so sd = sqrt(14 / 2) and se = sqrt(7 / 3)."""
+    """The values are 1, 2, 6: squared deviations from 3 are 4, 1, 9, so sd = sqrt(14 / 2) and se = sqrt(7 / 3)."""
     assert mean_and_se([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7 / 3)))
 
 
 def test_one_value_has_no_standard_error():
     assert mean_and_se([0.25]).mean == 0.25
     assert math.isnan(mean_and_se([0.25]).se)
-
-
-# --- the bootstrap ---
 
 
 def test_equal_methods_differ_by_exactly_nothing():
@@ -122,7 +116,7 @@ def test_a_conversation_weighs_as_many_pairs_as_it_has():
 
 
 def test_a_draw_without_any_pair_of_a_seed_leaves_the_seed_its_mean():
-    """Of two conversations, one for each seed, every other draw takes one twice and the other never."""
+    """There are two conversations, one for each seed: every other draw takes one twice and the other never."""
     found = paired_difference([np.array([0.2]), np.array([0.2])], [["a"], ["b"]])
     assert (found.low, found.high) == pytest.approx((0.2, 0.2))
 
@@ -159,9 +153,6 @@ def test_intervals_cover_a_difference_of_0_as_often_as_was_measured(num_seeds: i
     assert covered / 300 == pytest.approx(measured, abs=3 * math.sqrt(measured * (1 - measured) / 300))
 
 
-# --- what it says ---
-
-
 def test_the_better_method_is_named_first():
     assert Difference(0.012, 0.003, 0.021, 512, 1).verdict("fedpo", "fedavg") == (
         "fedpo is better than fedavg by 0.012 [0.003, 0.021]"
@@ -186,13 +177,10 @@ def test_verdicts_say_how_much_was_compared():
     ]
 
 
-# --- runs ---
-
-
 def method(
     name: str, folder: Path, margins: dict[int, list[list[float]]], *, mode: str, seeds: Sequence[int]
 ) -> Method:
-    """Runs of these margins on four test pairs."""
+    """Return runs with these margins on four test pairs."""
     made = [fabricate(folder / f"{name}-{seed}", mode=mode, seed=seed, num_pairs=4) for seed in seeds]
     return Method(name, [with_margins(run, margins) for run in made])
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from fed.reports import multirun
 from fed.reports.multirun import SweepPicture
 from fed.reports.runs import Run
+from fed.reports.sweep_png import mean_accuracy
 from fed.reports.sweep_settings import settings, shown, swept_keys
 from fed.reports.sweeps import draw, finished
 from scripts import sweep
@@ -26,7 +27,7 @@ FEDPO = {"_target_": "server.strategies.FeDPO", "temp": 0.1, "decay": "cumulativ
 def made(
     folder: Path, changes: Mapping[str, Any], *, seed: int = 0, accuracy: float = 0.5, typed: Iterable[str] = ()
 ) -> Run:
-    """A finished run of two rounds, the first one the better by 0.1."""
+    """Return a finished run of two rounds; the first one is better by 0.1."""
     folder.mkdir(parents=True)
     settings = {"seed": seed, "temp": 0.1, "lr": 1e-3, "loss": DPO, "strategy": FEDPO, "partition": {"seed": seed}}
     config = OmegaConf.create({**settings, "exp_name": folder.name, "mode": "federated", "lora": {"targets": ["q"]}})
@@ -90,7 +91,7 @@ def test_two_files_with_one_class_differ_in_a_parameter_of_their_group(make: Mak
 
 
 def test_typed_keys_are_all_shown_though_no_two_runs_are_alike_in_any(make: Make) -> None:
-    """As a random search draws them: each key follows from each other one."""
+    """A random search draws such settings: each key follows from each other one."""
     drawn = [{"lr": 0.1 * k, "loss.beta": 1.0 - 0.1 * k, "loss.scale": k} for k in range(1, 4)]
     runs = [make(changes, typed=["lr"]) for changes in drawn]
     assert swept_keys(runs) == ["lr"]
@@ -287,9 +288,6 @@ def test_runs_that_differ_in_nothing_are_told_not_drawn(place: Path, capsys: pyt
     assert capsys.readouterr().err.startswith("no picture of the sweep: a sweep has two finished runs or more")
 
 
-# scripts/sweep.py
-
-
 def test_the_script_draws_what_is_below_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, temp in (("a", 0), ("b", 1)):
         made(tmp_path / name / "deep" / "run", {"temp": temp})
@@ -311,7 +309,5 @@ def test_a_mistake_with_the_script_is_one_line(
 
 
 def test_the_standard_error_of_one_run_is_unknown(make: Make) -> None:
-    from fed.reports.sweep_png import _mean_of
-
-    mean, se = _mean_of(settings([make({}, accuracy=0.3)], []))
+    mean, se = mean_accuracy(settings([make({}, accuracy=0.3)], []))
     assert mean == 0.3 and math.isnan(se)

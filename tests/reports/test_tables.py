@@ -13,13 +13,13 @@ from support.fabricated_runs import fabricate, with_metrics
 
 
 def run(folder: Path, accuracy: Sequence[float], *, mode: str = "federated", seed: int = 0, pairs: int = 100) -> Run:
-    """A run with this accuracy by round, round 0 included, on 100 test pairs."""
+    """Return a run with this accuracy by round, from round 0 on, on 100 test pairs."""
     made = fabricate(folder, mode=mode, seed=seed, rounds=len(accuracy) - 1, pairs_per_round=pairs, num_pairs=100)
     return with_metrics(made, accuracy=accuracy)
 
 
 def two_seeds(folder: Path) -> list[Method]:
-    """Method a, the centralised one and local, with seeds 0 and 1 and two rounds of 100 pairs."""
+    """Return the methods a, centralized and local, with seeds 0 and 1 and two rounds of 100 pairs."""
     a = [run(folder / "a-0", [0, 0.68, 0.6]), run(folder / "a-1", [0, 0.5, 0.8], seed=1)]
     central = [
         run(folder / "c-0", [0, 0.5, 0.7], mode="centralized"),
@@ -27,9 +27,6 @@ def two_seeds(folder: Path) -> list[Method]:
     ]
     local = [run(folder / f"l-{seed}", [0, 0.5, 0.5], mode="local", seed=seed) for seed in (0, 1)]
     return [Method("a", a), Method("centralized", central), Method("local", local)]
-
-
-# --- rows ---
 
 
 def test_a_row_has_means_and_standard_errors_over_seeds(tmp_path: Path):
@@ -117,9 +114,6 @@ def test_a_run_that_was_never_evaluated_after_training_is_refused(tmp_path: Path
         rows([Method("a", [run(tmp_path / "a-0", [0])])])
 
 
-# --- compare.csv ---
-
-
 def test_the_csv_has_a_line_for_each_evaluation(tmp_path: Path):
     methods = two_seeds(tmp_path)
     write_csv(methods, tmp_path / "compare.csv")
@@ -146,9 +140,6 @@ def test_the_csv_has_the_spread_of_clients_last(tmp_path: Path):
     assert all(key.endswith("_sd") for key in list(line)[-len(spread) :])
 
 
-# --- budgets ---
-
-
 def test_equal_budgets_are_said_to_be_equal(tmp_path: Path):
     assert budgets(two_seeds(tmp_path)) == [EQUAL]
 
@@ -173,9 +164,6 @@ def test_evaluations_after_other_rounds_are_told(tmp_path: Path):
 def test_a_seed_that_one_method_lacks_is_no_unequal_budget(tmp_path: Path):
     a, central, _ = two_seeds(tmp_path)
     assert budgets([a, Method("centralized", central.runs[:1])]) == [EQUAL]
-
-
-# --- compare.md ---
 
 
 def test_the_text_shows_table_differences_budgets_and_commands(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`make bench`: that the steps it compares compute the same, its arithmetic by hand, and the whole of it."""
+"""`make bench`: its steps compute the same, its arithmetic holds by hand, and all of it runs."""
 
 import contextlib
 import copy
@@ -33,7 +33,7 @@ needs_trl = pytest.mark.skipif(baselines.trl_version() is None, reason="TRL is n
 
 
 def models(policy, lr: float = 0.0) -> Models:
-    """The policy, and two other models of its shape as reference and server."""
+    """Return the policy, and two other models of its shape as reference and server."""
     others = [copy.deepcopy(policy.model) for _ in range(2)]
     torch.manual_seed(1)
     for other in others:
@@ -49,7 +49,7 @@ def with_reference(policy, shared: Models, pairs: list[Example]) -> list[Example
 
 
 def our_loss(policy, pairs: list[Example], beta: float) -> float:
-    """Mean DPO loss from the project's own log-probs."""
+    """Return the mean DPO loss from the project's own log-probs."""
     found = pair_logps(policy, pairs, batch_size=3)
     logps = [Logps(*torch.tensor(column).T) for column in (found, [pair.reference for pair in pairs])]
     return float(dpo(*logps, beta=beta).mean())

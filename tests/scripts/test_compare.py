@@ -1,4 +1,4 @@
-"""`python scripts/compare.py`: real comparisons of small runs, what it runs again, and what it refuses."""
+"""`python scripts/compare.py`: it compares small runs, runs only missing ones, and refuses mistakes."""
 
 import csv
 import shutil
@@ -35,7 +35,7 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which five methods were compared."""
+    """Return a folder in which five methods were compared."""
     folder = tmp_path_factory.mktemp("compared")
     done = call(folder, *METHODS, *SMALL, "temp=2", "sample_during_eval=true", "n_eval_model_samples=2")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""scripts/scale.py: what it measures of a small federation."""
+"""`scripts/scale.py` measures a small federation."""
 
 import json
 from pathlib import Path

@@ -28,7 +28,7 @@ class BadInput:
     prepare: Callable[[Path], object] | None = None
 
     def arguments(self, folder: Path) -> list[str]:
-        """What follows `main.py`: a run that would take a second if its input were good, flags first."""
+        """Return the arguments of `main.py`, flags first; with good input the run would take a second."""
         if self.prepare is not None:
             self.prepare(folder)
         typed = [argument.replace("{folder}", str(folder)) for argument in self.typed.split()]
@@ -168,7 +168,7 @@ def hh_lines(numbers: range) -> bytes:
 
 
 def files(**contents: bytes) -> Callable[[Path], None]:
-    """Writes each into the folder, a_jsonl_gz as a.jsonl.gz."""
+    """Return a function that writes each text into the folder, a_jsonl_gz as a.jsonl.gz."""
 
     def prepare(folder: Path) -> None:
         for name, content in contents.items():
@@ -178,7 +178,7 @@ def files(**contents: bytes) -> Callable[[Path], None]:
 
 
 def locked_folder(folder: Path) -> None:
-    """A link that leads to itself: no user, not even root, can read it."""
+    """Make a link that leads to itself: no user, not even root, can read it."""
     (folder / "own.jsonl").symlink_to(folder / "own.jsonl")
 
 
@@ -260,7 +260,7 @@ def cut(name: str, kept: int = 50) -> Callable[[Path], object]:
 
 
 def changed(name: str, **values: object) -> Callable[[Path], object]:
-    """Sets these keys of a JSON file; None removes one."""
+    """Return a function that sets these keys of a JSON file; None removes a key."""
 
     def damage(folder: Path) -> None:
         settings = {**json.loads((folder / name).read_text()), **values}

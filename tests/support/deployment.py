@@ -47,7 +47,7 @@ class Deployment:
         self.call("bash", "scripts/certificates.sh", f"folder={folder}/certs", f"nodes={','.join(nodes)}")
 
     def start_superlink(self) -> None:
-        """Until it answers."""
+        """Start the SuperLink and wait until it answers."""
         certs = self.folder / "certs"
         files = [f"--ssl-ca-certfile={certs}/ca.pem", f"--ssl-certfile={certs}/server.pem"]
         files.append(f"--ssl-keyfile={certs}/server.key")
@@ -56,7 +56,7 @@ class Deployment:
         self.wait_for("superlink", "startup complete")
 
     def register(self, node: str) -> None:
-        """Have the SuperLink know the node's key."""
+        """Register the node's key at the SuperLink."""
         self.call("flwr", "supernode", "register", f"{self.folder}/certs/{node}.pub", "here")
 
     def start_node(self, node: str, authority: str = "ca.pem", key: str | None = None, **config: object) -> None:
@@ -81,12 +81,12 @@ class Deployment:
         )
 
     def run(self, exp_name: str, timeout: float = 500, **settings: object) -> Path:
-        """`flwr run` until the run has ended; its folder."""
+        """Start `flwr run`, wait until the run has ended, and return its folder."""
         self.begin(exp_name, **settings)
         return self.end(exp_name, timeout)
 
     def begin(self, exp_name: str, **settings: object) -> None:
-        """`flwr run`, without waiting."""
+        """Start `flwr run` without waiting."""
         every = {"exp_name": exp_name, "output_dir": f"{self.folder}/runs", "cache_dir": f"{self.folder}/server"}
         (typed,) = through_flower(
             {key.replace("__", "."): value for key, value in {**every, **settings}.items()}
@@ -94,13 +94,13 @@ class Deployment:
         self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", f'settings="{typed}"')
 
     def end(self, exp_name: str, timeout: float = 500) -> Path:
-        """Wait for a run that has begun; its folder."""
+        """Wait until a run that has begun ends, and return its folder."""
         self._started.pop(f"run-{exp_name}").wait(timeout)
         (folder,) = (self.folder / "runs" / exp_name).iterdir()
         return folder
 
     def log(self, name: str) -> str:
-        """What a program has printed."""
+        """Return the text that a program has printed."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -133,6 +133,6 @@ def free_port() -> int:
 
 
 def lines(run: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
-    """The lines of metrics.jsonl by round, who and split."""
+    """Return the lines of metrics.jsonl by round, who and split."""
     found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {(line["round"], line["who"], line["split"]): line for line in found}

@@ -1,4 +1,4 @@
-"""Folders as finished runs leave them, of made-up numbers that agree with each other, in milliseconds.
+"""Folders of finished runs, made in milliseconds of invented numbers that agree with each other.
 
 Shapes: C evaluated models (1; the clients in mode=local), R rounds with round 0, P test pairs.
 """
@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,60 +26,37 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Made:
-    """What was asked for."""
+    """The numbers that a fabricated run is made from."""
 
-    mode: str
-    seed: int
-    rounds: int
-    pairs_per_round: int
-    num_clients: int
-    num_pairs: int
-    samples: int
-    skill: float
+    mode: str  # federated, centralized or local
+    seed: int  # of all numbers; runs of one seed share their test pairs, runs of different seeds share some
+    rounds: int = 6  # after round 0, each with an evaluation
+    pairs_per_round: int = 320  # trained by all clients together
+    num_clients: int = 4  # that hold data; in mode=local each is evaluated
+    num_pairs: int = 128  # to be ranked; about every fourth shares its conversation with another
+    samples: int = 2  # prompts with responses, in each round and from each model
+    skill: float = 0.4  # 0 learns nothing, 0.4 ranks about two of three pairs correctly in the end
 
     @property
     def models(self) -> list[str]:
-        """Who is evaluated on the test pairs, (C,)."""
+        """The names of the models that are evaluated on the test pairs, (C,)."""
         return [f"client-{k}" for k in range(self.num_clients)] if self.mode == "local" else ["server"]
 
     def trained(self, server_round: int, model: int) -> int:
-        """Pairs until a round of a model; in mode=local the models before it have had all their rounds."""
+        """Return the pairs until a round of a model; in mode=local the models before it have had all their rounds."""
         return (model * self.rounds + server_round) * (self.pairs_per_round // len(self.models))
 
 
-def fabricate(
-    folder: Path,
-    *,
-    mode: str,
-    seed: int,
-    rounds: int = 6,
-    pairs_per_round: int = 320,
-    num_clients: int = 4,
-    num_pairs: int = 128,
-    samples: int = 2,
-    skill: float = 0.4,
-) -> Run:
-    """A finished run's folder; the same arguments give the same numbers.
-
-    Args:
-        folder: Is made.
-        mode: federated, centralized or local.
-        seed: Of all numbers. Runs of one seed share their test pairs; runs of different seeds share some.
-        rounds: After round 0, each with an evaluation.
-        pairs_per_round: Trained by all clients together.
-        num_clients: That hold data. In mode=local each is evaluated.
-        num_pairs: To be ranked; about every fourth shares its conversation with another.
-        samples: Prompts with responses, in each round and from each model.
-        skill: Larger is more accurate: 0 learns nothing, 0.4 ranks about two of three pairs rightly in the end.
-    """
-    made = Made(mode, seed, rounds, pairs_per_round, num_clients, num_pairs, samples, skill)
+def fabricate(folder: Path, *, mode: str, seed: int, **sizes: Any) -> Run:
+    """Write the folder of a finished run; the same arguments give the same numbers. `Made` has the sizes."""
+    made = Made(mode, seed, **sizes)
     margins = _margins(made)
     folder.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(_config(made, folder.name)), folder / "config.yaml")
     _write(folder / "environment.json", [_environment(made)])
     _write(folder / "partition.json", [_partition(made)])
     _write(folder / "metrics.jsonl", _metrics(made, margins))
-    rows = [(r, k, who) for k, who in enumerate(made.models) for r in range(rounds + 1)]
+    rows = [(r, k, who) for k, who in enumerate(made.models) for r in range(made.rounds + 1)]
     split = {"split": "test"}
     _write(
         folder / "margins.jsonl",
@@ -91,7 +69,7 @@ def fabricate(
 
 
 def with_metrics(run: Run, **columns: Sequence[float | None]) -> Run:
-    """The run with these metrics on the test pairs, by round from 0 on; None takes a metric away."""
+    """Give the run these metrics on the test pairs, by round from 0 on; None removes a metric."""
     path, lines = run.folder / "metrics.jsonl", []
     for line in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines()):
         if line["split"] == "test" and line["who"] in ("server", "clients"):
@@ -102,7 +80,7 @@ def with_metrics(run: Run, **columns: Sequence[float | None]) -> Run:
 
 
 def with_margins(run: Run, by_round: Mapping[int, Sequence[Sequence[float]]]) -> Run:
-    """The run with these margins only, (C, P) by round."""
+    """Give the run these margins only, (C, P) by round."""
     made = [f"client-{k}" for k in range(100)] if run.mode == "local" else ["server"]
     rows = [(r, who, own) for r, every in by_round.items() for who, own in zip(made, every, strict=False)]
     _write(
@@ -113,7 +91,7 @@ def with_margins(run: Run, by_round: Mapping[int, Sequence[Sequence[float]]]) ->
 
 
 def _margins(made: Made) -> NDArray[np.float64]:
-    """Reward margins, (C, R, P): what a pair is like, what a model is like, and progress that slows down."""
+    """Return reward margins, (C, R, P): a part of the pair, a part of the model, and progress that slows down."""
     ease_P = generator(made.seed, "fabricated pairs").normal(size=made.num_pairs)
     ease_P -= ease_P.mean()
     rng = generator(made.seed, f"fabricated {made.mode}", round(1000 * made.skill))
@@ -126,7 +104,7 @@ def _margins(made: Made) -> NDArray[np.float64]:
 
 
 def _metrics(made: Made, margins: NDArray[np.float64]) -> Iterator[Row]:
-    if made.mode == "local":  # one client after the other, then what they are together
+    if made.mode == "local":  # one client after the other, then all together
         for k, who in enumerate(made.models):
             for r in range(made.rounds + 1):
                 yield _line(made, r, who, "test", _evaluated(made, margins[k, r], r, k))
@@ -141,7 +119,7 @@ def _metrics(made: Made, margins: NDArray[np.float64]) -> Iterator[Row]:
 
 
 def _of_clients(made: Made, server_round: int) -> Iterator[Row]:
-    """What clients and server report on a round of training."""
+    """Yield the reports of clients and server on a round of training."""
     if server_round == 0:
         return
     rng = generator(made.seed, "fabricated clients", server_round)
@@ -169,7 +147,7 @@ def _line(made: Made, server_round: int, who: str, split: str, metrics: dict[str
 
 
 def _evaluated(made: Made, margins_P: NDArray[np.float64], server_round: int, model: int = 0) -> dict[str, float]:
-    """As `fed.model.evaluation` works them out; the loss is DPO's, and the KL is made up."""
+    """Return the metrics that `fed.model.evaluation` would; the loss is DPO's, and the KL is invented."""
     accuracy = float((margins_P > 0).mean())
     distance = generator(made.seed, f"fabricated kl {made.mode}", round(1000 * made.skill), model).uniform(0.3, 0.5)
     return {
@@ -191,7 +169,7 @@ def _over_clients(metrics: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _timing(made: Made) -> Iterator[Row]:
-    """Wall time since the run began; in mode=local clients train one after the other."""
+    """Yield the wall time since the run began; in mode=local clients train one after the other."""
     for k, who in enumerate(made.models):
         for r in range(made.rounds + 1):
             pairs = made.trained(r, k)

@@ -1,4 +1,4 @@
-"""Runs of four methods as their folders tell them, with a script wherever foreign text may stand."""
+"""Runs of four methods with a script wherever foreign text may stand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def make_methods(root: Path, seeds: Sequence[int] = (0, 1)) -> list[Method]:
-    """Four methods whose settings differ in lr and mode; two clients share two groups."""
+    """Make four methods whose settings differ in lr and mode; two clients share two groups."""
     found = []
     for index, name in enumerate(NAMES):
         mode = name if name in ("centralized", "local") else "federated"
@@ -38,6 +38,6 @@ def change(path: Path, edit: Callable[[Row], Row]) -> None:
 
 
 def set_groups(folder: Path, *groups: dict[str, int]) -> None:
-    """Say how many pairs of which group each client holds."""
+    """Set how many pairs of which group each client holds."""
     clients = [{"num_rows": sum(held.values()), "groups": held} for held in groups]
     change(folder / "partition.json", lambda partition: {**partition, "clients": clients})

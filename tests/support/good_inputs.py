@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def save_gpt2(directory: Path, *, layers: int = 2, positions: int = 512, vocabulary: int | None = None) -> None:
-    """A small random GPT-2 and the demo's tokenizer; `vocabulary` is that of the model only."""
+    """Save a small random GPT-2 and the demo's tokenizer; `vocabulary` is that of the model only."""
     import torch  # seconds, that a look at the table of bad inputs need not wait for
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -27,6 +27,6 @@ def save_gpt2(directory: Path, *, layers: int = 2, positions: int = 512, vocabul
 
 
 def hh_line(number: int) -> str:
-    """A record of Anthropic's, as a line."""
+    """Return a record of Anthropic's data as a line."""
     start = f"\n\nHuman: What is {number}?\n\nAssistant:"
     return json.dumps({"chosen": f"{start} A number.", "rejected": f"{start} Go away, {number}."}) + "\n"

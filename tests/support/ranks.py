@@ -18,7 +18,7 @@ SECONDS = 20  # that one process waits for the others: a test of processes that 
 
 
 def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
-    """What `work(*arguments, **named)` returns in each of `count` joined processes; an error in one is raised here."""
+    """Run `work(*arguments, **named)` in `count` joined processes and return the results; raise the error of any."""
     if torch.cuda.is_available():
         pytest.skip("a forked process cannot train once a GPU is in use; set CUDA_VISIBLE_DEVICES= to run this")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
