@@ -1,6 +1,6 @@
-"""The processes of a run, and what they tell each other: which of them work together, and how numbers are summed.
+"""The processes of a run: which of them work together, and how they exchange values and sum numbers.
 
-A run of one process is the same program with nobody to talk to. Knows nothing of models.
+A run of one process is the same program and sends nothing. This file knows nothing of models.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that do one thing together, seen from one of them. Alone by default, and then nothing is sent.
+    """Processes that do one thing together, seen from one of them; by default it is alone, and nothing is sent.
 
     Every method is a collective: all of these processes must call it, in the same order.
     """
@@ -28,25 +28,27 @@ class Ranks:
 
     @classmethod
     def of(cls, group: dist.ProcessGroup) -> "Ranks":
-        """The processes of a torch group that this one belongs to."""
+        """Return the processes of a torch group to which this one belongs."""
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that speaks for all of them."""
+        """True in the process that speaks for all of them."""
         return self.index == 0
 
     def turns(self, count: int) -> Iterator[tuple[range, int, bool]]:
-        """Share out so many pieces of work: at each turn those that are done, this one's, and whether it counts.
+        """Share out `count` pieces of work in turns.
 
-        All take part in every turn; one for which nothing is left repeats another's piece, in vain.
+        Each turn yields the numbers of the pieces that are done in it, the number of this process's piece, and whether
+        its result counts. All take part in every turn: a process for which no piece is left repeats another process's
+        piece and must discard the result.
         """
         for first in range(0, count, self.count):
             turn = range(first, min(first + self.count, count))
             yield turn, turn[min(self.index, len(turn) - 1)], self.index < len(turn)
 
     def gather(self, item: T) -> list[T]:
-        """What each of them has, in order."""
+        """Return the items of all processes, in order."""
         if self.count == 1:
             return [item]
         found: list[Any] = [None] * self.count
@@ -54,11 +56,11 @@ class Ranks:
         return found
 
     def from_first(self, item: T) -> T:
-        """What the first one has."""
+        """Return the item of the first process; the others' items are ignored."""
         return self.from_rank(0, item)
 
     def from_rank(self, index: int, item: T) -> T:
-        """What the one with that index has; what the others give is ignored."""
+        """Return the item of the process with that index; the others' items are ignored."""
         if self.count == 1:
             return item
         carrier = [item if self.index == index else None]
@@ -66,10 +68,10 @@ class Ranks:
         return carrier[0]  # type: ignore[return-value]
 
     def from_first_or_raise(self, make: Callable[[], T]) -> T:
-        """What `make` returns where the first one calls it; the others do not.
+        """Call `make` in the first process only and return its result in all of them.
 
         Raises:
-            ValueError: In all of them, if it does in the first one.
+            ValueError: In all of them, if `make` raises it.
         """
         made, mistake = None, None
         if self.is_first:
@@ -85,19 +87,19 @@ class Ranks:
         return made  # type: ignore[return-value]
 
     def tensor_from(self, index: int, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The tensor of that shape which the one with that index has; the others may give None."""
+        """Return the tensor, of that shape, of the process with that index; the others may give None."""
         found = torch.empty(shape, dtype=dtype) if self.index != index or tensor is None else tensor.contiguous()
         dist.broadcast(found, group=self.group, group_src=index)
         return found
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all of them, in place; adding zeros to one's numbers leaves them as they are, to the bit."""
+        """Sum a tensor over all processes, in place; where the others have zeros, one's numbers stay, to the bit."""
         if self.count > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def largest(self, number: int) -> int:
-        """The largest number that one of them has."""
+        """Return the largest number of any process."""
         if self.count == 1:
             return number
         found = torch.tensor([number])
@@ -105,7 +107,7 @@ class Ranks:
         return int(found)
 
     def sum_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The sum of each metric; all must have the same ones."""
+        """Sum each metric over all processes, which must have the same metrics."""
         if self.count == 1:
             return dict(metrics)
         names = sorted(metrics)
@@ -118,22 +120,22 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Mesh:
-    """How the ranks of a run are arranged: groups that train one client each, and the ranks of a group."""
+    """The arrangement of a run's ranks: groups that train one client each, and the ranks of a group."""
 
     world: Ranks = ALONE
-    groups: Ranks = ALONE  # those at the same place in every group: they hold the same part of the model
-    own: Ranks = ALONE  # those of this group: together they hold one model
-    device_mesh: DeviceMesh | None = None  # over the ranks of this group, if they are several
+    groups: Ranks = ALONE  # the ranks at the same place in every group; they hold the same part of the model
+    own: Ranks = ALONE  # the ranks of this group; together they hold one model
+    device_mesh: DeviceMesh | None = None  # over the ranks of this group; None: it has one rank
 
 
 ONE_PROCESS = Mesh()
 
 
 def arrange(groups: int, device: torch.device) -> Mesh:
-    """Split the processes of this run into so many groups of equal size.
+    """Split the processes of this run into `groups` groups of equal size.
 
     Raises:
-        ValueError: If they cannot be split so.
+        ValueError: If that number does not divide them.
     """
     if not dist.is_initialized():
         return ONE_PROCESS

@@ -1,7 +1,7 @@
-"""One model over several processes, each with a part of every layer (tensor parallelism), all at the same pairs.
+"""One model over several processes that hold a part of every layer each (tensor parallelism) and see the same pairs.
 
-Transformers' own plan says which linear layers are split and how; embeddings, norms and head are whole in every
-process, and their gradients are then the same in all of them, to the bit.
+The plan of transformers names the linear layers that are split, and how. Embeddings, norms and head are whole in every
+process, and their gradients are the same in all of them, to the bit.
 """
 
 from collections.abc import Callable
@@ -15,73 +15,20 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-DIMENSIONS = {"colwise": 0, "rowwise": 1}  # of a weight (outputs, inputs) that is split
+DIMENSIONS = {"colwise": 0, "rowwise": 1}  # the split dimension of a weight (outputs, inputs)
 SHARED = "replicated_with_grad_allreduce"  # a norm over parts of the heads, whole in every process
-# Of the configuration, to be multiples of the number of processes.
+# Numbers of the configuration that must be multiples of the number of processes.
 HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
-class _Enter(torch.autograd.Function):
-    """The same forward; backward, the sum over the processes, each of which has used it for its part."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
-
-
-class _Leave(torch.autograd.Function):
-    """Forward, the sum of the processes' parts; backward the same."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def _part(weight: Tensor) -> Tensor:
-    """This process's part, with gradient."""
-    assert isinstance(weight, DTensor)
-    return weight.to_local()
-
-
-def _group(weight: Tensor) -> dist.ProcessGroup:
-    assert isinstance(weight, DTensor)
-    return weight.device_mesh.get_group()
-
-
-def _colwise(layer: nn.Linear, x: Tensor) -> Tensor:
-    entered: Tensor = _Enter.apply(x, _group(layer.weight))  # type: ignore[no-untyped-call]
-    return F.linear(entered, _part(layer.weight), None if layer.bias is None else _part(layer.bias))
-
-
-def _rowwise(layer: nn.Linear, x: Tensor) -> Tensor:
-    left: Tensor = _Leave.apply(F.linear(x, _part(layer.weight)), _group(layer.weight))  # type: ignore[no-untyped-call]
-    return left if layer.bias is None else left + layer.bias.to(left.dtype)
-
-
-FORWARD = {"colwise": _colwise, "rowwise": _rowwise}
-
-
 def problem(model: Any, processes: int) -> str | None:
-    """Why these processes cannot share the layers of such a model, on the meta device or not; None: they can."""
+    """Tell why so many processes cannot share the layers of a model, on the meta device or not; None: they can."""
     kind, plan = type(model).__name__, styles(model)
     if not plan:
         return f"transformers has no tensor-parallel plan for {kind}"
     odd = sorted({style for _, _, style in plan} - {*DIMENSIONS, SHARED})
     if odd:
-        return f"the tensor-parallel plan of {kind} has parts that are not done here ({', '.join(odd)})"
+        return f"the tensor-parallel plan of {kind} has styles that are not supported here ({', '.join(odd)})"
     text = model.config.get_text_config()
     for name in HEADS:
         heads = getattr(text, name, None)
@@ -89,9 +36,9 @@ def problem(model: Any, processes: int) -> str | None:
             return f"its {heads} {name} cannot be shared evenly by {processes} processes"
     for name, module, style in plan:
         layer: Any = getattr(module, "base_layer", module)
-        if style in FORWARD and type(layer) is not nn.Linear:
+        if style in DIMENSIONS and type(layer) is not nn.Linear:
             return f"{name} is a {type(layer).__name__}"
-        if style in FORWARD:
+        if style in DIMENSIONS:
             width = layer.weight.shape[DIMENSIONS[style]]
             if -(-width // processes) * (processes - 1) >= width:  # torch gives the first ones more
                 return f"{name}, {width} wide, leaves nothing to the last of {processes} processes"
@@ -99,7 +46,7 @@ def problem(model: Any, processes: int) -> str | None:
 
 
 def styles(model: Any) -> list[tuple[str, nn.Module, str]]:
-    """Name, module and style of what the plan names, but for embeddings and head."""
+    """List name, module and style of all that the plan names, but for embeddings and head."""
     whole = (model.get_input_embeddings(), model.get_output_embeddings())
     plan = model.tp_plan or {}
     found = []
@@ -113,10 +60,10 @@ def styles(model: Any) -> list[tuple[str, nn.Module, str]]:
 def split(model: Any, mesh: DeviceMesh) -> None:
     """Split the layers of `model`, in place, over the processes of `mesh`; it may be on the meta device.
 
-    An adapter must be there before: of its two matrices the one that touches the split dimension is split too.
+    An adapter must be added before: of its two matrices the one that touches the split dimension is split too.
     """
     for _, module, style in styles(model):
-        if style not in FORWARD:
+        if style not in DIMENSIONS:
             continue
         layers = [module]
         if hasattr(module, "base_layer"):
@@ -124,15 +71,15 @@ def split(model: Any, mesh: DeviceMesh) -> None:
             layers = [module.base_layer, *adapter.values()]  # type: ignore[operator,list-item]
         for layer in layers:
             for name, weight in list(layer.named_parameters(recurse=False)):
-                if style == "rowwise" and name == "bias":  # added once, to the sum
+                if style == "rowwise" and name == "bias":  # it is added once, to the sum
                     continue
                 part = distribute_tensor(weight, mesh, [Shard(DIMENSIONS[style])], src_data_rank=None)
                 layer.register_parameter(name, nn.Parameter(part, requires_grad=weight.requires_grad))
-            layer.forward = MethodType(FORWARD[style], layer)
+            layer.forward = MethodType(_colwise if style == "colwise" else _rowwise, layer)
 
 
 def sum_shared_gradients(model: Any, mesh: DeviceMesh) -> None:
-    """Once the weights are there: gradients of norms over parts of the heads become those over all heads."""
+    """Sum the gradients of norms that see only parts of the heads over the processes, once the weights are there."""
 
     def summed(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
@@ -146,9 +93,10 @@ def sum_shared_gradients(model: Any, mesh: DeviceMesh) -> None:
 
 
 def difference(model: Any, small: Callable[[Any], Any], mesh: DeviceMesh) -> float:
-    """What the split changes in a small model of the same kind: its hidden states, and gradients of whole weights.
+    """Measure what the split changes in a small model of the same kind, `small(model)`.
 
-    The largest difference, relative to the largest value. All processes call it.
+    Its hidden states and the gradients of whole weights are compared. Return the largest difference, relative to the
+    largest value of its tensor. All processes call it.
     """
     found = []
     for share in (False, True):
@@ -166,3 +114,53 @@ def difference(model: Any, small: Callable[[Any], Any], mesh: DeviceMesh) -> flo
         found.append({"hidden": hidden.detach()} | {name: p.grad for name, p in whole.items()})
     before, after = found
     return max(float((after[name] - before[name]).abs().max() / before[name].abs().max()) for name in after)
+
+
+def _colwise(layer: nn.Linear, x: Tensor) -> Tensor:
+    entered: Tensor = _Enter.apply(x, _group(layer.weight))  # type: ignore[no-untyped-call]
+    return F.linear(entered, _part(layer.weight), None if layer.bias is None else _part(layer.bias))
+
+
+def _rowwise(layer: nn.Linear, x: Tensor) -> Tensor:
+    left: Tensor = _Leave.apply(F.linear(x, _part(layer.weight)), _group(layer.weight))  # type: ignore[no-untyped-call]
+    return left if layer.bias is None else left + layer.bias.to(left.dtype)
+
+
+class _Enter(torch.autograd.Function):
+    """Forward, the input itself; backward, the sum of the gradients of all processes, each from its part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+class _Leave(torch.autograd.Function):
+    """Forward, the sum of the parts of all processes; backward, the gradient itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _part(weight: Tensor) -> Tensor:
+    """Return this process's part of a weight, with gradient."""
+    assert isinstance(weight, DTensor)
+    return weight.to_local()
+
+
+def _group(weight: Tensor) -> dist.ProcessGroup:
+    assert isinstance(weight, DTensor)
+    return weight.device_mesh.get_group()
