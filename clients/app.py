@@ -58,7 +58,9 @@ class Client:
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
-        self.log.start_client(server_round, client_id, given or self.trainer.num_pairs(pairs.train, client_id)[0])
+        self.log.start_client(
+            server_round, client_id, given or self.trainer.schedule.num_pairs(pairs.train, client_id)[0]
+        )
         with self.log.phase("copy"):
             key = self._receive(message)
         with self.log.phase("train"):

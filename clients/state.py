@@ -19,6 +19,11 @@ class ClientState:
     batches: int = 0  # position in this client's endless order of batches
     optimizer: dict[str, Tensor] = field(default_factory=dict)  # "<parameter>/<slot>" -> tensor
 
+    def add_step(self, pairs: int) -> None:
+        """Count an optimizer step on so many pairs."""
+        self.updates += 1
+        self.examples += pairs
+
 
 def read_state(records: RecordDict) -> ClientState:
     """Return the state stored in a context; a fresh one before the first round."""

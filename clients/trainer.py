@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from clients.optimizers import load_optimizer_state, make_optimizer, optimizer_state
+from clients.schedule import Schedule
 from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from clients.step import Step
-from fed.data.collate import num_tokens
-from fed.data.order import BatchOrder
 from fed.data.tokens import Example
 from fed.distributed.stop import Pauses
 from fed.model.arrays import model_tensors
@@ -62,16 +61,8 @@ class LocalTrainer:
     def __init__(self, policy: Policy, settings: LocalSettings) -> None:
         self.policy = policy
         self.settings = settings
+        self.schedule = Schedule(settings, policy.layout)
         self.step = Step(policy, settings)
-
-    def num_pairs(self, examples: Sequence[Example], client_id: int, rounds: int = 1) -> list[int]:
-        """Return how many pairs a client with these examples trains on in its first, second, ... round."""
-        order, first, found = self._order(examples, client_id), 0, []
-        for _ in range(rounds):
-            steps = self._steps(order, first)
-            found.append(sum(map(len, steps)))
-            first += len(steps) if self.settings.reshuffle else 0
-        return found
 
     def train(
         self,
@@ -83,21 +74,18 @@ class LocalTrainer:
         log: Log,
         pauses: Pauses = NO_PAUSES,
     ) -> Metrics:
-        """Train one client for a round and return the mean metrics of its steps.
+        """Train one client for a round, update `state` and return the mean metrics of the steps.
 
-        The training begins with the model's present weights, or continues from `pauses.point()`. The weights
-        afterwards are the client's result. `state` is updated.
+        The training begins with the model's present weights, or continues from `pauses.point()`. It leaves the result
+        in the model.
 
         Raises:
             Stopped: After a step, if the run was asked to stop.
         """
-        first = state.batches if self.settings.reshuffle else 0
-        steps = self._steps_of_round(examples, client_id, state, this_round)
+        steps = self.schedule.steps(examples, client_id, state, this_round)
         anchored = self.with_anchor(examples, steps)
         received = {n: p.detach().clone() for n, p in self.step.parameters.items()} if this_round.proximal_mu else {}
-        optimizer, progress = self._optimizer(state.optimizer), Progress()
-        if (point := pauses.point()) is not None:
-            optimizer, progress = self._resume(point, state)
+        optimizer, progress = self._begin(state, pauses.point())
         for number, indices in list(enumerate(steps))[progress.steps :]:
             if held_out and number == 0 and self.settings.do_first_eval:
                 self._report_evaluation(log, client_id, held_out, state.updates)
@@ -105,15 +93,14 @@ class LocalTrainer:
             pairs = [(anchored if number else examples)[i] for i in indices]
             metrics = self.step.take(optimizer, pairs, this_round, received)
             progress.add(metrics, len(pairs))
-            state.updates += 1
-            state.examples += len(pairs)
+            state.add_step(len(pairs))
             with log.phase("log"):
                 log.advance(len(pairs))
                 log.update(client_id, "train", _update_tags(metrics, state, lr), step=state.updates)
-            if held_out and self._passes_evaluation(state.examples, len(pairs)):
+            if held_out and self._evaluation_is_due(state.examples, len(pairs)):
                 self._report_evaluation(log, client_id, held_out, state.updates)
             pauses.pause(functools.partial(self._point, progress, state, optimizer))
-        state.batches = first + len(steps)
+        state.batches = len(steps) + (state.batches if self.settings.reshuffle else 0)
         state.optimizer = self._optimizer_state(optimizer) if self.settings.client_optimizer == "persist" else {}
         return progress.means()
 
@@ -141,29 +128,6 @@ class LocalTrainer:
             filled[i] = replace(filled[i], anchor=pair)
         return filled
 
-    def _steps_of_round(
-        self, examples: Sequence[Example], client_id: int, state: ClientState, this_round: RoundSettings
-    ) -> list[np.ndarray]:
-        """Return the example indices of the round's optimizer steps."""
-        order, reshuffles = self._order(examples, client_id), self.settings.reshuffle
-        if this_round.pairs is None:
-            return self._steps(order, state.batches if reshuffles else 0)
-        return order.stretch(state.examples if reshuffles else 0, this_round.pairs)
-
-    def _steps(self, order: BatchOrder, first: int) -> list[np.ndarray]:
-        """Return the example indices of the optimizer steps from batch `first` on."""
-        if self.settings.local_steps is not None:
-            return order.batches(first, self.settings.local_steps)
-        return order.epochs(first, self.settings.local_epochs)
-
-    def _order(self, examples: Sequence[Example], client_id: int) -> BatchOrder:
-        settings, layout = self.settings, self.policy.layout
-        order = BatchOrder(len(examples), settings.batch_size, settings.seed, client_id)
-        if settings.max_tokens_per_step is None:
-            return order
-        tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
-        return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
-
     def _set_lr(self, optimizer: torch.optim.Optimizer, updates: int, number: int, decay: float) -> float:
         """Set and return the learning rate: lr, decayed and warmed up over the steps of this optimizer."""
         settings = self.settings
@@ -174,8 +138,8 @@ class LocalTrainer:
             group["lr"] = lr
         return lr
 
-    def _passes_evaluation(self, examples: int, added: int) -> bool:
-        """Return whether the last step passed a multiple of `eval_every` pairs."""
+    def _evaluation_is_due(self, examples: int, added: int) -> bool:
+        """Return whether the last step, which added so many pairs, passed a multiple of `eval_every`."""
         return examples // self.settings.eval_every > (examples - added) // self.settings.eval_every
 
     def _report_evaluation(self, log: Log, client_id: int, held_out: Sequence[Example], updates: int) -> None:
@@ -195,8 +159,10 @@ class LocalTrainer:
             "weights": model_tensors(self.policy.model),
         }
 
-    def _resume(self, point: Mapping[str, Any], state: ClientState) -> tuple[torch.optim.Optimizer, Progress]:
-        """Restore the weights and the counters of a point; return its optimizer and its progress."""
+    def _begin(self, state: ClientState, point: Mapping[str, Any] | None) -> tuple[torch.optim.Optimizer, Progress]:
+        """Return the optimizer and the progress; those of a point, after restoring its weights and counters."""
+        if point is None:
+            return self._optimizer(state.optimizer), Progress()
         state.updates, state.examples = point["updates"], point["examples"]
         with torch.no_grad():
             for name, tensor in model_tensors(self.policy.model).items():

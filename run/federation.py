@@ -125,7 +125,9 @@ def federate(
         ),
         Processes(
             mesh,
-            [trainer.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids] if mesh.groups.count > 1 else [],
+            [trainer.schedule.num_pairs(plan.clients[k].train, k)[0] for k in place.client_ids]
+            if mesh.groups.count > 1
+            else [],
             lambda: exchange(mesh.groups, tracker),
             parts,
         ),
@@ -300,7 +302,7 @@ def budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
     if config.clients_per_round is not None and config.clients_per_round < count:
         rounds = [sampled(count, config.clients_per_round, r + 1, config.seed) for r in range(config.comm_round)]
     often = Counter(client for clients in rounds for client in clients)
-    visits = {k: iter(trainer.num_pairs(plan.holders[k].train, k, times)) for k, times in often.items()}
+    visits = {k: iter(trainer.schedule.num_pairs(plan.holders[k].train, k, times)) for k, times in often.items()}
     return [sum(next(visits[client]) for client in clients) for clients in rounds]
 
 

@@ -36,7 +36,7 @@ class RemoteGrid(CountingGrid):
     def __init__(self, grid: Grid, settings: RemoteGridSettings) -> None:
         super().__init__(settings)
         self._grid = grid
-        self._nodes = Nodes(grid, None if settings.simulated else settings.told)
+        self.nodes = Nodes(grid, None if settings.simulated else settings.told)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent or asked for, or a round began
@@ -54,8 +54,8 @@ class RemoteGrid(CountingGrid):
             CannotContinue: If too few come.
         """
         deadline = time.monotonic() + self.settings.wait
-        self._nodes.expected = expected
-        while (online := len(self._nodes.online())) < expected:
+        self.nodes.expected = expected
+        while (online := len(self.nodes.online())) < expected:
             if time.monotonic() > deadline:
                 if online < max(self.settings.min_fit_clients, 1):
                     raise CannotContinue(self._too_few(online))
@@ -79,14 +79,14 @@ class RemoteGrid(CountingGrid):
         Raises:
             CannotContinue: If nothing could be sent for too long; strategies ask until there are enough nodes.
         """
-        found = self._nodes.online()
+        found = self.nodes.online()
         if time.monotonic() > self._since + self.settings.wait:
             raise CannotContinue(self._too_few(len(found)))
         return found
 
     def _too_few(self, online: int) -> str:
         return (
-            f"too few clients for process_timeout={self.settings.wait:g} seconds: {self._nodes.described(online)}; "
+            f"too few clients for process_timeout={self.settings.wait:g} seconds: {self.nodes.described(online)}; "
             "start more of them or lower client_num_in_total or clients_per_round"
         )
 
@@ -143,7 +143,7 @@ class RemoteGrid(CountingGrid):
 
     def _push(self, messages: list[Message]) -> list[str | None]:
         """Send accepted messages and return their ids; None for a message whose node has left."""
-        nodes = self._nodes.by_client()
+        nodes = self.nodes.by_client()
         sent = []
         for message in messages:
             meta, content = message.metadata, RecordDict()

@@ -46,7 +46,7 @@ def reason(faults: Faults, client_id: int, server_round: int) -> str | None:
 
 
 def spoiled(faults: Faults, client_id: int, server_round: int, values: list[float] | None = None) -> list[float]:
-    """What becomes of a client's answer to [1, -2]."""
+    """Return what becomes of a client's answer to [1, -2]."""
     message = answer(values or [3.0, -3.0])
     faults.after(client_id, server_round, SENT, message)
     return to_tensors(message.content.array_records["arrays"])["w"].tolist()
@@ -183,7 +183,7 @@ def test_a_spoiled_reply_keeps_shape_and_precision_and_is_found() -> None:
 
 
 def test_a_byzantine_client_may_answer_with_more_than_it_was_sent() -> None:
-    """As control variates of a mod are; what has no counterpart stays as it is."""
+    """A mod sends control variates, for example; an array without a counterpart stays as it is."""
     message = answer([3.0, -3.0])
     message.content["more"] = to_record({"c": torch.ones(1)})
     Faults(FaultSettings(byzantine_clients=1)).after(0, 1, SENT, message)
@@ -305,7 +305,7 @@ def test_of_two_reasons_all_processes_tell_the_first_ones() -> None:
 
 
 def spoiled_parts() -> list[float | None]:
-    """Which of a client's parts are spoiled, over 8 rounds."""
+    """Return which of a client's parts are spoiled, over 8 rounds."""
     own = arrange(1, CPU).own
     faults = Faults(FaultSettings(dropout_rate=0.5, nan_rate=0.5))
     failed = [reason(faults, 3, server_round) is not None for server_round in range(8)]

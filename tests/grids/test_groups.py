@@ -53,7 +53,7 @@ def test_a_client_stays_with_the_group_that_holds_its_arrays_and_counts_as_its_w
 
 
 def keeping_app(trained: list[int]) -> ClientApp:
-    """Counts its client's visits, keeps an array if the message says so, and answers with number + visits / 8."""
+    """Return an app that counts visits, keeps an array if the message says so, and answers number + visits / 8."""
     app = ClientApp()
 
     @app.train()
@@ -129,7 +129,7 @@ def test_all_groups_know_what_clients_keep_but_for_arrays_which_stay_where_they_
 
 
 def moving(keep: bool) -> list[int]:
-    """Clients of the second round, where 0, 1 and 2 would be shared out anew: two of them for group 0."""
+    """Return this group's clients of a second round; shared out anew, group 0 would get two of 0, 1 and 2."""
     trained: list[int] = []
     grid = grid_of(trained)
     grid.send_and_receive(messages([0, 1, 2, 3], keep=keep))
@@ -175,7 +175,7 @@ def test_a_stream_gives_a_groups_own_replies_one_by_one_and_then_outlines_of_the
 
 
 def joined(members: list[list[tuple[float, float] | None]]) -> tuple[list[float], list[float]]:
-    """Of the members of each group: (value, weight), or None where another group has it."""
+    """Join the means of all groups. Members are (value, weight), or None where another group has it."""
     groups = groups_of(len(members))
     mean = RunningMean()
     weights = [next(m[k] for m in members if m[k] is not None)[1] for k in range(len(members[0]))]  # type: ignore[index]
@@ -210,7 +210,7 @@ def test_one_group_joins_with_nobody() -> None:
 
 
 def reported(folder: Path) -> int:
-    """Each group's one client reports two rounds; the first process writes them down."""
+    """Report two rounds of each group's one client; return the pairs recorded, or the events left to tell."""
     groups = groups_of(2)
     tracker: Log = Relay(speaks=True)
     if groups.is_first:

@@ -24,7 +24,7 @@ def contexts(count: int) -> list[Context]:
 
 
 def counting_app(ran: list[int]) -> ClientApp:
-    """Counts visits in its context and answers with its number."""
+    """Return an app that counts visits in its context and answers with its number."""
     app = ClientApp()
 
     @app.train()
@@ -180,7 +180,7 @@ def test_flowers_sampling_draws_from_the_grid():
 
 
 def test_flower_still_has_the_private_names_that_the_grid_relies_on():
-    """Fails first when Flower is upgraded past what was checked: read its grid and message code again then."""
+    """This fails first when Flower is upgraded; read its grid and message code again then."""
     assert list(inspect.signature(Message.__init__).parameters)[1:] == ["args", *_MESSAGE_ARGUMENTS]
     for name in ("run_id", "node_id", "task_id"):
         assert name in vars(type(TaskIdentity))
@@ -201,7 +201,7 @@ _MESSAGE_ARGUMENTS = [
 
 
 def test_what_a_client_was_sent_is_free_when_it_is_done():
-    """Without the garbage collector, which looks at what is old once in many rounds only."""
+    """The garbage collector is off: it frees old objects once in many rounds only."""
     alive: list[int] = []
     app, tensors = ClientApp(), list[weakref.ref[torch.Tensor]]()
 

@@ -18,7 +18,7 @@ from support.flower_grid import FlowerGrid
 
 
 def client(seen, *, answers=True):
-    """Adds its number to what it gets; `seen` keeps the config of each message."""
+    """Return an app that adds its number to what it gets; `seen` collects the config of each message."""
     app = ClientApp()
 
     @app.query()
@@ -42,10 +42,10 @@ def client(seen, *, answers=True):
 
 
 def made(configs, **how):
-    """A grid over nodes with these configurations, and what they have seen."""
+    """Return a grid over nodes with these configurations, Flower's grid, what nodes saw and what was reported."""
     seen, told = [], []
     flower = FlowerGrid([(client(seen), config) for config in configs])
-    usual = {"told": {"model": "abc"}, "wait": 0.5, "simulated": False, "timeout": None, "wire": AS_IT_IS}
+    usual = {"told": {"model": "abc"}, "wait": 10.0, "simulated": False, "timeout": None, "wire": AS_IT_IS}
     usual["on_failure"] = lambda *failure: told.append(failure)
     usual["on_reply"] = lambda *reply: told.append(reply)
     return RemoteGrid(flower, RemoteGridSettings(**{**usual, **how})), flower, seen, told
@@ -111,7 +111,7 @@ def test_a_client_that_does_not_answer_in_time_is_left_out():
 
 
 def test_nodes_that_come_later_are_asked_and_take_part():
-    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=1)
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=1, wait=1.0)
     late = next(n for n, c in flower.contexts.items() if c.node_config["partition-id"] == 0)
     flower.online.discard(late)
     grid.gather(2)  # goes on without it
@@ -131,11 +131,11 @@ def test_a_client_that_comes_back_as_another_node_is_the_same_client():
     flower.online.add(new)
     assert list(grid.get_node_ids()) == [0, 1]
     assert sums(grid.send_and_receive(messages([1]))) == [(1, 6.0)]
-    assert grid._nodes.by_client()[1] == new
+    assert grid.nodes.by_client()[1] == new
 
 
 def test_who_is_offline_does_not_count_when_clients_are_gathered():
-    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=2)
+    grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], min_fit_clients=2, wait=0.5)
     list(grid.get_node_ids())
     flower.online.pop()
     with pytest.raises(CannotContinue, match="1 online"):
@@ -145,7 +145,7 @@ def test_who_is_offline_does_not_count_when_clients_are_gathered():
 def test_a_message_that_flower_does_not_take_is_a_failure_of_its_client(monkeypatch):
     grid, flower, _, told = made([{"partition-id": 0}, {"partition-id": 1}])
     grid.gather(2)
-    node, push = grid._nodes.by_client()[0], flower.push_messages
+    node, push = grid.nodes.by_client()[0], flower.push_messages
     monkeypatch.setattr(
         flower,
         "push_messages",
@@ -159,7 +159,7 @@ def test_a_reply_that_came_while_the_server_was_busy_is_read():
     grid, flower, *_ = made([{"partition-id": 0}, {"partition-id": 1}], timeout=0.2)
     grid.gather(2)
     found = []
-    flower.silent.add(grid._nodes.by_client()[1])
+    flower.silent.add(grid.nodes.by_client()[1])
     for reply in grid.replies([grid.accept(message) for message in messages([0, 1])]):
         found.append(reply)
         flower.silent.clear()
@@ -195,7 +195,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     seen = []
     flower = FlowerGrid([(client(seen), {}), (client(seen, answers=False), {})])
     how = {"told": {"model": "abc"}, "timeout": None, "wire": AS_IT_IS, "on_reply": lambda *_: None}
-    flower._answer, answer = lambda message: told(message), flower._answer
+    flower.answer, answer = lambda message: told(message), flower.answer
 
     def told(message):
         try:
@@ -206,7 +206,7 @@ def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     grid = RemoteGrid(flower, RemoteGridSettings(wait=0.5, simulated=False, min_fit_clients=2, **how))
     grid.gather(1)
     assert len(seen) == 2 and "cannot take part: not ready" in capsys.readouterr().out
-    refused = next(node for node in flower.online if node not in grid._nodes.by_client().values())
+    refused = next(node for node in flower.online if node not in grid.nodes.by_client().values())
     list(grid.get_node_ids())
     assert len(seen) == 2  # as long as it stays, it is not asked again
     flower.online.discard(refused)
@@ -235,7 +235,7 @@ def test_a_client_too_many_cannot_take_part(config, capsys):
 
 
 def test_a_strategy_that_waits_for_more_clients_than_come_ends_the_run():
-    grid, *_ = made([{}])
+    grid, *_ = made([{}], wait=0.5)
     grid.gather(1)
     grid.begin(1)
     with pytest.raises(CannotContinue, match="1 online"):

@@ -251,7 +251,7 @@ def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, 
     """As a SuperNode that was started again: the same rounds with and without."""
     typed = {"comm_round": 3, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
     _, whole = federate(nodes(files), **typed)
-    answer = FlowerGrid._answer
+    answer = FlowerGrid.answer
 
     def forgetful(grid, message):
         for context in grid.contexts.values():
@@ -259,7 +259,7 @@ def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, 
                 del context.state[key]
         return answer(grid, message)
 
-    monkeypatch.setattr(FlowerGrid, "_answer", forgetful)
+    monkeypatch.setattr(FlowerGrid, "answer", forgetful)
     _, again = federate(nodes(files), exp_name="again", **typed)
     assert lines(whole) == lines(again)
 

@@ -63,10 +63,10 @@ class FlowerGrid(Grid):
             if node not in self.online:
                 found.append(Message(Error(5, "Node Unavailable"), reply_to=self._waiting.pop(number)))
             elif node not in self.silent:
-                found.append(self._answer(self._waiting.pop(number)))
+                found.append(self.answer(self._waiting.pop(number)))
         return found
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         message.content = recorddict_from_proto(recorddict_to_proto(message.content))
         reply = self.apps[node](message, self.contexts[node])
