@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 
 from support.deployment import ROOT, Deployment, lines
 
-pytestmark = pytest.mark.slow
-
 OWN = {"partition": "own", "accuracy_on": "client", "client_num_in_total": 2, "comm_round": 2}
 SERVERS = {"n_test_examples": 32, "n_eval_examples": 16}
 NODES = ("node-1", "node-2")

@@ -22,7 +22,6 @@ SETTINGS = {
     **{"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3},
 }
 TYPED = [f"{key}={value}" for key, value in SETTINGS.items()]
-slow = pytest.mark.slow
 
 
 def same(found: Path, expected: Path) -> None:
@@ -44,7 +43,6 @@ def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
 
 
-@slow
 def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, command_line):
     program = started(tmp_path, "engine=ray", "clients_in_parallel=2", *TYPED)
     out, err = program.communicate(timeout=300)
@@ -56,7 +54,6 @@ def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, comman
     assert "engine=ray" in out and "engine=ray" in told["argv"]
 
 
-@slow
 def test_a_run_that_is_stopped_goes_on(tmp_path, command_line):
     program = started(tmp_path, "engine=ray", *TYPED, "comm_round=2")
     while "round 1/2" not in (line := program.stdout.readline()):
@@ -74,7 +71,6 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, command_line):
     same(run, command_line(*TYPED).run)
 
 
-@slow
 def test_flwr_run_gives_the_results_of_one_process(tmp_path, command_line):
     environment = {
         **os.environ,
