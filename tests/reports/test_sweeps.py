@@ -11,7 +11,7 @@ from fed.reports.runs import Run
 from fed.reports.sweep_png import mean_accuracy
 from fed.reports.sweep_settings import settings, shown, swept_keys
 from fed.reports.sweeps import draw, finished
-from support.fabricated_sweeps import Make, made
+from support.fabricated_sweeps import Make, made, table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
