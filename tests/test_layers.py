@@ -1,15 +1,15 @@
-"""Imports point one way, from wing to wing, as `WINGS` lists them."""
+"""Imports point one way, from wing to wing as `WINGS` lists them, and no files import each other in a circle."""
 
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The chain: a file imports only from its own wing and from wings that stand below it here.
+# The chain: a file imports only from its own wing and from wings in rows below its own.
 WINGS = (
     ("scripts",),
     ("main",),
@@ -26,8 +26,9 @@ WINGS = (
     ("losses",),
 )
 DEPTH = {wing: depth for depth, row in enumerate(WINGS) for wing in row}
-# Shards that know little of the world: what else they may import, besides the standard library.
-THIRD_PARTY = {"losses": {"torch"}, "load_data": {"datasets"}}
+TOPS = {wing.partition(".")[0] for wing in DEPTH}
+# Wings that know little of the world: all they may import besides the standard library.
+THIRD_PARTY: dict[str, set[str]] = {"losses": {"torch"}, "load_data": set()}
 
 # Flower's public modules. Everything else it may move in a minor release.
 FLOWER_PUBLIC = {
@@ -37,30 +38,29 @@ FLOWER_PUBLIC = {
 }
 # Private names in use outside fed/grids/local.py, with the reason.
 FLOWER_ACCEPTED = {
-    ("server/strategies.py", "flwr.supercore.log"),  # the logger that Flower's own strategies write to
-    ("server/strategies.py", "_check_and_log_replies"),  # of FedAvg: a subclass checks replies as its parent does
+    ("server.strategies", "flwr.supercore.log"),  # the logger that Flower's own strategies write to
+    ("server.strategies", "_check_and_log_replies"),  # of FedAvg: a subclass checks replies as its parent does
 }
 
 
+def files() -> dict[str, str]:
+    """Return the source of each module of the project."""
+    paths = [path for top in TOPS for path in (ROOT / f"{top}.py", *(ROOT / top).rglob("*.py")) if path.is_file()]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return {name: path.read_text() for name, path in sorted(zip(names, paths, strict=True))}
+
+
+FILES = files()
+
+
 def wing_of(module: str) -> str:
-    """`fed.data.rows` stands in the wing `fed.data`, `clients.step` in `clients`."""
+    """Return the wing of a module: `fed.data` for `fed.data.rows`, `clients` for `clients.step`."""
     parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "fed" and len(parts) > 1 else parts[0]
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def files() -> list[Path]:
-    tops = {wing.partition(".")[0] for wing in DEPTH}
-    return sorted(path for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] in tops) + [
-        path for path in sorted(ROOT.glob("*.py"))
-    ]
+    return ".".join(parts[:2]) if parts[0] == "fed" else parts[0]
 
 
 def imports(source: str) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import, inside functions too; name is "" for `import module`."""
+    """Yield (module, name) of each import, inside functions too; name is "" for `import module`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -70,19 +70,43 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
 
 
 def turned_round(wing: str, source: str) -> set[str]:
-    """Imports that a file of `wing` may not have."""
-    tops = {name.partition(".")[0] for name in DEPTH}
+    """Return the imports that a file of `wing` may not have."""
     named = {f"{module}.{name}" if module == "fed" else module for module, name in imports(source)}
-    wings = {wing_of(name) for name in named if name.partition(".")[0] in tops}
-    wrong = {other for other in wings if other != wing and DEPTH[other] <= DEPTH.get(wing, -1)}
+    wings = {wing_of(name) for name in named if name.partition(".")[0] in TOPS}
+    wrong = {other for other in wings if other != wing and DEPTH[other] <= DEPTH[wing]}
     if wing in THIRD_PARTY:
         roots = {name.partition(".")[0] for name in named}
-        wrong |= roots - tops - THIRD_PARTY[wing] - sys.stdlib_module_names
+        wrong |= roots - TOPS - THIRD_PARTY[wing] - sys.stdlib_module_names
     return wrong
 
 
+def imported_files(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return, for each module, those of the others that it imports."""
+    found = {}
+    for module, source in sources.items():
+        named = {f"{other}.{name}" if f"{other}.{name}" in sources else other for other, name in imports(source)}
+        found[module] = named & sources.keys()
+    return found
+
+
+def circle(graph: Mapping[str, Set[str]]) -> list[str]:
+    """Return modules that import each other in a circle, the first one again at the end; [] if there are none."""
+    done: set[str] = set()
+
+    def search(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        found: list[str] = []
+        if module not in done:
+            found = next(filter(None, (search(other, [*way, module]) for other in sorted(graph[module]))), [])
+            done.add(module)
+        return found
+
+    return next(filter(None, (search(module, []) for module in sorted(graph))), [])
+
+
 def flower_internals(source: str) -> set[str]:
-    """Flower's non-public modules, and names with an underscore that the file itself does not define."""
+    """Return Flower's non-public modules, and names with an underscore that the file itself does not define."""
     found = {f"{module}.{name}".rstrip(".") for module, name in imports(source) if module.split(".")[0] == "flwr"}
     found = {name for name in found if name not in FLOWER_PUBLIC and name.rpartition(".")[0] not in FLOWER_PUBLIC}
     tree = ast.parse(source)
@@ -94,36 +118,51 @@ def flower_internals(source: str) -> set[str]:
     return found | (private - own)
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    assert not turned_round(wing_of(module_of(path)), path.read_text())
+def test_imports_point_one_way() -> None:
+    wrong = {module: turned_round(wing_of(module), source) for module, source in FILES.items() if module != "fed"}
+    assert {module: wings for module, wings in wrong.items() if wings} == {}
 
 
-def test_every_python_file_of_the_project_has_its_place():
-    found = {wing_of(module_of(path)) for path in files()} - {"fed"}
-    assert found == DEPTH.keys()
-    assert {path.parts[0] for path in map(lambda p: p.relative_to(ROOT), ROOT.glob("[a-z]*/**/*.py"))} <= {
-        *(wing.partition(".")[0] for wing in DEPTH),
-        "tests",
-        "build",
-        "data",
-    }
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = imported_files(FILES)
+    assert "fed.data.rows" in graph["fed.data.tokens"], "otherwise imports are not found"
+    assert circle(graph) == []
 
 
-def test_only_the_grid_uses_flowers_private_names():
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"a": "import b", "b": "from c import d", "c": "import b"}, ["b", "c", "b"]),
+        ({"a": "import a"}, ["a", "a"]),
+        ({"a": "def f():\n    from b import c", "b.c": "import a"}, ["a", "b.c", "a"]),
+        ({"a": "import b\nimport c", "b": "import c", "c": "import os"}, []),
+    ],
+)
+def test_a_circle_is_found(sources: dict[str, str], expected: list[str]) -> None:
+    assert circle(imported_files(sources)) == expected
+
+
+def test_every_python_file_of_the_project_has_its_place() -> None:
+    assert {wing_of(module) for module in FILES} - {"fed"} == DEPTH.keys()
+    found = {path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.glob("[a-z]*/**/*.py")}
+    assert found <= {*TOPS, "tests", "build", "data"}
+    assert {path.stem for path in ROOT.glob("*.py")} == {"main", "load_data"}
+
+
+def test_only_the_grid_uses_flowers_private_names() -> None:
     found = {
-        (str(path.relative_to(ROOT)), name)
-        for path in files()
-        if "flwr" in {module.partition(".")[0] for module, _ in imports(path.read_text())}
-        for name in flower_internals(path.read_text())
-        if module_of(path) != "fed.grids.local"
+        (module, name)
+        for module, source in FILES.items()
+        if "flwr" in {other.partition(".")[0] for other, _ in imports(source)}
+        for name in flower_internals(source)
+        if module != "fed.grids.local"
     }
     assert found == FLOWER_ACCEPTED
 
 
-def test_the_grid_does_use_them():
-    """Or the test above would look for the wrong thing."""
-    found = flower_internals((ROOT / "fed" / "grids" / "local.py").read_text())
+def test_the_grid_does_use_them() -> None:
+    """Otherwise the test above would look for the wrong thing."""
+    found = flower_internals(FILES["fed.grids.local"])
     assert {"flwr.supercore.run.Run", "flwr.supercore.task_identity.TaskIdentity", "_message_id"} <= found
 
 
@@ -135,7 +174,7 @@ def test_the_grid_does_use_them():
         ("server", "def f():\n    from clients import app", {"clients"}),
         ("losses", "import numpy", {"numpy"}),
         ("losses", "from fed.data.tokens import Batch", {"fed.data"}),
-        ("load_data", "import torch", {"torch"}),
+        ("load_data", "import datasets", {"datasets"}),
         ("fed.data", "from fed import privacy", {"fed.privacy"}),
         ("fed.data", "from load_data import load", {"load_data"}),
         ("fed.tracking", "from fed.model import policy", {"fed.model"}),
@@ -143,5 +182,5 @@ def test_the_grid_does_use_them():
         ("fed.model", "import torch\nfrom losses.logps import Logps\nfrom fed.config import schema", set()),
     ],
 )
-def test_an_arrow_that_turns_round_is_found(wing, source, wrong):
+def test_an_arrow_that_turns_round_is_found(wing: str, source: str, wrong: set[str]) -> None:
     assert turned_round(wing, source) == wrong
