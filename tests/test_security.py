@@ -15,7 +15,7 @@ from support.command_line import SMALL, CommandLine, refused
 from support.good_inputs import save_gpt2
 
 ROOT = Path(__file__).parents[1]
-# What a test may do with a file that it wrote itself.
+# Calls that a test may make with a file that it wrote itself.
 ACCEPTED = {
     ("tests/model/test_policy.py", "torch.load"),  # shows that the file does hold code
     ("tests/support/ranks.py", "torch.load"),  # what the processes of a test say to each other
@@ -23,7 +23,7 @@ ACCEPTED = {
 RUN_CODE = {"os.system", "os.popen", "pty.spawn", "runpy.run_path", "runpy.run_module"}
 RUN_CODE |= {"eval", "exec", "compile", "__import__", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load"}
 PICKLES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-# Of pickle, its errors, and what writes one for a test.
+# Names of pickle that load nothing: its errors, and what writes one for a test.
 HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError", "pickle.dumps"}
 # A call that needs a word to be safe.
 SAFE_BY = {
@@ -41,7 +41,7 @@ def python_files() -> list[Path]:
 
 
 def dangers(source: str) -> Iterator[str]:
-    """What in the source could run code that a file or a shell brings along."""
+    """Yield what in the source could run code from a file or a shell."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PICKLES:
             yield f"from {node.module}"
@@ -143,7 +143,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 
 def with_code(directory: Path, marker: Path, *, model_type: str) -> None:
-    """A model directory that asks for its own classes."""
+    """Save a model directory that asks for its own classes."""
     save_gpt2(directory)
     (directory / "code.py").write_text(CODE.replace("MARKER", repr(str(marker))))
     classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
@@ -176,7 +176,7 @@ def test_a_family_that_transformers_knows_needs_no_code_of_its_own(command_line:
 
 
 def test_hydra_loads_no_pickle(command_line: CommandLine, tmp_path: Path) -> None:
-    """`--experimental-rerun` would, in Hydra 1.3; argparse takes its beginning for the whole."""
+    """`--experimental-rerun` would load one in Hydra 1.3, and argparse completes its beginning."""
     marker = tmp_path / "ran"
     as_plain_pickle(tmp_path / "config.pickle", Touch(marker))
     for flag in ("--experimental-rerun", "--experimental-re"):
@@ -203,7 +203,7 @@ def test_hydra_loads_no_pickle(command_line: CommandLine, tmp_path: Path) -> Non
     ],
 )
 def test_a_secret_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
-    """What is typed is kept in config.yaml and environment.json."""
+    """Typed text is kept in config.yaml and environment.json."""
     monkeypatch.setenv("GITHUB_TOKEN", "0123456789-of-the-environment")
     with pytest.raises(ValueError, match="secret") as refusal:
         check_arguments([typed])

@@ -9,7 +9,7 @@ PACKED, SHARED = Layout(prefix_sharing=False), Layout()
 
 
 def test_a_padded_batch_by_hand():
-    """Width 3: the end-of-text tokens (9) predict nothing and stay out. Rows count from the last prompt token."""
+    """The width is 3: end-of-text tokens (9) predict nothing and stay out. Rows count from the last prompt token."""
     batch = collate(PAIRS)
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 2, 4], [5, 0, 0], [5, 6, 7]]
     assert batch.rows.tolist() == [1, 2, 4, 5, 6, 9, 10, 11]
@@ -39,7 +39,7 @@ def test_a_shared_batch_by_hand():
 
 
 def test_what_the_rejected_response_sees_by_hand():
-    """Prompt of 2, chosen response of 1 own token, rejected of 2: each of these sees the prompt and those before it."""
+    """The prompt has 2 tokens, chosen 1 of its own, rejected 2: each of these sees the prompt and those before it."""
     (mask,) = collate([Example((1, 2), (3, 9), (4, 5, 9))], layout=SHARED).segments.masks
     assert mask.tolist() == [[True, True, True, False], [True, True, True, True]]
 
@@ -53,7 +53,7 @@ def test_a_supervised_batch_holds_the_chosen_side_only(layout):
 
 
 def test_tokens_are_counted_as_the_layout_holds_them():
-    """Prompt of 4, responses of 3 and 6 with end-of-text: own tokens 2 and 5."""
+    """The prompt has 4 tokens, the responses 3 and 6 with end-of-text, so 2 and 5 of their own."""
     pair = Example((1,) * 4, (2,) * 3, (3,) * 6)
     assert num_tokens(pair, SHARED) == 4 + 2 + 5 == collate([pair], layout=SHARED).input_ids.numel()
     assert num_tokens(pair, PACKED) == 8 + 2 + 5 == collate([pair], layout=PACKED).input_ids.numel()

@@ -1,4 +1,4 @@
-"""Packed, prompt-shared and fused steps against the plain computation in float64, for any model and any lengths."""
+"""Packed, prompt-shared and fused steps give the plain computation in float64, for any model and any lengths."""
 
 import copy
 from dataclasses import replace
@@ -36,7 +36,7 @@ POLICIES: dict[str, Policy] = {}
 
 
 def packing_policy(family: str) -> Policy:
-    """Made once: its weights are only read."""
+    """Make a policy once for all tests: its weights are only read."""
     if family not in POLICIES:
         policy = make_policy(family)
         assert start_packing(policy.model, 64) is None
@@ -49,7 +49,7 @@ def with_columns(pairs: list[Example]) -> list[Example]:
 
 
 def loss(policy: Logps, reference: Logps | None, received: Logps | None = None) -> torch.Tensor:
-    """DPO, and a part whose gradient does not vanish where both responses are the same."""
+    """Add to DPO a part whose gradient does not vanish where both responses are the same."""
     return dpo(policy, reference, beta=0.5) - 0.1 * policy.chosen
 
 
@@ -87,7 +87,7 @@ tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
 
 @st.composite
 def drawn_pairs(draw) -> list[Example]:
-    """Ragged pairs, many with one-token responses, some cut as too long rows are."""
+    """Draw ragged pairs, many with one-token responses, some cut as too long rows are."""
     row = st.tuples(tokens, tokens, tokens, st.sampled_from(["keep_end", "keep_start"]))
     rows = draw(st.lists(row, min_size=1, max_size=5))
     return [truncate(prompt, chosen, rejected, keep, 14, 6) for prompt, chosen, rejected, keep in rows]

@@ -21,7 +21,7 @@ SHIPPED = ("contiguous", "dirichlet", "group", "iid", "size")
 
 
 def make_rows(num_rows, groups="abcd", per_conversation=1):
-    """Rows in data order; consecutive ones share a conversation, groups alternate between conversations."""
+    """Make rows in data order; consecutive ones share a conversation, groups alternate between conversations."""
     places = [index // per_conversation for index in range(num_rows)]
     return [
         Preference(f"p{place}", f"c{index}", "r", groups[place % len(groups)]) for index, place in enumerate(places)
@@ -29,7 +29,7 @@ def make_rows(num_rows, groups="abcd", per_conversation=1):
 
 
 def shipped(name, num_clients, seed=0, even=True, **changes):
-    """The partitioner of a YAML file, composed as main.py does."""
+    """Make the partitioner of a YAML file, composed as main.py does."""
     config = OmegaConf.create({"client_num_in_total": num_clients, "seed": seed, "data_evenly_distributed": even})
     config.partition = OmegaConf.load(CONFIG / f"{name}.yaml")
     config.partition.update(changes)
@@ -45,7 +45,7 @@ def groups_of(part, rows):
 
 
 def test_every_shipped_file_is_tested():
-    """But for own.yaml, which divides nothing."""
+    """own.yaml divides nothing and is left out."""
     assert sorted(path.stem for path in CONFIG.glob("*.yaml")) == sorted([*SHIPPED, "own"])
 
 
@@ -92,7 +92,7 @@ def test_iid_clients_differ_by_one_conversation_at_most_and_are_not_blocks():
 
 
 def test_published_even_blocks_are_26_26_26_of_80_rows():
-    """N=100: the first 80 are for training; floor(80 / 3) = 26 each, rows 78 and 79 unused."""
+    """Of 100 rows the first 80 are for training; floor(80 / 3) = 26 each, rows 78 and 79 unused."""
     rows = make_rows(80)
     parts = partition(rows, shipped("contiguous", 3), 3, seed=0)
     assert parts == [list(range(0, 26)), list(range(26, 52)), list(range(52, 78))]
@@ -100,7 +100,7 @@ def test_published_even_blocks_are_26_26_26_of_80_rows():
 
 
 def test_even_blocks_keep_a_conversation_in_the_block_of_its_first_row():
-    """Rows 0-8 in conversations of 3; blocks start at rows 0 and 4, conversation 1 begins at row 3: block 0."""
+    """Conversations have 3 of rows 0-8; blocks start at rows 0 and 4, conversation 1 begins at row 3: block 0."""
     parts = partition(make_rows(9, per_conversation=3), ContiguousPartitioner(2), 2, seed=0)
     assert parts == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
 
@@ -142,14 +142,14 @@ def test_as_many_clients_as_groups_get_one_group_each():
 
 
 def test_fewer_clients_than_groups_get_whole_groups_of_like_total():
-    """Groups of 8, 4, 2, 2 conversations between two clients: 8 and 4 + 2 + 2."""
+    """Groups have 8, 4, 2 and 2 conversations, two clients get 8 and 4 + 2 + 2."""
     rows = make_rows(16, groups="aaaabbcdaaaabbcd")
     parts = partition(rows, GroupPartitioner(2), 2, seed=0)
     assert [groups_of(part, rows) for part in parts] == [{"a"}, {"b", "c", "d"}]
 
 
 def test_more_clients_than_groups_share_the_largest_groups():
-    """12 of a and 4 of b among 4 clients: a's go to three of them, 4 each."""
+    """Group a has 12 rows and b 4, so three of 4 clients get 4 rows of a each."""
     rows = make_rows(16, groups="aaab")
     parts = partition(rows, GroupPartitioner(4), 4, seed=0)
     assert sizes(parts) == [4, 4, 4, 4]

@@ -1,4 +1,4 @@
-"""Tokens that a process finds in the cache are those that it would make."""
+"""The cache returns the tokens that the process would make itself."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ ROWS[3] = Preference("\n\nHuman: é\u200b\n\nAssistant:", " ", "\0 </s> " * 30, 
 
 @pytest.fixture
 def made(monkeypatch):
-    """How many rows were tokenized each time that they were."""
+    """Record the number of rows in each call that tokenizes."""
     counts = []
 
     def counted(rows, tokenizer, **limits):

@@ -34,7 +34,7 @@ def token(row: Preference) -> Example:
 
 
 def test_a_pair_that_fits_is_left_alone_even_with_a_prompt_above_max_prompt_length():
-    """12 + max(7, 3) + 1 end = 20."""
+    """12 + max(7, 3) + 1 for end-of-text = 20."""
     example = token(Preference("abcdefghijkl", "mnopqrs", "tuv"))
     assert example == Example(ids("abcdefghijkl"), (*ids("mnopqrs"), END), (*ids("tuv"), END))
     assert example.length == 20
@@ -233,7 +233,7 @@ def test_by_length_covers_all_in_full_batches_longest_first(batch_size):
 
 @pytest.mark.parametrize("batches", [order(), budgeted()], ids=["by number", "by tokens"])
 def test_stretches_of_the_order_follow_each_other_and_hold_as_many_examples_as_asked(batches):
-    """Stretches of 7, 7, 7, ... of the endless order, whose epochs hold 10; whole epochs are cut as `epochs` does."""
+    """Epochs hold 10 examples and stretches 7; whole epochs are cut as `epochs` cuts them."""
     permutations = [i for epoch in range(3) for batch in batches.epoch(epoch) for i in batch.tolist()]
     stretches = [batches.stretch(first, 7) for first in (0, 7, 14, 21)]
     assert [i for stretch in stretches for batch in stretch for i in batch] == permutations[:28]

@@ -1,4 +1,4 @@
-"""One model over several processes gives what it gives in one: whole runs, every number compared."""
+"""A model split over several processes gives the numbers that it gives in one: whole runs are compared."""
 
 import copy
 import json
@@ -70,19 +70,19 @@ def ipo_loss(policy, reference):
 
 
 def against_the_mean(policy, reference):
-    """A pair's margin against the mean margin of its micro-batch: pairs do not stand alone."""
+    """Compare a pair's margin with the mean margin of its micro-batch, so that no pair stands alone."""
     margin = policy.chosen - policy.rejected - reference.chosen + reference.rejected
     return (0.1 * (margin - margin.mean() / 2) - 1).square()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left in one process."""
+    """The results of a run in one process."""
 
     metrics: dict[tuple[str, str], list[dict[str, float]]]  # of each (who, split); written by the first process
     weights: dict[str, Tensor]  # put together
     held: int  # numbers of the trained weights in this process
-    how: tuple[Any, ...]  # what the model was found to be capable of
+    how: tuple[Any, ...]  # the layout that the model can do, and remarks
 
 
 def train(
@@ -95,10 +95,10 @@ def train(
     loss: Callable[..., Tensor] = dpo_loss,
     **changes: Any,
 ) -> Outcome:
-    """A run, from its plan to its metrics, by the processes that there are.
+    """Carry out a run, from its plan to its metrics, in all joined processes.
 
-    Clients have 5, 6, 7, ... pairs and take them four at a time in two micro-batches: of an epoch's last batch, some
-    process has no pair.
+    Clients have 5, 6, 7, ... pairs and take them four at a time in two micro-batches: some process has no pair of an
+    epoch's last batch.
     """
     config = settings(model, cache_dir=str(folder / "cache"), **changes)
     mesh = arrange(config.clients_in_parallel, CPU)
@@ -143,14 +143,14 @@ def settings(model: ModelSettings, **changes: Any) -> Config:
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """`train` in this process."""
+    """Run `train` in this process."""
     monkeypatch.setattr(experiment, "curves", lambda folder: folder / "curves.png")  # they take longer than training
     return lambda model, **how: train(tmp_path / f"alone-{len(list(tmp_path.iterdir()))}", model, **how)
 
 
 @pytest.fixture
 def together(alone: Callable[..., Outcome], tmp_path: Path) -> Callable[..., list[Outcome]]:
-    """`train` in so many processes."""
+    """Run `train` in several processes."""
     return lambda count, model, **how: in_ranks(count, train, tmp_path / "together", model, **how)
 
 
@@ -159,14 +159,14 @@ def load(model: ModelSettings, mesh: Mesh, *, lora: int = 0) -> Policy:
 
 
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """As many words as the model embeds tokens."""
+    """Make a tokenizer with as many words as the model embeds tokens."""
     words = {word: number for number, word in enumerate(["<end>", "<unknown>", *map(str, range(size - 2))])}
     model = models.WordLevel(words, unk_token="<unknown>")
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="<end>", unk_token="<unknown>")
 
 
 def save(folder: Path, family: str, **how: Any) -> Any:
-    """A random model of the family as an HF directory."""
+    """Save a random model of the family as an HF directory."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(MODELS[family]))
     model.save_pretrained(folder, **how)
@@ -175,7 +175,7 @@ def save(folder: Path, family: str, **how: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """Settings that load a model of a family."""
+    """Return a function that makes settings to load a model of a family."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer(31).save_pretrained(folder)
 
@@ -188,7 +188,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def assert_same(found: Sequence[Outcome], expected: Outcome, *, loss: float = 3e-6, weights: float = 1e-5) -> None:
-    """What processes found and what one did differ by no more, and among themselves by no bit.
+    """Compare the results of several processes with those of one; among each other no bit may differ.
 
     Losses are compared relatively, other metrics less closely, weights relatively to the largest of their tensor.
     Measured: losses at most 2.4e-6 apart (GPT-2's vocabulary; 2.0e-6 IPO) on a CPU with AVX-512, below 2e-6 on others.
@@ -255,7 +255,7 @@ def test_two_processes_train_what_one_trains(saved: Saved, alone, together, case
 
 
 def test_four_processes_train_what_one_trains(saved: Saved, alone, together) -> None:
-    """Of micro-batches of two pairs, two of them have none; of 47 rows they have 12, 12, 12 and 11."""
+    """Two of them have no pair of a micro-batch of two; the processes have 12, 12, 12 and 11 of 47 rows."""
     assert_same(together(4, saved("llama, tied")), alone(saved("llama, tied")))
 
 
@@ -297,14 +297,14 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 class OwnWeights(FeDPO):
-    """Changes what a client counts, number by number."""
+    """A strategy that changes the weight of a client, number by number."""
 
     def log_weight(self, metrics):
         return 2 * super().log_weight(metrics)
 
 
 class FarthestOut(FeDPO):
-    """Leaves out the client that is farthest from zero: needs whole arrays, and all of them."""
+    """A strategy that leaves out the client farthest from zero: it needs whole arrays, and all of them."""
 
     def aggregate_train(self, server_round, replies):
         replies = sorted(replies, key=lambda reply: norm(reply.content["arrays"]))
@@ -312,7 +312,7 @@ class FarthestOut(FeDPO):
 
 
 class Declared(FarthestOut):
-    """Says of itself what is not true."""
+    """A strategy that claims to be elementwise and is not."""
 
     elementwise = True
 
@@ -322,7 +322,7 @@ def norm(record) -> float:
 
 
 def clipped(message, context, call_next):
-    """A mod of the user's: the whole of what a client sends is scaled to norm 5."""
+    """Scale all arrays that a client sends to norm 5, as a mod of the user's may do."""
     reply = call_next(message, context)
     factor = 5 / norm(reply.content["arrays"])
     tensors = {name: torch.from_numpy(a.numpy()) * factor for name, a in reply.content["arrays"].items()}
@@ -454,13 +454,13 @@ def in_bfloat16(folder: Path) -> ModelSettings:
 
 
 def renamed(folder: Path) -> ModelSettings:
-    """Its head has another name in files than in the model."""
+    """Save a model whose head has another name in files than in memory."""
     save(folder / "model", "gpt-neox")
     return settings_of(folder)
 
 
 def without_prefix(folder: Path) -> ModelSettings:
-    """As the body alone is saved: transformers knows the weights under their shorter names, too."""
+    """Save the body alone: transformers knows the weights under their shorter names, too."""
     save(folder / "model", "llama, tied").base_model.save_pretrained(folder / "model")
     return settings_of(folder)
 
@@ -473,7 +473,7 @@ def pickled(folder: Path) -> ModelSettings:
 
 
 def beside_stale_files(folder: Path) -> ModelSettings:
-    """Transformers reads `model.safetensors` where there is one, and nothing else, not even what an index names."""
+    """Save stale files beside `model.safetensors`: transformers reads only this, whatever an index names."""
     model = save(folder / "model", "llama, tied")
     current = (folder / "model" / "model.safetensors").read_bytes()
     stale = {name: weight + 1 for name, weight in model.state_dict().items()}
@@ -509,7 +509,7 @@ def settings_of(folder: Path, **changes: Any) -> ModelSettings:
 
 
 def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tuple[dict[str, Tensor], str, int]:
-    """The weights put together, their hash, and how many numbers this process holds."""
+    """Return the whole weights, their hash, and how many numbers this process holds."""
     if slice_by_slice:
         AutoModelForCausalLM.from_pretrained = None  # nobody reads whole weights
     policy = load(model, arrange(1, CPU), **how)
@@ -597,7 +597,7 @@ def test_a_model_that_cannot_be_loaded_is_the_same_value_error_in_all_processes(
 
 
 def write(settings: ModelSettings, folder: Path, lora: int) -> None:
-    """As a run does: after weights were moved."""
+    """Change the weights and write them, as a run does."""
     mesh = arrange(1, CPU)
     policy = load(settings, mesh, lora=lora)
     with torch.no_grad():
@@ -627,7 +627,7 @@ def test_two_processes_write_the_very_files_of_one(
 
 
 def logps_by_turns(model: ModelSettings, count: int) -> tuple[list[tuple[float, float]], list[int]]:
-    """Log-probs, and how many pairs were done at a time."""
+    """Return log-probs, and how many pairs were done at a time."""
     counts: list[int] = []
     policy = replace(load(model, ONE_PROCESS), ranks=arrange(1, CPU).world)
     found = pair_logps(policy, examples(count), batch_size=4, on_pairs=counts.append)
@@ -636,13 +636,13 @@ def logps_by_turns(model: ModelSettings, count: int) -> tuple[list[tuple[float, 
 
 @pytest.mark.parametrize(("count", "turns"), [(3, [3]), (17, [8, 8, 1])])
 def test_processes_that_take_turns_find_the_very_log_probs_of_one(saved: Saved, count: int, turns: list[int]) -> None:
-    """Four pairs a batch, one and five batches: of an odd number, one process has nothing to do at the end."""
+    """There are one and five batches of four pairs: at the end, one process has nothing to do."""
     expected, _ = logps_by_turns(saved("llama, tied"), count)
     assert in_ranks(2, logps_by_turns, saved("llama, tied"), count) == [(expected, turns)] * 2
 
 
 def logps_of_other_weights(settings: ModelSettings) -> list[list[float]]:
-    """Of the weights as loaded, of each weight times 1.5 written into the parts, and of the first ones again."""
+    """Return log-probs of the loaded weights, of weights times 1.5 written into the parts, and of the first again."""
     policy = load(settings, arrange(1, CPU))
     batch = policy.collate(examples(4))
     own = model_tensors(policy.model)
@@ -656,7 +656,7 @@ def logps_of_other_weights(settings: ModelSettings) -> list[list[float]]:
 
 
 def test_weights_written_into_the_parts_are_those_of_the_next_forward_pass(saved: Saved) -> None:
-    """FSDP keeps the root's weights whole after a pass without gradient unless it is told to part them."""
+    """FSDP keeps the root's weights whole after a pass without gradient unless it is told to split them."""
     first, second, third = logps_of_other_weights(saved("llama, tied"))
     assert first == third != second
     assert in_ranks(2, logps_of_other_weights, saved("llama, tied")) == [[first, second, first]] * 2

@@ -1,4 +1,4 @@
-"""Runs of several processes from the command line: what they give, and how they end."""
+"""Runs of several processes from the command line: their results and their ends."""
 
 import json
 import os
@@ -32,7 +32,7 @@ MARK = "FEDPO_TEST"  # in the environment of every process of a run
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """The end of a run: exit code, output and processes left over."""
 
     folder: Path
     code: int
@@ -52,7 +52,7 @@ class Ended:
 
 
 def start(folder: Path, program: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """The program in a folder of its own; it writes to files, which no process that is left over can hold open."""
+    """Start the program in a folder of its own; it prints to files, which no process left over can hold open."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT)}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
@@ -62,7 +62,7 @@ def start(folder: Path, program: Path, *arguments: str) -> subprocess.Popen[byte
 
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:
-    """Wait for the program and see what it left; kill that."""
+    """Wait for the program, list the processes it left and kill them."""
     try:
         code = process.wait(timeout=150)
         left = living(folder)
@@ -74,7 +74,7 @@ def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:
 
 
 def living(folder: Path) -> list[int]:
-    """Processes of the run in that folder."""
+    """List the processes of the run in that folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -90,7 +90,7 @@ def living(folder: Path) -> list[int]:
 
 @pytest.fixture
 def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Iterator[Callable[..., Ended]]:
-    """`python main.py ...` in this process."""
+    """Run `python main.py ...` in this process."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(experiment, "curves", lambda folder: folder / "curves.png")
 
@@ -218,7 +218,7 @@ with launch.joined("cpu", 5.0 if sys.argv[1] == "hangs" else 600.0) as device:
 
 
 def started(folder: Path, how: str) -> subprocess.Popen[bytes]:
-    """The program above, when both of its processes are at work."""
+    """Start the program above and wait until both of its processes are at work."""
     folder.mkdir()
     (folder / "program.py").write_text(PROGRAM)
     process = start(folder, folder / "program.py", how)
@@ -262,7 +262,7 @@ def test_processes_die_with_the_one_that_started_them(tmp_path: Path) -> None:
 
 
 def main_in_ranks(folder: Path, count: int, *arguments: str, wait_for: int) -> list[tuple[int | None, str]]:
-    """Exit code (None: it still ran when the first `wait_for` had ended) and stderr of each process."""
+    """Return exit code and stderr of each process; None: it still ran when the first `wait_for` had ended."""
     if torch.cuda.is_available():
         pytest.skip("a forked process cannot train once a GPU is in use; set CUDA_VISIBLE_DEVICES= to run this")
     store = folder.parent / "store"

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other."""
+"""The processes of a run exchange values and errors."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def arrangements() -> list[object]:
 
 
 def test_processes_are_arranged_in_groups_of_neighbours_and_indivisible_groups_are_refused() -> None:
-    """With 2 groups of 4 processes: models on 0 1 and 2 3; 0 and 2 hold the same part, and so do 1 and 3."""
+    """2 groups of 4 processes hold models on 0 1 and 2 3; 0 and 2 hold the same part, and so do 1 and 3."""
     found = in_ranks(4, arrangements)
     for rank, (whole, halves, each, *refused) in enumerate(found):
         assert whole == ([0, 1, 2, 3], [rank], 4)

@@ -52,7 +52,7 @@ def send(number: int) -> None:
 
 
 class Clock:
-    """A clock that stands where it is set, in place of this process's: for use in a child."""
+    """A clock that a child sets by hand, in place of its own."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -166,7 +166,7 @@ def test_outside_a_signal_has_its_usual_effect() -> None:
 
 @pytest.fixture
 def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The launcher's file; what a test was asked is forgotten afterwards."""
+    """Name the launcher's file; forget a request after the test."""
     monkeypatch.setenv(ORDER, str(tmp_path / "stop"))
     with stop.listening():
         yield tmp_path / "stop"

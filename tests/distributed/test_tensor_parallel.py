@@ -1,4 +1,4 @@
-"""Layers that processes share give what whole ones give: whole runs, every number compared."""
+"""Layers that processes share give the numbers of whole ones: whole runs are compared."""
 
 from typing import Any
 
