@@ -1,9 +1,10 @@
-"""Two small models as HF directories."""
+"""Two small models as HF directories, and no progress bars."""
 
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fed.model.demo import demo_model, demo_tokenizer
@@ -32,3 +33,8 @@ def llama(tmp_path_factory) -> Path:
     demo_model(demo_tokenizer()).save_pretrained(directory)
     demo_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_progress_bars() -> None:
+    transformers.logging.disable_progress_bar()

@@ -1,44 +1,25 @@
 """LoRA: the trained weights, the weights that travel, the reference and the files that are written."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import transformers
-from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
-import main
-from fed.config.groups import LoraSettings, ModelSettings
+from fed.config.groups import LoraSettings
 from fed.model.arrays import model_tensors, snapshot
 from fed.model.demo import demo_model, demo_tokenizer
-from fed.model.loading import load_policy
 from fed.model.lora import adapter_off, add_adapter, base_state, save_model
-from fed.model.placement import Placement
-from fed.model.policy import Policy, pair_logps, save_policy
-from fed.model.references import weights_hash, with_reference
-from run import experiment
-from run import prepare as planning
-from run.plan import Plan
-from support.configured import settings_of
-from support.pairs import examples
+from fed.model.policy import save_policy
+from support.adapters import load, logps, move, reference, reloaded
 
-PAIRS = examples(9, vocabulary=257)
 IDS = torch.arange(24).reshape(2, 12)
 SIZES = dict(vocab_size=257, num_hidden_layers=2, num_attention_heads=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_progress_bars():
-    transformers.logging.disable_progress_bar()
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -54,37 +35,12 @@ def llama() -> Any:
     return demo_model(demo_tokenizer())
 
 
-def load(r: int = 4, *, lora: dict[str, Any] | None = None, checkpointing: bool = False, **model: Any) -> Policy:
-    torch.manual_seed(0)
-    settings = LoraSettings(r=r, **(lora or {}))
-    return load_policy(
-        ModelSettings(**model), Placement(torch.device("cpu")), activation_checkpointing=checkpointing, lora=settings
-    )
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Save the GPT-2 as an HF directory."""
     gpt2().save_pretrained(tmp_path / "gpt2")
     demo_tokenizer().save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
-
-
-@torch.no_grad()
-def move(model: nn.Module) -> None:
-    """Give the adapter random weights, as training would."""
-    torch.manual_seed(2)
-    for tensor in model_tensors(model).values():
-        tensor.normal_(std=0.3)
-
-
-def logps(policy: Policy) -> list[Any]:
-    return pair_logps(policy, PAIRS, batch_size=4)
-
-
-def reference(policy: Policy, cache: Path | None = None) -> list[Any]:
-    filled = with_reference(policy, PAIRS, batch_size=4, cache=cache, weights_hash=weights_hash(policy))
-    return [example.reference for example in filled]
 
 
 # What is trained and travels
@@ -245,12 +201,6 @@ def test_the_reference_cache_is_shared_by_all_adapters_of_a_model(tmp_path: Path
 # What is left on disk
 
 
-def reloaded(policy: Policy, folder: Path) -> Policy:
-    """Return the same policy around the model that transformers loads from the folder."""
-    attention = policy.model.config._attn_implementation
-    return replace(policy, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval())
-
-
 def test_a_base_from_a_directory_is_named_not_copied(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,115 +239,6 @@ def test_peft_itself_loads_the_adapter_and_merges_it(tmp_path: Path) -> None:
     save_model(policy.model, tmp_path)
     merged = AutoPeftModelForCausalLM.from_pretrained(tmp_path).merge_and_unload()
     torch.testing.assert_close(merged(IDS).logits, policy.model(IDS).logits)
-
-
-# The command line
-
-
-@dataclass(frozen=True)
-class Run:
-    """The plan and the folder of one run of the command line."""
-
-    plan: Plan
-    folder: Path
-
-    def tests(self) -> list[dict[str, Any]]:
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if line["who"] == "server" and line["split"] == "test"]
-
-
-def command_line(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
-    folders = (f"output_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}")
-    monkeypatch.setattr(sys, "argv", ["main.py", *arguments, *folders])
-    GlobalHydra.instance().clear()
-    try:
-        return main.main()
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    finally:
-        GlobalHydra.instance().clear()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Run two clients for two rounds with r=4."""
-    plans, prepare, folder = [], planning.prepare, tmp_path_factory.mktemp("run")
-
-    def keep(settings: Any, device: Any) -> Plan:
-        plans.append(prepare(settings, device))
-        return plans[0]
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(planning, "prepare", keep)
-        monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
-        small = ("client_num_in_total=2", "comm_round=2", "n_train_examples=80", "n_test_examples=16", "lr=5e-3")
-        assert command_line(monkeypatch, folder, "lora.r=4", *small) == 0
-    yield Run(plans[0], next(folder.glob("runs/*/*")))
-
-
-def test_a_federation_starts_at_the_reference_and_moves_the_adapter_only(run: Run) -> None:
-    start, *_, end = run.tests()
-    assert (start["accuracy"], start["margin"], start["ties"], start["kl"]) == (0, 0, 1, 0)
-    assert abs(end["margin"]) > 1e-4
-    policy = run.plan.policy
-    assert all(tensor.abs().max() > 0 for name, tensor in model_tensors(policy.model).items() if ".lora_B." in name)
-    planning.seed_globals(0, "model")
-    fresh = demo_model(demo_tokenizer()).state_dict()
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in base_state(policy.model).items())
-
-
-def test_a_federation_leaves_an_adapter_that_transformers_loads_as_the_same_policy(run: Run) -> None:
-    folder, policy = run.folder / "policy", run.plan.policy
-    adapter, base = (folder / name for name in ("adapter_model.safetensors", "base/model.safetensors"))
-    assert adapter.stat().st_size < base.stat().st_size / 40
-    assert not (folder / "model.safetensors").exists()
-    loaded = reloaded(policy, folder)
-    np.testing.assert_allclose(logps(loaded), logps(policy), rtol=1e-5)  # the run may multiply by another library
-    assert np.abs(np.subtract(logps(loaded), reference(policy))).max() > 0.01
-    assert AutoTokenizer.from_pretrained(folder)("tea")["input_ids"] == policy.tokenizer("tea")["input_ids"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ("lora.r=4 lora.target_modules=[q_proj,nope]", "lora.target_modules=nope names no down_proj, q_proj, v_proj"),
-        ("lora.r=4 lora.target_modules=[lm_head]", "lora.target_modules=lm_head below its head"),
-        ("lora.r=4 lora.target_modules=[mlp]", "lora.target_modules=mlp names no linear"),
-        ("lora.r=-1", "lora.r=-1 at least 0"),
-        ("lora.r=x", "lora.r=x whole number"),
-        ("lora.alpha=8", "lora.alpha has no effect lora.r=0"),
-        ("+lora.dropout=0.1", "unknown key lora.dropout"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(
-    typed: str,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command_line(monkeypatch, tmp_path, *typed.split()) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1
-    assert all(word in told for word in words.split()), told
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ("lora.r=4 lora.alpha=0", "lora.alpha=0.0 more than 0"),
-        ("lora.r=4 lora.alpha=.nan", "lora.alpha=nan finite"),
-        ("lora.r=4 lora.alpha=.inf", "lora.alpha=inf finite"),
-        ("lora.r=4 lora.target_modules=[]", "lora.target_modules is empty"),
-        ("lora.target_modules=[q_proj]", "lora.target_modules has no effect with lora.r=0; leave it out"),
-        ("lora.r=0 lora.alpha=1", "lora.alpha has no effect with lora.r=0"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(typed: str, words: str) -> None:
-    with pytest.raises(ValueError) as refusal:
-        settings_of(*typed.split())
-    assert all(word in str(refusal.value) for word in words.split()), refusal.value
 
 
 def test_an_adapter_is_no_model_to_start_from(directory: Path, tmp_path: Path) -> None:
