@@ -121,7 +121,7 @@ def _choices(group: str) -> str:
         usual = [each for each, count in counts.items() if count > len(parameters) / 2]
         lacking = [f"`{name}`" for name, found in parameters.items() if not {*usual} <= {*found}]
         but = f" but {' and '.join(lacking)}" if lacking else ""
-        more = f"All files{but} also have {', '.join(usual)}.\n"
+        more = "\n".join([f"All files{but} also have:", "", *(f"- {each}" for each in usual), ""])
         cells = [", ".join(each for each in found if each not in usual) for found in parameters.values()]
         rows = [[*row, cell] for row, cell in zip(rows, ["parameters", "---", *cells], strict=True)]
     return "\n".join(
