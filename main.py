@@ -82,9 +82,9 @@ def launched(request: Request) -> bool:
     Raises:
         SystemExit: With their exit code, if they failed.
     """
-    from run.processes import processes
+    from run.processes import num_processes
 
-    count = 1 if launch.is_rank() else processes(request.config)
+    count = 1 if launch.is_rank() else num_processes(request.config)
     if count == 1:
         return False
     typed = list(HydraConfig.get().overrides.task)  # of a sweep, those of this run

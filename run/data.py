@@ -1,7 +1,7 @@
 """The rows of a run, loaded as the configuration says and given to their owners."""
 
 from collections import Counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fed.config import components
 from fed.config.schema import Config
@@ -12,8 +12,15 @@ from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from load_data import load, load_file
 
 
-def shared_out(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, int]]:
-    """Who has which rows of a run, and how many records were left out while loading, by reason.
+class OwnedRows(NamedTuple):
+    """All rows of a run by owner, and the number of records left out while loading, by reason."""
+
+    split: Split
+    skipped: dict[str, int]
+
+
+def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
+    """Load the run's rows and give them to the server, the test and the clients.
 
     Raises:
         ValueError: If they cannot be read or shared out.
@@ -24,7 +31,7 @@ def shared_out(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, 
     if isinstance(partitioner, OwnData):
         own = [load_file(path) for path in partitioner.client_data]
         split = split_own(train.rows, test.rows, [client.rows for client in own], settings)
-        return split, _skipped(train, test, *own)
+        return OwnedRows(split, _skipped(train, test, *own))
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
             f"partition._target_={config.partition['_target_']} makes no partitioner but "
@@ -36,16 +43,16 @@ def shared_out(config: Config, given: frozenset[str]) -> tuple[Split, dict[str, 
         lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
         settings,
     )
-    return split, _skipped(train, test)
+    return OwnedRows(split, _skipped(train, test))
 
 
-def one_clients(own: Loaded, config: Config) -> tuple[Split, dict[str, int]]:
-    """The same where one client has these rows, which are nobody else's."""
-    return split_own([], [], [own.rows], _settings(config)), own.skipped
+def one_clients(own: Loaded, config: Config) -> OwnedRows:
+    """Return the rows of a process that knows one client's rows and no others."""
+    return OwnedRows(split_own([], [], [own.rows], _settings(config)), own.skipped)
 
 
 def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
-    if not config.datasets:  # a server without data, which fed.config.checks allows where clients have their own
+    if not config.datasets:  # a server without data, which is allowed where clients have their own
         return Loaded([], {})
     return load(
         config.datasets,
@@ -62,4 +69,12 @@ def _skipped(*loaded: Loaded) -> dict[str, int]:
 
 
 def _settings(config: Config) -> SplitSettings:
-    return SplitSettings(**{name: getattr(config, name) for name in SplitSettings.__dataclass_fields__})
+    return SplitSettings(
+        seed=config.seed,
+        use_small_dataset=config.use_small_dataset,
+        n_train_examples=config.n_train_examples,
+        server_fraction=config.server_fraction,
+        client_eval_fraction=config.client_eval_fraction,
+        n_eval_examples=config.n_eval_examples,
+        n_test_examples=config.n_test_examples,
+    )

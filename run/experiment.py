@@ -1,21 +1,17 @@
-"""One experiment: run a plan, leave the results in a folder."""
+"""One experiment: carry out a plan, and leave the results in a folder."""
 
-import functools
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord
 from rich.console import Console
 
-from clients.app import ClientPairs
 from fed.checkpoints.checkpointer import Checkpoint, Checkpointer
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import peak_memory
-from fed.distributed.ranks import Mesh
-from fed.distributed.shards import Shards
 from fed.files import writing
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.policy import save_policy
@@ -26,93 +22,61 @@ from fed.tracking.log import Log, Relay
 from fed.tracking.run_files import CURVES, SUMMARY, TENSORBOARD
 from fed.tracking.tracker import Tracker
 from run import resume
-from run.federation import MODEL_HASH, Place, RemoteClients, federate, federate_remotely
+from run.federation import Federation, checkpointer_of
 from run.folder import places_of
 from run.header import describe
-from run.plan import Plan, references
+from run.local import train_here
+from run.plan import Plan
+from run.references import ReferencedPairs, columns_of
+from run.remote import RemoteClients, train_remotely
 
 
 def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
-    """Train, evaluate, and write metrics, curves and the final model into `folder`; None: the clients are here."""
-    config, writes = plan.config, plan.mesh.world.is_first
-    console = Console(quiet=not writes)
-    with _tracker(plan, folder, console) if writes else _relay(plan.mesh) as tracker:
+    """Train and evaluate, and write metrics, curves and the final model into `folder`.
+
+    Args:
+        plan: What is to be done.
+        folder: The folder of the run.
+        clients: The clients if they are elsewhere; None: they run in this program.
+
+    Raises:
+        CannotContinue: If the run must end; it can be resumed.
+        Stopped: If a signal asked the run to stop; it can be resumed.
+    """
+    world = plan.machine.mesh.world
+    console = Console(quiet=not world.is_first)
+    with _log(plan, folder, console) as log:
         describe(plan, console)
-        initial = snapshot(model_tensors(plan.policy.model))
-        model = weights_hash(plan.policy)
-        with tracker.phase("reference"):
-            plan = _with_references(plan, model, tracker.reference)
-        places = places_of(plan, folder)
-        checkpointers = [_checkpointer(plan, place, model) for place in places]
-        first, checkpoint = 0, None
-        if config.resume:
-            for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
-                console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
-            first, checkpoint = _resume(checkpointers, tracker, console, clients is None)
-        if checkpoint is None:
-            tracker.settings(hyperparameters(config))
-        for place, checkpointer in list(zip(places, checkpointers, strict=True))[first:]:
-            if clients is None:
-                final = federate(plan, tracker, initial, place, checkpointer, checkpoint, console)
-            else:
-                final = federate_remotely(plan, clients, tracker, initial, place, checkpointer, checkpoint, console)
-            checkpoint = None
-            _save(plan, final, place.policy)
-        if config.mode == "local":
-            tracker.everyone()
-        memory = plan.mesh.world.gather(_memory(plan.policy.device))
+        for federation in _federations(plan, folder, log, console, are_here=clients is None):
+            final = train_here(federation) if clients is None else train_remotely(federation, clients)
+            _save(plan, final, federation.place.policy)
+        if plan.config.mode == "local":
+            log.everyone()
+        memory = world.gather(_memory(plan.policy.device))
         with writing(folder / SUMMARY):
-            summary = tracker.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
-    if not writes:
-        return
-    with writing(folder / CURVES):
-        picture = curves(folder)
-    console.print(f"{summary['pairs']} pairs in {summary['wall_seconds']:.0f} s; results in {folder}", soft_wrap=True)
-    console.print(f"curves: {picture}  (or: tensorboard --logdir {folder / TENSORBOARD})", soft_wrap=True)
+            summary = log.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
+    if world.is_first:
+        with writing(folder / CURVES):
+            picture = curves(folder)
+        seconds, board = summary["wall_seconds"], folder / TENSORBOARD
+        console.print(f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}", soft_wrap=True)
+        console.print(f"curves: {picture}  (or: tensorboard --logdir {board})", soft_wrap=True)
 
 
-def _checkpointer(plan: Plan, place: Place, model: str) -> Checkpointer:
-    config, mesh = plan.config, plan.mesh
-    return Checkpointer(
-        place.checkpoints,
-        mesh,
-        Shards(plan.policy.model),
-        {
-            "number of processes": mesh.world.count,
-            "clients_in_parallel": mesh.groups.count,
-            MODEL_HASH: model,
-        },
-        every=0 if config.debug else config.checkpoint_every,
-        last=config.checkpoint_keep,
-        num_rounds=config.comm_round,
-    )
+def hyperparameters(config: Config) -> dict[str, object]:
+    """Return all settings that are set, by dotted name; lists as text."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat(asdict(config))
+        if value is not None
+    }
 
 
-def _resume(
-    checkpointers: Sequence[Checkpointer], tracker: Log, console: Console, is_local: bool
-) -> tuple[int, Checkpoint | None]:
-    """The federation of a resumed run that was cut off, those before it being done, and its newest checkpoint."""
-
-    def on_damage(message: str) -> None:
-        console.print(f"{message}; the one before is used", soft_wrap=True, highlight=False)
-
-    for number, checkpointer in reversed(list(enumerate(checkpointers))):
-        checkpoint = checkpointer.newest(on_damage)
-        if checkpoint is not None:
-            console.print(f"going on after round {checkpoint.server_round}, from {checkpoint.folder}", soft_wrap=True)
-            return number, checkpoint
-    tracker.start_over()
-    of_the_first = "; of the first one, clients that are done are checkpoint" if is_local else ""
-    console.print(f"no round is complete yet{of_the_first}", soft_wrap=True)
-    return 0, None
-
-
-def _relay(mesh: Mesh) -> Relay:
-    """Return the log of a process that is not the first; one process of each group speaks for its clients."""
-    return Relay(speaks=mesh.groups.index > 0 and mesh.own.is_first)
-
-
-def _tracker(plan: Plan, folder: Path, console: Console) -> Tracker:
+def _log(plan: Plan, folder: Path, console: Console) -> Log:
+    """Return the tracker in the first process; in others a relay, which keeps reports if it speaks for a group."""
+    mesh = plan.machine.mesh
+    if not mesh.world.is_first:
+        return Relay(speaks=mesh.groups.index > 0 and mesh.own.is_first)
     return Tracker(
         folder,
         tensorboard=plan.config.tensorboard.enabled,
@@ -122,51 +86,52 @@ def _tracker(plan: Plan, folder: Path, console: Console) -> Tracker:
     )
 
 
-def hyperparameters(config: Config) -> dict[str, object]:
-    """All settings that are set, by dotted name; lists as text."""
-    return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in flat(asdict(config))
-        if value is not None
-    }
+def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_here: bool) -> Iterator[Federation]:
+    """Yield the run's federations that are not complete yet, each when the one before it is."""
+    initial = snapshot(model_tensors(plan.policy.model))
+    model_hash = weights_hash(plan.policy)
+    pairs = ReferencedPairs(plan.pairs, columns_of(plan, initial, model_hash, log))
+    with log.phase("reference"):
+        # Clients elsewhere fill in their own pairs; those that a run may never meet get theirs at the first visit.
+        pairs.fill_before_training(log.reference, clients=are_here and plan.meets_all)
+    places = places_of(plan, folder)
+    checkpointers = [checkpointer_of(plan, place, model_hash) for place in places]
+    first, checkpoint = 0, None
+    if plan.config.resume:
+        for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
+            console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
+        first, checkpoint = _resume_point(checkpointers, log, console, are_here=are_here)
+    if checkpoint is None:
+        log.settings(hyperparameters(plan.config))
+    for place, checkpointer in list(zip(places, checkpointers, strict=True))[first:]:
+        yield Federation(plan, pairs, log, initial, place, checkpointer, checkpoint, console)
+        checkpoint = None
 
 
-def _with_references(plan: Plan, model: str, progress: Callable[[int, int], None]) -> Plan:
-    """The plan with every example's reference column, from the initial weights; `progress` is told pairs and all pairs.
+def _resume_point(
+    checkpointers: Sequence[Checkpointer], log: Log, console: Console, *, are_here: bool
+) -> tuple[int, Checkpoint | None]:
+    """Return the federation that was cut off, by number, and its newest checkpoint; those before it are complete."""
 
-    One pass over all training pairs, in batches of like length; evaluated lists by themselves, in the batches that
-    evaluation will use, so that untrained weights tie exactly. Clients that are elsewhere fill in theirs, and those
-    that a run may never meet get theirs at the first visit.
-    """
-    config, done = plan.config, 0
-    here = plan.clients if config.engine == "local" and plan.meets_all else []
-    trains = 0 if plan.supervised else sum(len(client.train) for client in here)
-    total = trains + len(plan.validation) + len(plan.test) + sum(len(client.held_out) for client in here)
+    def on_damage(message: str) -> None:
+        console.print(f"{message}; the one before is used", soft_wrap=True, highlight=False)
 
-    def on_pairs(pairs: int) -> None:
-        nonlocal done
-        done += pairs
-        progress(done, total)
-
-    fill = functools.partial(references(plan, model), on_pairs=on_pairs)
-    if not here:
-        return replace(plan, validation=fill(plan.validation), test=fill(plan.test))
-    train = [example for client in plan.clients for example in client.train]
-    trained = iter(train if plan.supervised else fill(train))
-    validation, test = fill(plan.validation), fill(plan.test)
-    clients = []
-    for client in plan.clients:
-        held_out = fill(client.held_out)
-        scoring = {"server": validation, "client": held_out, "test": test}[config.accuracy_on]
-        clients.append(ClientPairs([next(trained) for _ in client.train], held_out, scoring))
-    return replace(plan, validation=validation, test=test, clients=clients)
+    for number, checkpointer in reversed(list(enumerate(checkpointers))):
+        checkpoint = checkpointer.newest(on_damage)
+        if checkpoint is not None:
+            console.print(f"resuming after round {checkpoint.server_round}, from {checkpoint.folder}", soft_wrap=True)
+            return number, checkpoint
+    log.start_over()
+    within_round = "; clients of the first round that are done do not train again" if are_here else ""
+    console.print(f"no round is complete yet{within_round}", soft_wrap=True)
+    return 0, None
 
 
 def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
     load_arrays(plan.policy.model, arrays)
     if plan.config.debug:
         return
-    writes = plan.mesh.world.is_first
+    writes = plan.machine.mesh.world.is_first
     with writing(directory):
         if writes:
             shutil.rmtree(directory, ignore_errors=True)  # of a run that was cut off here
@@ -174,7 +139,7 @@ def _save(plan: Plan, arrays: ArrayRecord, directory: Path) -> None:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process, 1e9 bytes."""
+    """Return the peak memory of this process in units of 1e9 bytes."""
     memory = {"peak_memory_gb": peak_memory() / 1e9}
     if device.type == "cuda":
         memory["peak_device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9

@@ -1,10 +1,10 @@
-"""The folder of a run: created, locked, or opened again."""
+"""The folder of a run: created, opened again to resume, locked, and divided among the run's federations."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,31 +15,49 @@ from fed.data.partition_file import write_partition
 from fed.files import free_space, write_whole
 from fed.tracking import run_folder
 from fed.tracking.run_files import CONFIG, PARTITION_FILE
-from run.federation import Place
 from run.plan import Plan
 
 STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
 
 
+@dataclass(frozen=True)
+class Place:
+    """A federation's clients, and the folders of its results."""
+
+    client_ids: Sequence[int]
+    checkpoints: Path
+    policy: Path
+
+
+def places_of(plan: Plan, folder: Path) -> list[Place]:
+    """Return one place for all clients, or in mode=local one for each client."""
+    everyone = range(plan.num_clients)
+    if plan.config.mode != "local":
+        return [Place(everyone, folder / "checkpoints", folder / "policy")]
+    return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
+
+
 def create_folder(plan: Plan) -> Path:
-    """The run's folder with everything that is known before it starts; of several processes the first one makes it.
+    """Create the run's folder with everything that is known before training, or open that of the run to resume.
+
+    Of several processes the first one does it, and all return the folder.
 
     Raises:
-        ValueError: If it cannot be written, or the run that is to go on there is another one.
+        ValueError: If the folder cannot be written, or belongs to a run with other data.
     """
     make = _create_folder if plan.config.resume is None else _reopen_folder
-    return plan.mesh.world.from_first_or_raise(lambda: make(plan))
+    return plan.machine.mesh.world.from_first_or_raise(lambda: make(plan))
 
 
 @contextmanager
 def locked(plan: Plan, folder: Path) -> Iterator[None]:
-    """Inside, no other run writes into the folder.
+    """Keep other runs from writing into the folder while the context lasts.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If another run is writing there.
     """
     with ExitStack() as stack:
-        plan.mesh.world.from_first_or_raise(lambda: stack.enter_context(run_folder.locked(folder)))
+        plan.machine.mesh.world.from_first_or_raise(lambda: stack.enter_context(run_folder.locked(folder)))
         yield
 
 
@@ -52,16 +70,12 @@ def _create_folder(plan: Plan) -> Path:
         config.exp_name,
         _yaml(config),  # with what `mode` implies
         plan.policy.device,
-        plan.cpu,
-        library=plan.library,
+        plan.machine.cpu,
+        library=plan.machine.library,
         given=sorted(plan.given),
     )
     _write_partition(plan, folder / PARTITION_FILE)
     return folder
-
-
-def _write_partition(plan: Plan, path: Path) -> None:
-    write_partition(path, plan.split.parts, plan.split.pool, plan.split.test)
 
 
 def _reopen_folder(plan: Plan) -> Path:
@@ -81,14 +95,23 @@ def _reopen_folder(plan: Plan) -> Path:
             write_whole(folder / CONFIG, _yaml(replace(config, resume=None)).encode())
         except OSError as error:
             raise ValueError(f"resume={folder} cannot be written: {error}") from error
-    behind = max((done for place in places_of(plan, folder) for done in rounds(place.checkpoints)), default=0)
-    if behind > config.comm_round:
-        raise ValueError(f"comm_round={config.comm_round} is less than the {behind} rounds that are done; raise it")
+    complete = max((done for place in places_of(plan, folder) for done in rounds(place.checkpoints)), default=0)
+    if complete > config.comm_round:
+        raise ValueError(f"comm_round={config.comm_round} is less than the {complete} rounds that are done; raise it")
     return folder
 
 
+def _write_partition(plan: Plan, path: Path) -> None:
+    split = plan.pairs.split
+    write_partition(path, split.parts, split.pool, split.test)
+
+
 def _check_space(plan: Plan) -> None:
-    """Whether the disk takes what the run keeps at a time, as far as that is known: a strategy may keep more."""
+    """Refuse a disk that is too small for what the run keeps at a time; what a strategy keeps is not counted.
+
+    Raises:
+        ValueError: If the disk is too small.
+    """
     config, model = plan.config, plan.policy.model
     if config.debug:
         return
@@ -97,7 +120,7 @@ def _check_space(plan: Plan) -> None:
     if config.checkpoint_every:
         met = min(plan.num_clients, plan.clients_per_round * config.comm_round)
         slots = STATES[config.optimizer] * met if config.client_optimizer == "persist" else 0
-        kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and that which is being written
+        kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and the one that is being written
     within = size * plan.clients_per_round if config.checkpoint_every == 1 and config.checkpoint_within_round else 0
     free = free_space(Path(config.output_dir))
     if kept + within > free:
@@ -110,11 +133,3 @@ def _check_space(plan: Plan) -> None:
 
 def _yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-
-
-def places_of(plan: Plan, folder: Path) -> list[Place]:
-    """One for all clients, or in mode=local one for each, in turn."""
-    everyone = range(plan.num_clients)
-    if plan.config.mode != "local":
-        return [Place(everyone, folder / "checkpoints", folder / "policy")]
-    return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]

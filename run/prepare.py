@@ -1,164 +1,134 @@
-"""What a run needs, loaded and checked before anything is written."""
+"""Load and check what a run needs, before anything is written."""
 
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
+from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Strategy
 
-from clients.app import ClientPairs
 from clients.privacy import privacy_mods
 from fed.config import components
 from fed.config.checks import Request
 from fed.config.schema import Config
-from fed.cpu.matmul import Choice, choose_library
-from fed.cpu.runtime import set_up
-from fed.data.collate import Layout
 from fed.data.rows import Loaded
-from fed.data.splits import Split
-from fed.data.token_cache import tokenize_once
-from fed.data.tokens import Example, tokenize
-from fed.distributed.launch import is_rank, local_ranks
-from fed.distributed.ranks import Mesh, Ranks, arrange
-from fed.model.loading import load_policy
-from fed.model.placement import Placement
+from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
-from fed.seeding import seed_globals
 from losses.trial import stands_alone
-from run.data import one_clients, shared_out
-from run.plan import Plan, check_decay, check_lengths, check_scoring
+from run.data import OwnedRows, one_clients, shared_out
+from run.data_checks import check_decay, check_lengths, check_scoring
+from run.machine import choose_matmul, make_policy, set_up_torch
+from run.pairs import all_pairs, pairs_on_demand
+from run.plan import Machine, Objective, Pairs, Plan
 from run.processes import check_mesh
 from server.privacy import protected
 from server.traits import check_strategy
 
 
-def prepare(settings: Request, device: torch.device) -> Plan:
+def prepare(request: Request, device: torch.device) -> Plan:
     """Load and check everything; nothing is written but to `cache_dir`.
 
     Args:
-        settings: The command line.
-        device: Of this process, which has joined the others.
+        request: What was typed.
+        device: The device of this process, which has joined the others.
 
     Raises:
         ValueError: Naming the value, what was expected, and the way out.
     """
-    config, given = settings.config, settings.given
+    config, given = request.config, request.given
     _quiet_libraries()
     strategy = _make_strategy(config, given)
-    plan = _base(settings, device, lambda: shared_out(config, given), tokenize)
-    clients = holders = [plan.pairs(k) for k in range(len(plan.split.clients))]
-    if config.mode == "centralized":
-        clients = [ClientPairs([e for c in clients for e in c.train], [e for c in clients for e in c.held_out])]
-    plan = replace(plan, clients=clients, holders=holders)
-    check_scoring(plan, strategy)
-    check_decay(plan, strategy)
-    own = (example for client in clients for example in (*client.train, *client.held_out))
-    check_lengths(plan, (*own, *plan.validation, *plan.test))
-    return plan
+
+    def make_pairs(rows: OwnedRows, policy: Policy) -> Pairs:
+        pairs = all_pairs(rows, policy, config)
+        check_scoring(config, pairs, strategy)
+        check_decay(config, pairs, strategy)
+        own = (example for client in pairs.clients for example in (*client.train, *client.held_out))
+        check_lengths(policy, config.max_length, (*own, *pairs.validation, *pairs.test))
+        return pairs
+
+    return _plan(request, device, lambda: shared_out(config, given), make_pairs)
 
 
-def prepare_client(settings: Request, device: torch.device, own: Loaded | None = None) -> Plan:
-    """What the process of a client needs, which trains one or several of them; `pairs` gives a client's.
+def prepare_client(request: Request, device: torch.device, own: Loaded | None = None) -> Plan:
+    """Load and check what a process needs to be one client, or several in turn.
 
-    Token ids are kept in `cache_dir`, for the process of the next message.
+    A client's pairs are tokenized when they are asked for; token ids stay in `cache_dir` for the next process.
 
     Args:
-        settings: Of the run, as the server has them, but for what this process overrides.
-        device: Of this process.
-        own: The rows of the only client here, which are nobody else's; None: clients share out the data sets.
+        request: The run's settings as the server has them, but for what this process overrides.
+        device: The device of this process.
+        own: The rows of the only client here, which nobody else has; None: clients share the data sets.
 
     Raises:
         ValueError: As `prepare`.
     """
+    config = request.config
     _quiet_libraries()
-
-    config = settings.config
-
-    def split() -> tuple[Split, dict[str, int]]:
-        return shared_out(config, settings.given) if own is None else one_clients(own, config)
-
-    tokens = functools.partial(tokenize_once, cache=Path(config.cache_dir) / "tokens")
-    return _base(settings, device, split, tokens)
+    return _plan(
+        request,
+        device,
+        lambda: shared_out(config, request.given) if own is None else one_clients(own, config),
+        lambda rows, policy: pairs_on_demand(rows, policy, config),
+    )
 
 
-def _base(
-    settings: Request,
+def _plan(
+    request: Request,
     device: torch.device,
-    split_all: Callable[[], tuple[Split, dict[str, int]]],
-    tokenize: Callable[..., list[Example]],
+    load_rows: Callable[[], OwnedRows],
+    make_pairs: Callable[[OwnedRows, Policy], Pairs],
 ) -> Plan:
-    """The plan, but for the clients' pairs."""
-    config, given = settings.config, settings.given
-    cpu = _set_up_torch(config)
+    config, given = request.config, request.given
+    cpu = set_up_torch(config)
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     check_mesh(mesh, config, given)
-    loss = components.bind("loss", config.loss, given)
-    by_pair = stands_alone(loss)
+    objective = _objective(config, given)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
-    split, skipped = split_all()
+    rows = load_rows()
     policy = make_policy(config, device, mesh)
-    choice = _choose_library(policy, config, mesh.world)
-    tokens = functools.partial(
-        tokenize,
-        tokenizer=policy.tokenizer,
-        max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
-    )
+    choice = choose_matmul(policy, config, mesh.world)
     return Plan(
         config=config,
-        split=split,
-        skipped=skipped,
-        policy=policy,
-        loss=loss,
-        supervised=getattr(loss.func, "supervised", False),
-        by_pair=by_pair,
-        make_strategy=functools.partial(_make_strategy, config, given),
-        mods=mods,
-        tokens=tokens,
-        validation=tokens(split.validation),
-        test=tokens(split.test),
-        clients=[],
-        holders=[],
-        cpu=cpu if choice is None else f"{cpu}, {choice}",
-        library=None if choice is None else choice.library,
         given=given,
-        mesh=mesh,
+        machine=Machine(mesh, cpu, None) if choice is None else Machine(mesh, f"{cpu}, {choice}", choice.library),
+        policy=policy,
+        objective=objective,
+        pairs=make_pairs(rows, policy),
+        mods=mods,
+        make_strategy=functools.partial(_make_strategy, config, given),
+    )
+
+
+def _objective(config: Config, given: frozenset[str]) -> Objective:
+    loss = components.bind("loss", config.loss, given)
+    return Objective(
+        loss=loss,
+        beta=float(config.loss.get("beta", 1.0)),
+        supervised=getattr(loss.func, "supervised", False),
+        by_pair=stands_alone(loss),
     )
 
 
 def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
-    """The strategy of a federation, as `privacy=` makes it."""
+    """Return a federation's strategy, with the noise that `privacy=` asks for."""
     strategy = components.create("strategy", config.strategy, given)
-    _check_is_strategy(strategy, config)
-    num_clients = config.client_num_in_total if config.mode == "federated" else 1
-    check_strategy(strategy, num_clients)
-    return protected(strategy, config.privacy, num_clients)
-
-
-def _check_is_strategy(strategy: object, config: Config) -> None:
     if not isinstance(strategy, Strategy):
         raise ValueError(
             f"strategy._target_={config.strategy['_target_']} makes no Flower Strategy but {type(strategy).__name__}; "
             "expected a subclass of flwr.serverapp.strategy.Strategy"
         )
+    num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    check_strategy(strategy, num_clients)
+    return protected(strategy, config.privacy, num_clients)
 
 
-def _mod(path: str) -> Any:
-    mod = components.imported("client_mods", path)
+def _mod(path: str) -> Mod:
+    mod: Mod = components.imported("client_mods", path)
     components.check_call(f"client_mods={path}", mod, 3, {})  # message, context, next
     return mod
-
-
-def _set_up_torch(config: Config) -> str:
-    """Threads and memory, in words; before anything large is allocated."""
-    torch.use_deterministic_algorithms(config.deterministic)
-    processes, sharded = local_ranks(), config.trainer == "FSDPTrainer" and is_rank()
-    return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=processes, sharded=sharded)
 
 
 def _quiet_libraries() -> None:
@@ -168,47 +138,9 @@ def _quiet_libraries() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Flower's warnings, but for those that the user of this program can do nothing about."""
+    """Keep Flower's warnings, but for those that the user of this program can do nothing about."""
     known = (
-        "fraction_evaluate is set to 0.0",  # that is how the strategies' YAML files are set
+        "fraction_evaluate is set to 0.0",  # the strategies' YAML files set it so
         "`run_simulation` function is deprecated",  # by engine=ray; pyproject.toml names versions that have it
     )
     return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in known)
-
-
-def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
-    """Load the model that the settings name, its weights drawn from the seed where they are random."""
-    seed_globals(config.seed, "model")
-    return load_policy(
-        replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
-        Placement(device, mesh, config.trainer == "TensorParallelTrainer", config.cpu_offload),
-        lora=config.lora,
-        layout=Layout(**{name: getattr(config, name) for name in Layout.__dataclass_fields__}),
-        max_length=config.max_length,
-        activation_checkpointing=config.activation_checkpointing,
-    )
-
-
-def _choose_library(policy: Policy, config: Config, world: Ranks) -> Choice | None:
-    """What multiplies float32 matrices on a CPU; None where there are none."""
-    if policy.device.type != "cpu" or policy.compute_dtype is not None or policy.model.dtype != torch.float32:
-        if config.cpu_matmul != "auto":
-            dtype = str(policy.compute_dtype or policy.model.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"cpu_matmul={config.cpu_matmul} has no effect with {dtype} on {policy.device}; leave it out"
-            )
-        return None
-
-    wanted = config.cpu_matmul
-    if policy.holders.count > 1 and policy.root is None:
-        if wanted == "onednn":
-            raise ValueError("cpu_matmul=onednn has no effect on layers that processes share; leave it out")
-        wanted = "mkl"
-
-    def choose(wanted: str) -> Choice:
-        return choose_library(policy.model, wanted, cache_dir=config.cache_dir, deterministic=config.deterministic)
-
-    choice = world.from_first_or_raise(lambda: choose(wanted))
-    if not world.is_first:  # the same in all processes: libraries differ in the last bits
-        choose(choice.library or "auto")
-    return choice

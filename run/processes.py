@@ -1,4 +1,4 @@
-"""How many processes a run takes, and what they may not be combined with."""
+"""How many processes a run uses, and which settings do not go with them."""
 
 import torch
 
@@ -6,8 +6,8 @@ from fed.config.schema import Config
 from fed.distributed.ranks import Mesh
 
 
-def processes(config: Config) -> int:
-    """Processes that a run on this machine takes.
+def num_processes(config: Config) -> int:
+    """Return how many processes a run on this machine uses.
 
     Raises:
         ValueError: If the configuration asks for numbers that do not go together.
@@ -27,7 +27,11 @@ def processes(config: Config) -> int:
 
 
 def check_trainer(config: Config, count: int) -> None:
-    """Refuse several processes for a client whose trainer uses one."""
+    """Refuse several processes for a client whose trainer uses one.
+
+    Raises:
+        ValueError: If so.
+    """
     if config.trainer == "BasicTrainer" and count > config.clients_in_parallel:
         raise ValueError(
             f"{count} processes for clients_in_parallel={config.clients_in_parallel}, but trainer=BasicTrainer gives "
@@ -36,7 +40,11 @@ def check_trainer(config: Config, count: int) -> None:
 
 
 def check_mesh(mesh: Mesh, config: Config, given: frozenset[str]) -> None:
-    """What would do nothing with these processes, or leave some of them nothing to do."""
+    """Refuse settings that have no effect with these processes, or leave some of them without work.
+
+    Raises:
+        ValueError: If there is such a setting.
+    """
     check_trainer(config, mesh.world.count)
     for key, alone in (
         ("process_timeout", mesh.world.count == 1 and config.engine == "local"),

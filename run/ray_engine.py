@@ -1,4 +1,4 @@
-"""engine=ray: the federation of this program on Flower's simulation engine, whose clients are workers of Ray."""
+"""engine=ray: a run on Flower's simulation engine, whose clients are trained by workers of Ray."""
 
 import importlib.util
 import os
@@ -14,22 +14,22 @@ from fed.config.checks import Request
 from fed.config.schema import Config
 from run import experiment
 from run.client_app import flower_app
-from run.federation import RemoteClients
 from run.plan import Plan
+from run.remote import RemoteClients
 
 
 def check_installed() -> None:
-    """Find out whether there is Ray.
+    """Refuse engine=ray where Ray is not installed.
 
     Raises:
-        ValueError: If not.
+        ValueError: If so.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("engine=ray needs Ray: pip install -c constraints.txt -e '.[ray]', or use engine=local")
 
 
 def run(plan: Plan, folder: Path) -> None:
-    """As `experiment.run`, with clients in other processes, `clients_in_parallel` of them at once.
+    """Carry out a plan as `experiment.run` does, with `clients_in_parallel` clients at once in other processes.
 
     Raises:
         CannotContinue, Stopped: As `experiment.run`.
@@ -37,37 +37,38 @@ def run(plan: Plan, folder: Path) -> None:
     from flwr.simulation import run_simulation
 
     server, ending = ServerApp(), list[BaseException]()
-    clients = Request(_of_workers(plan), plan.given)
+    request = Request(_settings_of_workers(plan), plan.given)
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            experiment.run(plan, folder, RemoteClients(grid, clients))
+            experiment.run(plan, folder, RemoteClients(grid, request))
         except BaseException as error:  # Flower's thread would swallow some
             ending.append(error)
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray says that this will be the default
     app = flower_app(folder.absolute() / "checkpoints" / "clients")
-    run_simulation(server, app, plan.num_clients, backend_config=resources(clients.config))
+    run_simulation(server, app, plan.num_clients, backend_config=resources(request.config))
     if ending:
         raise ending[0]
 
 
-def _of_workers(plan: Plan) -> Config:
-    """The settings as workers need them, which may run in another folder."""
+def _settings_of_workers(plan: Plan) -> Config:
+    """Return the settings for workers, whose working folder may be another one."""
     config = plan.config
-    changed: dict[str, Any] = {"cache_dir": os.path.abspath(config.cache_dir)}
-    if config.data_dir is not None:
-        changed["data_dir"] = os.path.abspath(config.data_dir)
-    if plan.library is not None:
-        changed["cpu_matmul"] = plan.library
-    return replace(config, num_threads=config.num_threads or _cpus() // config.clients_in_parallel or 1, **changed)
+    return replace(
+        config,
+        cache_dir=os.path.abspath(config.cache_dir),
+        data_dir=None if config.data_dir is None else os.path.abspath(config.data_dir),
+        cpu_matmul=plan.machine.library or config.cpu_matmul,
+        num_threads=config.num_threads or _cpus() // config.clients_in_parallel or 1,
+    )
 
 
 def resources(config: Config) -> dict[str, dict[str, Any]]:
-    """What Ray is to have and each client to get, so that `clients_in_parallel` of them run at once.
+    """Return the cores and GPUs of Ray and of each client, so that `clients_in_parallel` clients run at once.
 
-    A cluster that RAY_ADDRESS names runs as many as fit, each with `num_threads` of its cores.
+    A cluster that RAY_ADDRESS names runs as many clients as fit, each with `num_threads` of its cores.
     """
     parallel, gpus = config.clients_in_parallel, 0.0
     if (config.device or "cuda").startswith("cuda") and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""`resume=`: the settings of a run that goes on where it was cut off, from the files in its folder."""
+"""`resume=`: the settings of the run to resume, read from its folder."""
 
 import json
 from collections.abc import Mapping
@@ -15,59 +15,66 @@ from fed.tracking.run_files import CONFIG, ENVIRONMENT
 from fed.tracking.run_folder import newest_run
 
 LATEST = "latest"
-FINDS = on_resume("finds")  # keys that say which run is meant
+FINDS = on_resume("finds")  # keys that say which run to resume
 MAY_CHANGE = on_resume("free")
-# What environment.json must say, and how.
+# The keys that environment.json must have, and their types.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
-# What decides the last bits of a run: the same versions, on the same processor.
+# These keys of environment.json decide the last bits of a run.
 DECIDES_BITS = ("python", "device", "processor", "packages")
+# Modules that moved since runs were first kept: the old name in a run's config.yaml, and the present one.
+MOVED = {"fed.partition": "fed.data.partition"}
 
 
-def resumed(settings: Request) -> Request:
-    """The settings of the run that `resume` names, with those that were typed beside it.
+def resumed(request: Request) -> Request:
+    """Return the settings of the run that `resume` names, changed by those that were typed beside it.
 
     Raises:
-        ValueError: If there is no such run, or something was typed that it cannot change.
+        ValueError: If there is no such run, or a key was typed that a resumed run cannot change.
     """
-    typed = settings.config
+    typed = request.config
     assert typed.resume is not None
-    for key in sorted(settings.given - {*FINDS, *MAY_CHANGE}):
+    for key in sorted(request.given - {*FINDS, *MAY_CHANGE}):
         raise ValueError(
             f"{key} cannot be given with resume: the run goes on as it began; {', '.join(MAY_CHANGE)} can, for others "
             "start a new run"
         )
     if typed.resume == LATEST:
-        folder = newest_run(typed.output_dir, typed.exp_name if "exp_name" in settings.given else None)
+        folder = newest_run(typed.output_dir, typed.exp_name if "exp_name" in request.given else None)
     else:
         folder = Path(typed.resume)
-        for key in sorted(settings.given & {"output_dir", "exp_name"}):
+        for key in sorted(request.given & {"output_dir", "exp_name"}):
             raise ValueError(f"{key} has no effect with resume={typed.resume}, which names the run; leave it out")
     began, environment = _config(folder), _environment(folder)
     if (began.engine == "flower") != (typed.engine == "flower"):
-        how = (
-            "flwr run . NAME -c 'settings=\"resume=FOLDER\"'"
-            if began.engine == "flower"
-            else "python main.py resume=FOLDER"
-        )
+        flower, here = "flwr run . NAME -c 'settings=\"resume=FOLDER\"'", "python main.py resume=FOLDER"
+        how = flower if began.engine == "flower" else here
         raise ValueError(f"resume={folder} is a run that goes on with: {how}")
-    changed = {key: getattr(typed, key) for key in MAY_CHANGE if key in settings.given}
+    changed = {key: getattr(typed, key) for key in MAY_CHANGE if key in request.given}
     if began.cpu_matmul == "auto" and environment["library"]:
         changed["cpu_matmul"] = environment["library"]
     config = replace(began, resume=str(folder), num_threads=environment["threads"], **changed)
     return Request(config, frozenset(environment["given"]))
 
 
-def as_begun(settings: Request) -> Request:
-    """The settings without what `resumed` found of this machine, which says nothing of a client's."""
-    config = settings.config
+def as_begun(request: Request) -> Request:
+    """Return the settings for clients elsewhere, without the threads and the library that `resumed` took over.
+
+    These belong to the server's machine.
+    """
+    config = request.config
     if config.resume is None:
-        return settings
+        return request
     began = _config(Path(config.resume))
-    return replace(settings, config=replace(config, num_threads=began.num_threads, cpu_matmul=began.cpu_matmul))
+    return replace(request, config=replace(config, num_threads=began.num_threads, cpu_matmul=began.cpu_matmul))
 
 
 def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
-    """What of `surroundings` is not as it was when the run began: the last bits may then differ."""
+    """Describe how `surroundings` differ from those in which the run started; then the last bits may differ.
+
+    Args:
+        folder: The folder of the run.
+        now: The present surroundings, as `fed.tracking.run_folder.surroundings` returns them.
+    """
     then, found = _environment(folder), []
     for key in DECIDES_BITS:
         before, after = then.get(key), now.get(key)
@@ -90,9 +97,17 @@ def _config(folder: Path) -> Config:
         config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))  # type: ignore[assignment]
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
-    except Exception as error:  # whatever a damaged file makes the readers raise
+        if "_target_" in config.partition:
+            config.partition["_target_"] = _present_name(config.partition["_target_"])
+    except Exception as error:  # a damaged file makes the readers raise anything
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; start a new run") from error
     return config
+
+
+def _present_name(path: str) -> str:
+    """Return the dotted path of a class or function whose module may have moved."""
+    module, _, name = path.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}"
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Flower's server app: what `flwr run` starts at a SuperLink, or beside Ray. `python main.py` needs none of it."""
+"""Flower's server app, which `flwr run` starts at a SuperLink or beside Ray; `python main.py` does not use it."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ from fed.config.flower import run_settings
 from fed.distributed import launch
 from fed.errors import CannotContinue
 from run import experiment
-from run.federation import RemoteClients
 from run.folder import create_folder, locked
 from run.prepare import prepare
+from run.remote import RemoteClients
 from run.resume import as_begun, resumed
 
 app = ServerApp()
@@ -25,10 +25,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation; the results are in `output_dir/exp_name/date_time` of the machine this runs on.
+    """Run the federation, and leave the results in `output_dir/exp_name/date_time` on this machine.
 
     Raises:
-        RuntimeError: With one line that says why the run cannot begin or go on.
+        RuntimeError: If the run cannot start or continue, with the reason in one line.
     """
     try:
         run(settings_of(context.run_config), grid)
@@ -49,15 +49,15 @@ def settings_of(run_config: Mapping[str, Any]) -> Request:
 
 
 def run(request: Request, grid: Grid) -> None:
-    """Prepare the run, then serve clients behind this grid.
+    """Prepare the run, and carry it out with clients behind this grid.
 
     Raises:
-        ValueError: If it cannot begin.
-        CannotContinue: If it cannot go on.
+        ValueError: If the run cannot start.
+        CannotContinue: If the run must end; it can be resumed.
     """
     with launch.joined(request.config.device, request.config.process_timeout) as device:
-        prepared = prepare(request, device)
-        folder = create_folder(prepared)
-        with locked(prepared, folder):
+        plan = prepare(request, device)
+        folder = create_folder(plan)
+        with locked(plan, folder):
             print(f"results: {folder.absolute()}", flush=True)
-            experiment.run(prepared, folder, RemoteClients(grid, as_begun(request)))
+            experiment.run(plan, folder, RemoteClients(grid, as_begun(request)))

@@ -45,11 +45,11 @@ def main(target: Path, arguments: list[str]) -> int:
     import main as command
     from fed.cpu.runtime import peak_memory
     from fed.grids.base import CountingGrid
-    from run import data, prepare
+    from run import data, pairs, references
 
     measured, spent = Measured(mark()), dict[str, float]()
     phases = {"loading": (data, "load"), "partition": (data, "partition")}
-    phases |= {"tokenizing": (prepare, "tokenize"), "reference": (prepare, "with_reference")}
+    phases |= {"tokenizing": (pairs, "tokenize"), "reference": (references, "with_reference")}
     for phase, (module, name) in phases.items():
         setattr(module, name, _timed(getattr(module, name), phase, spent))
     begin = CountingGrid.begin

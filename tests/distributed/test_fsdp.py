@@ -30,6 +30,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import fed.model.loading
 from clients.app import ClientPairs
 from fed.config.groups import LoraSettings, ModelSettings, TensorBoardSettings
 from fed.config.schema import Config
@@ -42,8 +43,8 @@ from fed.model.references import weights_hash
 from losses.preference import dpo, ipo
 from losses.sft import sft
 from run import experiment
-from run.plan import Plan
-from run.prepare import make_policy
+from run.machine import make_policy
+from run.plan import Machine, Objective, Pairs, Plan
 from server.strategies import FeDPO, StreamingFedAvg
 from server.traits import takes_parts
 from support.families import FAMILIES, GATED, GPT2
@@ -105,23 +106,20 @@ def train(
     policy = make_policy(config, CPU, mesh)
     plan = Plan(
         config=config,
-        split=SimpleNamespace(overlapping=0),
-        skipped={},
-        policy=policy,
-        loss=loss,
-        supervised=loss is sft,
-        by_pair=loss is not against_the_mean,
-        make_strategy=strategy,
-        mods=list(mods),
-        tokens=lambda rows: [],
-        validation=examples(9, seed=100),
-        test=[],
-        clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
-        holders=[],  # of no use but in mode=centralized
-        cpu="",
-        library=None,
         given=frozenset(),
-        mesh=mesh,
+        machine=Machine(mesh, cpu="", library=None),
+        policy=policy,
+        objective=Objective(loss, beta=0.5, supervised=loss is sft, by_pair=loss is not against_the_mean),
+        pairs=Pairs(
+            split=SimpleNamespace(overlapping=0),
+            skipped={},
+            validation=examples(9, seed=100),
+            test=[],
+            clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
+            holders=[],  # of no use but in mode=centralized
+        ),
+        mods=list(mods),
+        make_strategy=strategy,
     )
     experiment.run(plan, folder)
     found = defaultdict(list)
@@ -511,7 +509,7 @@ def settings_of(folder: Path, **changes: Any) -> ModelSettings:
 def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tuple[dict[str, Tensor], str, int]:
     """Return the whole weights, their hash, and how many numbers this process holds."""
     if slice_by_slice:
-        AutoModelForCausalLM.from_pretrained = None  # nobody reads whole weights
+        fed.model.loading._whole_model = None  # nobody calls it
     policy = load(model, arrange(1, CPU), **how)
     held = sum(local(parameter).numel() for parameter in policy.model.parameters())
     return whole_state(policy.model.state_dict(), keep=True), weights_hash(policy), held

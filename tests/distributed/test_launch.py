@@ -150,7 +150,7 @@ def test_two_processes_that_are_asked_to_stop_go_on_to_the_same_bytes(tmp_path: 
     assert "stopped by SIGTERM; what was done is kept, go on with: python main.py resume=" in stopped.err
     resumed = end(start(folder, ROOT / "main.py", "resume=latest", "output_dir=runs"), folder)
     whole = end(start(tmp_path / "whole", ROOT / "main.py", *typed), tmp_path / "whole")
-    assert "going on after round" in resumed.out and resumed.lines() == whole.lines()
+    assert "resuming after round" in resumed.out and resumed.lines() == whole.lines()
     ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (resumed.run, whole.run))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 

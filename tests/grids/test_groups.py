@@ -19,7 +19,7 @@ from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
 from fed.tracking.log import Log, Relay
 from fed.tracking.tracker import Tracker
-from run.federation import exchange
+from run.local import exchange
 from server.strategies import RunningMean
 from support.ranks import in_ranks
 

@@ -17,6 +17,7 @@ import main
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.lora import base_state
+from fed.seeding import seed_globals
 from run import experiment
 from run import prepare as planning
 from run.plan import Plan
@@ -71,7 +72,7 @@ def test_a_federation_starts_at_the_reference_and_moves_the_adapter_only(run: Ru
     assert abs(end["margin"]) > 1e-4
     policy = run.plan.policy
     assert all(tensor.abs().max() > 0 for name, tensor in model_tensors(policy.model).items() if ".lora_B." in name)
-    planning.seed_globals(0, "model")
+    seed_globals(0, "model")
     fresh = demo_model(demo_tokenizer()).state_dict()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in base_state(policy.model).items())
 

@@ -51,7 +51,7 @@ def files(tmp_path):
 @pytest.fixture
 def federate(tmp_path, monkeypatch):
     """Runs a federation over nodes with these configurations; the grid, and the run's folder if it began."""
-    monkeypatch.setattr("experiment.curves", lambda run_dir: run_dir / "curves.png")
+    monkeypatch.setattr("run.experiment.curves", lambda run_dir: run_dir / "curves.png")
     monkeypatch.chdir(tmp_path)
 
     def run(nodes, **config):
@@ -76,7 +76,7 @@ def test_only_parameters_and_the_documented_metrics_leave_a_client(federate, fil
     grid, run = federate(nodes(files), **{"strategy.fraction_evaluate": 1.0})
     kinds = [kind for kind, _, _ in grid.received]
     assert (kinds.count("query"), kinds.count("train"), kinds.count("evaluate")) == (2, 4, 4)
-    weights = {name for name, _ in client_app._made[1].plan.policy.model.named_parameters()}
+    weights = {name for name, _ in demo_model(demo_tokenizer()).named_parameters()}
     for kind, _, reply in grid.received:
         records = {key: type(record) for key, record in reply.content.items()}
         expected = {"metrics": MetricRecord, **({"arrays": ArrayRecord} if kind == "train" else {})}
@@ -298,7 +298,6 @@ def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federa
     held_out, training = 1, 19  # pairs of each of two nodes, which get three messages
     assert sorted(count for count in made if count in (held_out, training)) == [held_out] * 2 + [training] * 2
     made.clear()
-    client_app._made = None
     federate(nodes(files), exp_name="again")
     assert not any(made)
 

@@ -6,7 +6,7 @@ No times are measured but calls of Python functions, which a machine cannot dist
 import json
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,20 +20,23 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from clients.app import ClientPairs
-from clients.first_visit import Columns, FirstVisits
 from fed.checkpoints.checkpointer import Checkpointer
 from fed.checkpoints.contexts import Contexts, asked
 from fed.checkpoints.journal import Journal
+from fed.data.splits import Split
+from fed.data.tokens import Example
 from fed.distributed.ranks import ALONE, ONE_PROCESS
 from fed.distributed.shards import Shards
 from fed.grids.settings import LocalGridSettings
-from fed.model.arrays import model_tensors, snapshot, to_record
-from fed.model.policy import Policy
+from fed.model.arrays import load_arrays, model_tensors, snapshot, to_record
+from fed.model.policy import OnPairs, Policy
 from fed.model.references import weights_hash, with_reference
 from fed.seeding import seed_globals
 from fed.simulation import Persistence, ServerSide, simulate
 from fed.tracking.log import Recorder
 from fed.tracking.tracker import Tracker
+from run.plan import Pairs
+from run.references import Columns, Fill, ReferencedPairs
 from server.app import server_app
 from server.state import StrategyState
 from server.strategies import FeDPO
@@ -72,7 +75,7 @@ class Rounds:
             tracemalloc.stop()
 
 
-def client_app(visits: FirstVisits, tracker: Tracker, persists: bool) -> ClientApp:
+def client_app(visits: ReferencedPairs, tracker: Tracker, persists: bool) -> ClientApp:
     """Answers with what it was sent, and stores counters and, if it persists, an array."""
     app = ClientApp()
 
@@ -92,14 +95,27 @@ def client_app(visits: FirstVisits, tracker: Tracker, persists: bool) -> ClientA
     return app
 
 
+def pairs_of(clients: Sequence[ClientPairs], validation: Sequence[Example] = ()) -> Pairs:
+    split = Split(validation=[], test=[], pool=[], parts=[], clients=[], overlapping=0)
+    return Pairs(split, {}, validation, [], clients, clients)
+
+
+def columns_of(fill: Fill, **changes: Any) -> Columns:
+    usual = {"visit": nullcontext, "supervised": False, "accuracy_on": "client"}
+    return Columns(fill=fill, fill_at_visit=fill, **{**usual, **changes})
+
+
+def fill_nothing(pairs: Sequence[Example], on_pairs: OnPairs) -> list[Example]:
+    return list(pairs)
+
+
 def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
     """A federation of two clients a round with all that a run of main.py keeps and tells, but for a model."""
     rounds, strategy = Rounds(), FeDPO(fraction_train=2 / num_clients, min_train_nodes=2, min_available_nodes=1,
                                        fraction_evaluate=0.0, decay_rate=1.0)  # fmt: skip
     model = nn.Linear(2, 2)
     initial = snapshot(model_tensors(model))
-    pairs = ClientPairs(examples(2))
-    columns = Columns(model, initial, list, False, (), nullcontext)
+    pairs = pairs_of([ClientPairs(examples(2))] * num_clients)
     checkpointer = Checkpointer(
         folder / "checkpoints", ONE_PROCESS, Shards(model), {}, every=1, last=2, num_rounds=ROUNDS
     )
@@ -120,7 +136,7 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
             evaluate,
             Persistence(checkpointer, {"strategy": StrategyState(strategy), "log": tracker}),
         )
-        client = client_app(FirstVisits([pairs] * num_clients, columns), tracker, persists)
+        client = client_app(ReferencedPairs(pairs, columns_of(fill_nothing)), tracker, persists)
         simulate(server, client, range(num_clients), LocalGridSettings(streams=True, journal=journal))
     return rounds
 
@@ -159,14 +175,20 @@ def test_other_sequences_of_contexts_may_have_changed_everywhere() -> None:
 # The reference column of a client, at its first visit
 
 
-def visits(policy: Policy, clients: list[ClientPairs], told: list[int], **changes: Any) -> FirstVisits:
-    def fill(pairs: Any) -> Any:
+def visits(policy: Policy, clients: list[ClientPairs], told: list[int], **changes: Any) -> ReferencedPairs:
+    def fill(pairs: Any, on_pairs: Any) -> Any:
         told.append(len(pairs))
-        return with_reference(policy, pairs, batch_size=4, cache=None, weights_hash="")
+        return with_reference(policy, pairs, batch_size=4, cache=None, weights_hash="", on_pairs=on_pairs)
 
     initial = snapshot(model_tensors(policy.model))
-    how = {"supervised": False, "scoring": None, "phase": nullcontext} | changes
-    return FirstVisits(clients, Columns(policy.model, initial, fill, **how))
+
+    @contextmanager
+    def visit() -> Iterator[None]:
+        load_arrays(policy.model, initial)
+        yield
+
+    validation = changes.pop("validation", [])
+    return ReferencedPairs(pairs_of(clients, validation), columns_of(fill, visit=visit, **changes))
 
 
 def test_a_clients_column_depends_neither_on_training_nor_on_who_was_met_before(policy: Policy) -> None:
@@ -178,28 +200,27 @@ def test_a_clients_column_depends_neither_on_training_nor_on_who_was_met_before(
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 parameter.add_(1)
-    assert [len(pairs.scoring) for pairs in found.values()] == [2, 2, 2]
+    assert [len(found[k].scoring) for k in range(3)] == [2, 2, 2]
     assert found[2] is found[2] and len(told) == 6, "once for each list of pairs"
 
 
 def test_a_supervised_loss_needs_no_column_of_training_pairs(policy: Policy) -> None:
-    scoring = examples(3)
-    found = visits(policy, [ClientPairs(examples(5), examples(2))], told := [], supervised=True, scoring=scoring)
-    assert found[0].scoring is scoring and found[0].train[0].reference is None and told == [2]
+    own = [ClientPairs(examples(5), examples(2))]
+    found = visits(policy, own, told := [], supervised=True, accuracy_on="server", validation=examples(3))
+    assert found[0].train[0].reference is None and told == [2, 3]
+    assert found[0].scoring is found.validation and len(found.validation) == 3
 
 
 def test_references_are_computed_for_sampled_clients_only(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from run import prepare
-
     filled: list[int] = []
 
     def counting(policy: Any, pairs: Any, **how: Any) -> Any:
         filled.append(len(pairs))
         return with_reference(policy, pairs, **how)
 
-    monkeypatch.setattr(prepare, "with_reference", counting)
+    monkeypatch.setattr("run.references.with_reference", counting)
     ran = command_line(
         "client_num_in_total=200", "clients_per_round=2", "comm_round=2", "local_steps=1", "n_eval_examples=8",
         "n_test_examples=8",
@@ -218,3 +239,38 @@ def test_a_model_before_training_has_the_same_hash_after_a_visit(policy: Policy)
         for parameter in policy.model.parameters():
             parameter.add_(1)
     assert found[0].train and weights_hash(policy) == before
+
+
+def test_pairs_filled_in_before_training_have_the_columns_of_a_visit(policy: Policy) -> None:
+    """To rounding: together they stand in other batches. Progress counts every pair once."""
+    clients = [ClientPairs(examples(5 + k, seed=k), examples(2, seed=9 + k)) for k in range(3)]
+    visited = visits(policy, clients, [])
+    together = visits(policy, clients, told := [], validation=examples(4, seed=20))
+    reported: list[tuple[int, int]] = []
+    together.fill_before_training(lambda done, total: reported.append((done, total)), clients=True)
+    assert told == [18, 4, 0, 2, 2, 2] and reported[-1] == (28, 28)
+    for k in range(3):
+        for ours, theirs in zip(together[k].train, visited[k].train, strict=True):
+            assert ours.reference == pytest.approx(theirs.reference, rel=1e-5)
+        assert together[k].held_out == visited[k].held_out
+    assert len(told) == 6, "no visit follows"
+
+
+def test_a_process_keeps_the_pairs_of_the_clients_that_were_asked_for_last() -> None:
+    clients = [ClientPairs(examples(2, seed=k)) for k in range(3)]
+    told: list[int] = []
+
+    def fill(pairs: Sequence[Example], on_pairs: OnPairs) -> list[Example]:
+        told.append(len(pairs))
+        return list(pairs)
+
+    found = ReferencedPairs(pairs_of(clients), columns_of(fill), keep=2)
+    for k, lists in ((0, 2), (1, 4), (0, 4), (2, 6), (0, 6), (1, 8)):
+        assert found[k].train == clients[k].train
+        assert len(told) == lists, k
+
+
+def test_the_pairs_of_an_only_client_are_found_under_every_number() -> None:
+    client = ClientPairs(examples(2))
+    found = ReferencedPairs(pairs_of([client]), columns_of(fill_nothing))
+    assert found[7] is found[0] and found[7].train == client.train

@@ -1,0 +1,68 @@
+"""Mistakes that show only when the data and the model are loaded."""
+
+from collections.abc import Iterable
+
+from flwr.serverapp.strategy import Strategy
+
+from fed.config.schema import Config
+from fed.data.tokens import Example
+from fed.model.policy import Policy
+from run.plan import Pairs
+from server.traits import asks
+
+
+def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
+    """Refuse a strategy that weighs clients by accuracy where there are no pairs to score them on.
+
+    Raises:
+        ValueError: If so.
+    """
+    if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
+        asked = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
+        without = [k for k, client in enumerate(pairs.clients) if not client.held_out]
+        if without:
+            raise ValueError(
+                f"{asked} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
+                f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
+            )
+    if config.accuracy_on == "test" and not pairs.test:
+        raise ValueError("accuracy_on=test but there are no test pairs; give datasets, or use accuracy_on=client")
+    if config.accuracy_on == "server" and not pairs.validation:
+        raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
+
+
+def check_decay(config: Config, pairs: Pairs, strategy: Strategy) -> None:
+    """Refuse a decay that would change nothing.
+
+    Raises:
+        ValueError: If so.
+    """
+    if asks(strategy, "needs_server_accuracy") and not pairs.validation:
+        raise ValueError(
+            "the strategy decays clients that do not beat the server's accuracy on its own pairs, but "
+            f"{_no_pairs(config)}, or use strategy=fedpo decay_rate=1"
+        )
+
+
+def _no_pairs(config: Config) -> str:
+    """Say why the server has no validation pairs, and what gives it some."""
+    if not config.datasets:
+        return "datasets=[] leaves the server no pairs; give it a data set"
+    return f"server_fraction={config.server_fraction} leaves the server no pairs; raise it"
+
+
+def check_lengths(policy: Policy, max_length: int, examples: Iterable[Example]) -> None:
+    """Refuse pairs that are longer than the model's positions.
+
+    Some models answer with an index error, others with nonsense.
+
+    Raises:
+        ValueError: If an example has more tokens than the model has positions.
+    """
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    longest = max((example.length for example in examples), default=0)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"max_length={max_length} allows pairs of {longest} tokens but the model has {positions} "
+            f"positions; use max_length={positions} and a smaller max_prompt_length"
+        )

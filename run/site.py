@@ -1,0 +1,170 @@
+"""A process that is one client of a federation behind Flower's grid, or several clients in turn."""
+
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+
+from clients.app import Client, client_app
+from clients.state_files import forget, keep, number, recall
+from clients.trainer import LocalTrainer
+from fed.config.checks import Request
+from fed.config.flower import DATA, FORMAT, PARTITION_ID
+from fed.config.schema import is_own
+from fed.data.rows import Loaded
+from fed.distributed import launch
+from fed.distributed.stop import Deadline
+from fed.errors import Failed
+from fed.grids.remote import CLIENT, MODEL
+from fed.grids.wire import Wire, unpacking
+from fed.model.arrays import model_tensors, snapshot, to_tensors
+from fed.model.identity import difference, identity
+from fed.privacy import described
+from fed.seeding import seeded_globals
+from fed.tracking.log import ConsoleLog, Log
+from load_data import load_file
+from run.plan import local_settings
+from run.prepare import prepare_client
+from run.references import ReferencedPairs, columns_of
+
+CLIENTS_IN_MEMORY = 64  # clients whose pairs a process keeps
+
+
+def site_of(request: Request, node_config: Mapping[str, Any]) -> "Site":
+    """Return this process's site for these settings; it is made once and serves every message of the run."""
+    key = repr((request, node_config.get(DATA), node_config.get(FORMAT)))
+    if key not in _sites:
+        site = Site(request, node_config)
+        _sites.clear()  # of another run
+        _sites[key] = site
+    return _sites[key]
+
+
+_sites: dict[str, "Site"] = {}
+
+
+class Site:
+    """A model, its trainer and the pairs of the clients that this process may be asked to be.
+
+    Args:
+        request: The run's settings, with those that this node decides for itself.
+        node_config: The node's configuration; with `DATA` its owner has pairs that nobody else has.
+
+    Raises:
+        ValueError: If the settings or the data cannot be used.
+    """
+
+    def __init__(self, request: Request, node_config: Mapping[str, Any]) -> None:
+        self._config, self._is_alone = request.config, DATA in node_config
+        with launch.joined(self._config.device, self._config.process_timeout) as device:
+            plan = prepare_client(request, device, _own_rows(request, node_config))
+        initial = snapshot(model_tensors(plan.policy.model))
+        self._identity = identity(plan.policy)
+        columns = columns_of(plan, initial, self._identity["weights"], Log())
+        self._pairs = ReferencedPairs(plan.pairs, columns, CLIENTS_IN_MEMORY)
+        self._deadline = Deadline(self._config.client_timeout if self._config.engine == "ray" else None)
+        client = Client(
+            LocalTrainer(plan.policy, local_settings(plan)),
+            self._pairs,
+            ConsoleLog() if self._is_alone else Log(),
+            self._deadline,
+        )
+        unpack = unpacking(Wire(self._config.wire_dtype, to_tensors(initial)))
+        self._app = client_app(client, [unpack, *plan.mods])
+
+    def introduce(self, message: Message, context: Context, folder: Path) -> Message:
+        """Answer with the client's number, if it has one, and get ready for the first round.
+
+        Args:
+            message: The server's question.
+            context: The node's context.
+            folder: Where the clients of this run keep their states.
+
+        Raises:
+            Failed: If the client cannot take part.
+        """
+        metrics = MetricRecord()
+        own = context.node_config.get(PARTITION_ID)
+        if own is None and self._is_alone:
+            own = number(folder)
+        if own is not None:
+            metrics[PARTITION_ID] = int(own)
+        if self._is_alone:
+            forget(folder)
+            self._check_model(message)
+            _ = self._pairs[0]
+            if self._config.privacy.kind != "none":
+                print(described(self._config.privacy, self._config.comm_round), file=sys.stderr, flush=True)
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    def answer(self, message: Message, context: Context, folder: Path) -> Message:
+        """Train or evaluate as the client that the message names.
+
+        Args:
+            message: A "train" or "evaluate" message.
+            context: The node's context; if it is empty, the client's state is read from `folder`.
+            folder: Where the clients of this run keep their states.
+
+        Raises:
+            Failed: If the client has another model than the server, or no time left.
+        """
+        self._check_model(message)
+        config = config_of(message)
+        client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
+        numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
+        self._deadline.begin()
+        if not context.state:
+            for key, record in recall(folder, client_id, server_round).items():
+                context.state[key] = record
+        with self._random_numbers(message.metadata.message_type, client_id, server_round):
+            reply = self._app(message, numbered)
+        if message.metadata.message_type == MessageType.TRAIN:
+            every = self._config.checkpoint_every
+            if self._is_alone or (every and not self._config.debug):  # else the run cannot be resumed
+                keep(folder, client_id, server_round, context.state, every)
+        return reply
+
+    def _random_numbers(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:
+        """Seed a simulated client as engine=local does, and a real one so that nobody can repeat its noise."""
+        if self._is_alone:
+            return seeded_globals(secrets.randbits(63), "a real client", 0)
+        return seeded_globals(self._config.seed, f"client {kind}", client_id, server_round, 1)
+
+    def _check_model(self, message: Message) -> None:
+        """Refuse a message from a server that has another model.
+
+        Raises:
+            Failed: If so.
+        """
+        if other := difference(self._identity, json.loads(str(config_of(message)[MODEL]))):
+            raise Failed(
+                f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
+                "'model.name_or_path=\"...\"'"
+            )
+
+
+def config_of(message: Message) -> ConfigRecord:
+    """Return the configuration that a message carries; an empty one if it has none."""
+    return next(iter(message.content.config_records.values()), ConfigRecord())
+
+
+def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None:
+    """Load the rows of this node's own file; None if clients share the run's data sets.
+
+    Raises:
+        ValueError: If clients have their own files and this node has none, or the other way round.
+    """
+    file = node_config.get(DATA)
+    if is_own(request.config) and not request.config.partition["client_data"]:
+        if file is None:
+            raise ValueError(f"this node has no data; start its SuperNode with --node-config '{DATA}=\"path.jsonl\"'")
+        return load_file(str(file), str(node_config.get(FORMAT, "jsonl")))
+    if file is not None:
+        raise Failed("this node has data of its own, but the run divides a data set; start the run with partition=own")
+    return None
