@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from fed.reports import tables
+from fed.reports.budgets import budgets
 from fed.reports.differences import differing, environments
 from fed.reports.page_clients import constants, heat_maps, partitions
 from fed.reports.page_curves import curves
@@ -50,7 +51,7 @@ def _context(methods: Sequence[Method], findings: Findings) -> Mapping[str, Any]
         "plotly": get_plotlyjs(),
         "title": findings.title,
         "table": _table(findings.rows),
-        "notes": [*tables.notes(findings.rows), *tables.budgets(methods)],
+        "notes": [*tables.notes(findings.rows), *budgets(methods)],
         "verdicts": verdicts(findings.differences),
         "verdicts_say": tables.HOW,
         "commands": findings.commands,

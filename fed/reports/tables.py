@@ -2,11 +2,12 @@
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from fed.reports.budgets import budgets
 from fed.reports.runs import Method, Point, Run
 from fed.reports.statistics import Difference, Mean, mean_and_se, verdicts
 
@@ -37,7 +38,6 @@ HOW = (
     "includes the variation between seeds (it held the true difference in 90 to 97 % of simulated cases of 3 seeds). "
     "With one seed it says nothing about other seeds. Of many intervals, some exclude 0 by chance."
 )
-EQUAL = "All methods had trained the same number of pairs at each evaluated round of each seed."
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,6 @@ def notes(found: Sequence[Row]) -> list[str]:
     return [*said, *MEANING]
 
 
-def budgets(methods: Sequence[Method]) -> list[str]:
-    """Say which methods had not trained the same number of pairs at an evaluated round of a seed, or that all had."""
-    first, *others = methods
-    return [line for other in others for line in _unequal(first, other)] or [EQUAL]
-
-
 def _row(method: Method, aims: Mapping[int, float]) -> Row:
     points = [_trained(run) for run in method.runs]
     num_pairs = len(method.runs[0].test_pairs)
@@ -207,27 +201,6 @@ def _record(method: Method, run: Run, point: Point) -> dict[str, object]:
     where = {"method": method.name, "mode": run.mode, "seed": run.seed, "round": point.server_round}
     spread = {f"{metric}_sd": value for metric, value in point.spread.items()}
     return {**where, "pairs": point.pairs, "seconds": point.seconds, **point.metrics, **spread}
-
-
-def _unequal(first: Method, other: Method) -> Iterator[str]:
-    """Yield a sentence for each way in which the budgets of two methods differ."""
-    owned, trained = _pairs(first), _pairs(other)
-    both = sorted(owned.keys() & trained.keys())
-    differing = [at for at in both if owned[at] != trained[at]]
-    if differing:
-        at = max(differing, key=lambda at: abs(owned[at] - trained[at]))
-        yield (
-            f"{other.name} and {first.name} had trained different numbers of pairs at {len(differing)} of {len(both)} "
-            f"evaluations, furthest apart at round {at[1]} of seed {at[0]}: {trained[at]:,} and {owned[at]:,}."
-        )
-    seeds = {seed for seed, _ in both}
-    if any(seed in seeds for seed, _ in owned.keys() ^ trained.keys()):
-        yield f"{other.name} and {first.name} were not evaluated after the same rounds."
-
-
-def _pairs(method: Method) -> dict[tuple[int, int], int]:
-    """Return the pairs trained until each evaluation, by seed and round."""
-    return {(run.seed, point.server_round): point.pairs for run in method.runs for point in run.points}
 
 
 def _named(found: Sequence[Row]) -> str:

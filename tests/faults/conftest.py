@@ -27,6 +27,10 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> WholeRuns:
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """Print how often each subject was tried and how often it went well."""
     told = []
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties:
+            if name == "told":
+                terminalreporter.write_line(str(value))
     for file, counted in FIGURES.items():
         well, failed, broken, skipped = (
             sum(PurePath(report.nodeid.partition("::")[0]).name == file for report in terminalreporter.getreports(kind))

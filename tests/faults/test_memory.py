@@ -1,6 +1,7 @@
 """The resident memory of a long run does not creep."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from support.separate_runs import launch, only_run
 pytestmark = pytest.mark.faults
 
 EARLY = 10  # rounds
-SECONDS = 60 + 6.0 * ROUNDS  # that the run may take
+SECONDS = 300 + 6.0 * ROUNDS  # that the run may take
 
 
-def test_memory_stays_within_five_percent_of_that_after_the_tenth_round(tmp_path: Path) -> None:
+def test_memory_stays_within_five_percent_of_that_after_the_tenth_round(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     found: dict[int, int] = {}
 
     def watch(pid: int) -> None:
@@ -32,8 +35,9 @@ def test_memory_stays_within_five_percent_of_that_after_the_tenth_round(tmp_path
     assert ended.code == 0, ended.text[-500:]
     early = max((memory for number, memory in found.items() if number <= EARLY), default=0)
     late = max((memory for number, memory in found.items() if number > EARLY), default=0)
-    print(f"{ROUNDS} rounds: {early / 1e6:.0f} MB after {EARLY} rounds, then at most {late / 1e6:.0f} MB")
-    assert 0 < late <= 1.05 * early
+    told = f"{ROUNDS} rounds: {early / 1e6:.0f} MB after {EARLY} rounds, then at most {late / 1e6:.0f} MB"
+    record_property("told", told)
+    assert 0 < late <= 1.05 * early, told
 
 
 def resident(pid: int) -> int | None:

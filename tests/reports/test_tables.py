@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fed.reports.budgets import EQUAL, budgets
 from fed.reports.runs import Method, Run
 from fed.reports.statistics import Difference
-from fed.reports.tables import EQUAL, budgets, cells, markdown, notes, rows, write_csv
+from fed.reports.tables import cells, markdown, notes, rows, write_csv
 from support.fabricated_runs import fabricate, with_metrics
 
 
