@@ -27,7 +27,7 @@ ROOT = Path(main.__file__).parent
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a two-layer GPT-2 and the demo's tokenizer."""
+    """Return a directory with a two-layer GPT-2 and the demo's tokenizer."""
     directory = tmp_path_factory.mktemp("gpt2")
     save_gpt2(directory)
     return directory
@@ -35,7 +35,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the layout of Anthropic's data."""
+    """Return a folder in the layout of Anthropic's data."""
     folder = tmp_path_factory.mktemp("hh")
     for name, numbers in (("train", range(60)), ("test", range(60, 80))):
         (folder / f"{name}.jsonl").write_text("".join(hh_line(number) for number in numbers))
@@ -99,7 +99,7 @@ def test_a_loss_that_looks_at_other_pairs_is_found_out(loss: Callable[..., torch
 def test_the_published_command_runs_as_it_stands(
     command_line: CommandLine, gpt2: Path, hh: Path, tmp_path: Path
 ) -> None:
-    """Word for word but for the directory, the data, and fewer rounds and clients."""
+    """The command is the published one but for the directory, the data, and fewer rounds and clients."""
     archive = tmp_path / "policy.pt"
     torch.save({"state": GPT2LMHeadModel.from_pretrained(gpt2).state_dict(), "step_idx": 1}, archive)
     result = command_line(
@@ -136,7 +136,7 @@ def scalar(policy, reference):
 
 @pytest.fixture
 def ideas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module of the user's, importable as one in the working folder is."""
+    """Write a module of the user's, importable as one in the working folder is."""
     (tmp_path / "my_ideas.py").write_text(IDEAS)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -267,7 +267,7 @@ def test_local_training_saves_a_model_per_client(command_line: CommandLine) -> N
 
 
 def test_a_small_dataset_is_a_tenth(command_line: CommandLine, hh: Path) -> None:
-    """Of 60 training pairs 6 are left, of which the server holds one."""
+    """Six of 60 training pairs are left; the server holds one of them."""
     result = command_line(
         "comm_round=1",
         "client_num_in_total=2",

@@ -29,9 +29,9 @@ def test_defaults_are_accepted() -> None:
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_shipped_file_composes(file: Path) -> None:
     needed = ["client_data=[a.jsonl,b.jsonl]", "client_num_in_total=2"] if file.stem == "own" else []
-    settings = settings_of(f"{file.parent}={file.stem}", *needed)
+    request = settings_of(f"{file.parent}={file.stem}", *needed)
     filled = {"client_data", "partition.client_data", "client_num_in_total"} if needed else set()
-    assert settings.given == {str(file.parent), *filled}
+    assert request.given == {str(file.parent), *filled}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "strategy"], ids=str)
@@ -40,11 +40,11 @@ def test_every_shipped_strategy_can_be_made_for_ten_clients(file: Path) -> None:
 
     from server.traits import check_strategy
 
-    settings = settings_of(f"strategy={file.stem}")
-    strategy = components.create("strategy", settings.config.strategy, settings.given)
+    request = settings_of(f"strategy={file.stem}")
+    strategy = components.create("strategy", request.config.strategy, request.given)
     assert isinstance(strategy, Strategy)
     check_strategy(strategy, 10)
-    for path in settings.config.client_mods:
+    for path in request.config.client_mods:
         assert callable(components.imported("client_mods", path))
 
 

@@ -84,11 +84,11 @@ def settings_of(*typed: str) -> Request:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_the_values_it_promises(name: str) -> None:
-    settings = settings_of(f"experiment={name}")
-    assert settings.given == {"experiment"}
-    assert settings.config.exp_name == name
+    request = settings_of(f"experiment={name}")
+    assert request.given == {"experiment"}
+    assert request.config.exp_name == name
     for key, value in PROMISED[name].items():
-        found = getattr(settings.config, key)
+        found = getattr(request.config, key)
         if isinstance(value, Mapping):
             found = {part: (found if isinstance(found, Mapping) else vars(found))[part] for part in value}
         assert found == value, key
@@ -151,9 +151,9 @@ def test_mistakes_with_presets_are_one_line(command_line: CommandLine, typed: st
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demos_topics_divide_among_ten_clients_by_each_seed_of_the_sweep(seed: int) -> None:
-    settings = settings_of("experiment=noniid_dirichlet", f"seed={seed}")
+    request = settings_of("experiment=noniid_dirichlet", f"seed={seed}")
     rows = load(["demo"], "train", data_dir=None, seed=seed).rows
-    divide = components.create("partition", settings.config.partition, settings.given)
+    divide = components.create("partition", request.config.partition, request.given)
     parts = partition(rows, divide, 10, seed)
     largest = [max(Counter(rows[index].group for index in part).values()) / len(part) for part in parts]
     assert sum(share > 0.4 for share in largest) >= 5  # of six topics an even client has each to a sixth
@@ -162,8 +162,8 @@ def test_the_demos_topics_divide_among_ten_clients_by_each_seed_of_the_sweep(see
 @pytest.mark.skipif(not HH.is_dir(), reason="../shared/data/hh is not on this machine")
 @pytest.mark.parametrize("seed", range(3))
 def test_real_pairs_are_harmless_at_two_clients_and_helpful_at_two(seed: int) -> None:
-    settings = settings_of("experiment=harmless_vs_helpful", f"data_dir={HH}", f"seed={seed}")
-    split, _ = shared_out(settings.config, settings.given)
+    request = settings_of("experiment=harmless_vs_helpful", f"data_dir={HH}", f"seed={seed}")
+    split, _ = shared_out(request.config, request.given)
     groups = [{row.group for row in client.train} for client in split.clients]
     assert sorted(map(sorted, groups)) == [["harmless-base"]] * 2 + [["helpful-base"]] * 2
     assert min(len(client.train) for client in split.clients) > 100
@@ -174,7 +174,7 @@ def test_real_pairs_are_harmless_at_two_clients_and_helpful_at_two(seed: int) ->
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny Llama, as SmolLM2 is one."""
+    """Return a directory with a tiny Llama, which is SmolLM2's family too."""
     directory = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
     demo_model(demo_tokenizer()).save_pretrained(directory)
@@ -184,7 +184,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files named as Anthropic's, one of them of a part that is no base."""
+    """Return a folder of files named as Anthropic's, one of them of a part that is no base."""
     folder = tmp_path_factory.mktemp("hh")
     for number, part in enumerate(("harmless-base", "helpful-base", "helpful-online")):
         for split, start, count in (("train", 0, 40), ("test", 50, 10)):
@@ -198,7 +198,7 @@ def groups(run: Path) -> list[dict[str, int]]:
 
 
 def test_fedpo_hh_gpt2_runs(command_line: CommandLine, tmp_path: Path, hh: Path) -> None:
-    """Of 120 training pairs a fifth is the server's; the others are three blocks of 32 in data order."""
+    """The server has a fifth of the 120 training pairs; the others are three blocks of 32 in data order."""
     save_gpt2(tmp_path / "gpt2")
     result = command_line(
         *["experiment=fedpo_hh_gpt2", f"model.name_or_path={tmp_path / 'gpt2'}", f"data_dir={hh}"],
@@ -241,7 +241,7 @@ def test_noniid_dirichlet_runs(command_line: CommandLine) -> None:
 
 
 def test_another_file_of_a_group_takes_none_of_the_presets_values(command_line: CommandLine) -> None:
-    """partition.alpha=0.3 is dirichlet's, and the preset's."""
+    """The parameter partition.alpha=0.3 is dirichlet's, and the preset's."""
     result = command_line("experiment=noniid_dirichlet", "partition=iid", *SMALL)
     sizes = [sum(client.values()) for client in groups(result.run)]
     assert max(sizes) - min(sizes) <= 1

@@ -334,7 +334,7 @@ MODEL = (
 
 
 def archive(make: Callable[[dict[str, Any], Path], object], kept: int | None = None) -> Callable[[Path], None]:
-    """`policy.pt` with what `make` makes of the demo's weights, cut after `kept` bytes."""
+    """Return a function that saves what `make` returns as `policy.pt`, cut after `kept` bytes."""
 
     def prepare(folder: Path) -> None:
         import torch
