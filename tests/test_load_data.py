@@ -1,3 +1,5 @@
+"""Data sets from files, the hub and code become rows, or one clear error."""
+
 import gzip
 import hashlib
 import json
@@ -7,11 +9,8 @@ import types
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fed.data.html import text_of_html
-from fed.data.rows import Preference, first_human_turn, split_by_conversation, usable
+from fed.data.rows import Preference, usable
 from load_data import DATASETS, dataset, load
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
@@ -173,32 +172,6 @@ def test_se_tests_on_one_percent_of_the_questions(tmp_path):
     answers = [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 2}]
     path = write(tmp_path / "se.jsonl", [{"question": f"q{i}", "answers": answers} for i in range(200)])
     assert len(load(["se"], "test", data_dir=str(path), seed=0).rows) == 2
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("1 < 2 <b", "1 < 2 <b"),
-        ("a<!-- <p>b</p> -->c <!-- d", "ac"),
-        ("a<!DOCTYPE x><?php y ?></>b<![CDATA[c", "ab"),
-        ("<img alt='x > y' src=\"z\">a<p class='b>c</p>d", "a\n\nc\n\nd"),
-        ("<SCRIPT>if (a</b) '<p>'</Script >a<style/>b<script>c", "ab"),
-        ("<p>-</p><p>a</p><ul><li> <p>b</p></li><li>- </li></ul>", "-\n\na\n\n-  b\n- -"),
-    ],
-)
-def test_odd_html_is_read_as_a_browser_does(html, text):
-    assert text_of_html(html) == text
-
-
-def test_html_keeps_lists_quotes_links_emphasis_and_code():
-    html = (
-        '<p>See <a href="x">the <b>docs</b></a> &amp; try:</p>\n<ul>\n<li>one</li>\n<li><p>two</p></li></ul>'
-        "<pre><code>if a &lt; b:\n    c</code></pre><blockquote><p>said <i>he</i></p></blockquote>"
-        "<p>call <code>f(x)</code></p><script>no</script>"
-    )
-    assert text_of_html(html) == (
-        "See the docs & try:\n\n- one\n- two\n\n<code>if a < b:\n    c</code>\n\nsaid he\n\ncall <code>f(x)</code>"
-    )
 
 
 def test_a_question_html_cannot_parse_is_skipped_and_counted(tmp_path):
@@ -455,56 +428,7 @@ def test_an_empty_split_says_what_was_skipped(tmp_path):
         load(["jsonl"], "test", data_dir=str(write(tmp_path / "b.jsonl", pairs(1))), seed=0)
 
 
-# Conversations
-
-
-@pytest.mark.parametrize(
-    "prompt, turn",
-    [
-        ("\n\nHuman: a b \n\nAssistant: c\n\nHuman: d\n\nAssistant:", "a b"),
-        ("\n\nHuman: a\n\nHuman: b\n\nAssistant:", "a"),
-        ("system\n\nHuman: a\n\nAssistant:", "a"),
-        ("system\n\nAssistant: x\n\nHuman: a", "system"),
-        (" no marker ", "no marker"),
-        ("", ""),
-    ],
-)
-def test_the_first_human_turn_is_the_conversation(prompt, turn):
-    assert first_human_turn(prompt) == turn == Preference(prompt, "c", "r").conversation
-
-
-def test_a_preference_refuses_an_unknown_truncation():
-    with pytest.raises(ValueError, match="expected keep_end or keep_start"):
-        Preference("p", "c", "r", truncation="middle")
-
-
-conversations = st.lists(st.integers(0, 8), max_size=40)
-
-
-@settings(max_examples=50, deadline=None)
-@given(keys=conversations, fraction=st.floats(0, 1), seed=st.integers(0, 99))
-def test_a_split_keeps_every_row_once_and_conversations_whole(keys, fraction, seed):
-    rows = [Preference(f"p{key}", f"c{index}", "r") for index, key in enumerate(keys)]
-    first, second = split_by_conversation(rows, fraction, seed)
-    assert sorted(first + second, key=rows.index) == rows
-    assert not {row.prompt for row in first} & {row.prompt for row in second}
-    if len(set(keys)) > 1 and 0 < fraction < 1:
-        assert first and second
-    largest = max(map(keys.count, keys), default=0)
-    assert abs(len(first) - fraction * len(rows)) <= largest
-
-
-def test_a_split_depends_on_the_seed_and_not_on_the_order_of_rows():
-    rows = [Preference(f"p{index}", "c", "r") for index in range(50)]
-    first, _ = split_by_conversation(rows, 0.3, seed=1)
-    assert len(first) == 15
-    assert {*first} == {*split_by_conversation(rows[::-1], 0.3, seed=1)[0]}
-    assert {*first} != {*split_by_conversation(rows, 0.3, seed=2)[0]}
-
-
-def test_a_split_refuses_a_fraction_beyond_1():
-    with pytest.raises(ValueError, match=r"fraction is 1\.5"):
-        split_by_conversation([], 1.5, 0)
+# Seeds
 
 
 def test_a_seed_decides_the_division_of_a_file(tmp_path):

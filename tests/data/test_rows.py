@@ -1,0 +1,56 @@
+"""Rows belong to conversations, which a split keeps whole."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed.data.rows import Preference, first_human_turn, split_by_conversation
+
+
+@pytest.mark.parametrize(
+    "prompt, turn",
+    [
+        ("\n\nHuman: a b \n\nAssistant: c\n\nHuman: d\n\nAssistant:", "a b"),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant:", "a"),
+        ("system\n\nHuman: a\n\nAssistant:", "a"),
+        ("system\n\nAssistant: x\n\nHuman: a", "system"),
+        (" no marker ", "no marker"),
+        ("", ""),
+    ],
+)
+def test_the_first_human_turn_is_the_conversation(prompt, turn):
+    assert first_human_turn(prompt) == turn == Preference(prompt, "c", "r").conversation
+
+
+def test_a_preference_refuses_an_unknown_truncation():
+    with pytest.raises(ValueError, match="expected keep_end or keep_start"):
+        Preference("p", "c", "r", truncation="middle")
+
+
+conversations = st.lists(st.integers(0, 8), max_size=40)
+
+
+@settings(max_examples=50, deadline=None)
+@given(keys=conversations, fraction=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_split_keeps_every_row_once_and_conversations_whole(keys, fraction, seed):
+    rows = [Preference(f"p{key}", f"c{index}", "r") for index, key in enumerate(keys)]
+    first, second = split_by_conversation(rows, fraction, seed)
+    assert sorted(first + second, key=rows.index) == rows
+    assert not {row.prompt for row in first} & {row.prompt for row in second}
+    if len(set(keys)) > 1 and 0 < fraction < 1:
+        assert first and second
+    largest = max(map(keys.count, keys), default=0)
+    assert abs(len(first) - fraction * len(rows)) <= largest
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_rows():
+    rows = [Preference(f"p{index}", "c", "r") for index in range(50)]
+    first, _ = split_by_conversation(rows, 0.3, seed=1)
+    assert len(first) == 15
+    assert {*first} == {*split_by_conversation(rows[::-1], 0.3, seed=1)[0]}
+    assert {*first} != {*split_by_conversation(rows, 0.3, seed=2)[0]}
+
+
+def test_a_split_refuses_a_fraction_beyond_1():
+    with pytest.raises(ValueError, match=r"fraction is 1\.5"):
+        split_by_conversation([], 1.5, 0)
