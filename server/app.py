@@ -8,10 +8,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+# Flower's `evaluate_fn`.
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+
 
 def server_app(
     initial_arrays: ArrayRecord,
-    evaluate: Callable[[int, ArrayRecord], MetricRecord | None],
+    evaluate: Evaluate,
     done: int = 0,
     *,
     strategy: Strategy,
@@ -33,25 +36,13 @@ def server_app(
     app = ServerApp()
     if done:
         _count_from(strategy, done)
-
-    def judge(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-        found = evaluate(number + done, arrays) if number or not done else None
-        if (number or done) and is_over():
-            raise _Over(arrays)
-        return found
+    rounds, judge = num_rounds - done, _judge(evaluate, done, is_over)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            result = strategy.start(
-                grid,
-                initial_arrays,
-                num_rounds - done,
-                timeout=math.inf,
-                train_config=train_config,
-                evaluate_config=ConfigRecord(),
-                evaluate_fn=judge,
-            )
+            records = {"train_config": train_config, "evaluate_config": ConfigRecord()}
+            result = strategy.start(grid, initial_arrays, rounds, timeout=math.inf, evaluate_fn=judge, **records)
         except _Over as over:
             context.state["arrays"] = over.arrays
             return
@@ -66,6 +57,18 @@ class _Over(Exception):
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self.arrays = arrays
+
+
+def _judge(evaluate: Evaluate, done: int, is_over: Callable[[], bool]) -> Evaluate:
+    """Wrap `evaluate` so that it receives the rounds of the whole run, and ends the run if it is over."""
+
+    def judge(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+        found = evaluate(number + done, arrays) if number or not done else None
+        if (number or done) and is_over():
+            raise _Over(arrays)
+        return found
+
+    return judge
 
 
 def _count_from(strategy: Strategy, done: int) -> None:

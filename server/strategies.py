@@ -101,7 +101,7 @@ class FeDPO(StreamingFedAvg):
 
     @property
     def needs_server_accuracy(self) -> bool:
-        """Whether clients must know the accuracy of the model they receive in every round, logged or not."""
+        """True if clients must know the accuracy of the model they receive in every round, logged or not."""
         return self.decay == "cumulative" and self.decay_rate < 1
 
     def summary(self) -> None:

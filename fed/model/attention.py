@@ -54,14 +54,9 @@ def packed_attention(
     Raises:
         NotImplementedError: If the model needs something that this function does not do.
     """
-    changes = [name for name in ("softcap", "s_aux", "position_bias", "cache") if more.get(name) is not None]
-    if attention_mask is not None or more.get("dropout") or changes:
-        raise NotImplementedError(f"packed attention has no {', '.join(changes) or 'mask and no dropout'}")
+    _check({**more, "mask": attention_mask}, query.shape[2] if segments is None else segments.longest)
     if segments is not None and segments.device != query.device:  # a layer on another GPU
         segments = replace(segments, device=query.device)
-    length, window = query.shape[2] if segments is None else segments.longest, more.get("sliding_window")
-    if window is not None and window < length:
-        raise NotImplementedError(f"a sliding window of {window} tokens is shorter than {length}")
     if segments is None:
         grouped = query.shape[1] != key.shape[1]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
@@ -72,6 +67,16 @@ def packed_attention(
     else:
         mixed = segmentwise(query, key, value, segments, scaling)
     return mixed.transpose(1, 2), None
+
+
+def _check(asked: dict[str, Any], longest: int) -> None:
+    """Check that the model needs no more than this module does, and no window shorter than the longest sequence."""
+    changes = [name for name in ("softcap", "s_aux", "position_bias", "cache") if asked.get(name) is not None]
+    if asked["mask"] is not None or asked.get("dropout") or changes:
+        raise NotImplementedError(f"packed attention has no {', '.join(changes) or 'mask and no dropout'}")
+    window = asked.get("sliding_window")
+    if window is not None and window < longest:
+        raise NotImplementedError(f"a sliding window of {window} tokens is shorter than {longest}")
 
 
 def segmentwise(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:

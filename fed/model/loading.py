@@ -47,26 +47,12 @@ def load_policy(
         model = whole_model(source)
     else:
         model, root = sharded_model(source, place)
-    if activation_checkpointing:
-        # The first name of newer transformers 5, where the second warns.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    model.train(activation_checkpointing)  # checkpointing works in training mode only; dropout is 0 either way
-    trial = model if is_whole else specimen(model)
-    split_head = head_can_be_split(trial)
-    layout, remarks = _possible(layout, model, trial, split_head, max_length)
-    return Policy(
-        model,
-        source.tokenizer,
-        move(model, place.device) if is_whole else place.device,
-        source.compute_dtype,
-        split_head,
-        layout,
-        remarks,
-        ranks=place.mesh.own if root is not None else ALONE,
-        holders=place.mesh.own,
-        root=root,
-    )
+    _set_checkpointing(model, activation_checkpointing)
+    split_head, layout, remarks = _possible(layout, model, model if is_whole else specimen(model), max_length)
+    device = move(model, place.device) if is_whole else place.device
+    policy = Policy(model, source.tokenizer, device, source.compute_dtype, split_head, layout, remarks)
+    own = place.mesh.own
+    return replace(policy, ranks=own if root is not None else ALONE, holders=own, root=root)
 
 
 def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
@@ -90,11 +76,21 @@ def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
     return Source(settings, load_tokenizer(settings), dtype, compute, lora)
 
 
-def _possible(
-    layout: Layout, model: Any, trial: Any, split_head: bool, max_length: int
-) -> tuple[Layout, tuple[str, ...]]:
-    """Return as much of the layout as the model can do, tried on `trial`, and remarks on the rest."""
-    remarks = []
+def _set_checkpointing(model: Any, on: bool) -> None:
+    if on:
+        # The first name of newer transformers 5, where the second warns.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    model.train(on)  # checkpointing works in training mode only; dropout is 0 either way
+
+
+def _possible(layout: Layout, model: Any, trial: Any, max_length: int) -> tuple[bool, Layout, tuple[str, ...]]:
+    """Try on `trial` what the model can do.
+
+    Returns:
+        Whether the head can run alone, as much of the layout as the model can do, and remarks on the rest.
+    """
+    split_head, remarks = head_can_be_split(trial), []
     if layout.packing and (problem := start_packing(trial, max_length)):
         layout = replace(layout, packing=False)
         remarks.append(f"{type(model).__name__} runs padded, not packed: {problem}")
@@ -105,4 +101,4 @@ def _possible(
         layout = replace(layout, fused_head=False)
         reason = f"is a {head.__name__}" if split_head else "does not make its logits alone"
         remarks.append(f"the head of {type(model).__name__} {reason}: it is not fused")
-    return layout, tuple(remarks)
+    return split_head, layout, tuple(remarks)

@@ -1,4 +1,4 @@
-"""Where a model's weights lie: on one device, on several GPUs, or in parts on several processes."""
+"""The place of a model's weights: one device, several GPUs, or in parts on several processes."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -19,7 +19,7 @@ ATTENTION = "sdpa"  # packed attention has no cache of keys and values
 
 @dataclass(frozen=True)
 class Draws:
-    """How responses are drawn.
+    """The settings of drawing responses.
 
     Attributes:
         max_new_tokens: Tokens of the longest response.

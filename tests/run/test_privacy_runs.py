@@ -26,7 +26,7 @@ ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64))
 
 
 def by_hand(noise_multiplier: float, releases: int, delta: float) -> float:
-    """As `tests/server/test_privacy.py` derives it; for these values the best order is far below 64."""
+    """Compute epsilon as `tests/support/private_rounds.py` derives it; here the best order is far below 64."""
     return min(
         releases * a / (2 * noise_multiplier**2) + math.log((a - 1) / a) - math.log(delta * a) / (a - 1) for a in ORDERS
     )
