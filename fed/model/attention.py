@@ -55,17 +55,10 @@ def packed_attention(
         NotImplementedError: If the model needs something that this function does not do.
     """
     _check({**more, "mask": attention_mask}, query.shape[2] if segments is None else segments.longest)
-    if segments is not None and segments.device != query.device:  # a layer on another GPU
-        segments = replace(segments, device=query.device)
-    if segments is None:
-        grouped = query.shape[1] != key.shape[1]
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    elif query.is_cuda and flex_is_usable(query.device, value.dtype, query.shape[1], key.shape[1], query.shape[3]):
-        mixed = flex(query, key, value, segments, scaling, compiled_flex())
-    elif value.is_cpu and value.dtype.itemsize == 2:
-        mixed = widened(query, key, value, segments, scaling)
-    else:
-        mixed = segmentwise(query, key, value, segments, scaling)
+    if segments is not None:
+        return _within(segments, query, key, value, scaling).transpose(1, 2), None
+    grouped = query.shape[1] != key.shape[1]
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     return mixed.transpose(1, 2), None
 
 
@@ -77,6 +70,17 @@ def _check(asked: dict[str, Any], longest: int) -> None:
     window = asked.get("sliding_window")
     if window is not None and window < longest:
         raise NotImplementedError(f"a sliding window of {window} tokens is shorter than {longest}")
+
+
+def _within(segments: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attend within the segments in the way that is fastest on this device; return (1, H, T, E)."""
+    if segments.device != query.device:  # a layer on another GPU
+        segments = replace(segments, device=query.device)
+    if query.is_cuda and flex_is_usable(query.device, value.dtype, query.shape[1], key.shape[1], query.shape[3]):
+        return flex(query, key, value, segments, scaling, compiled_flex())
+    if value.is_cpu and value.dtype.itemsize == 2:
+        return widened(query, key, value, segments, scaling)
+    return segmentwise(query, key, value, segments, scaling)
 
 
 def segmentwise(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
