@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fed.errors import CannotContinue, Failed
 from fed.grids.base import CountingGrid
-from fed.grids.faults import arrays, check_reply
+from fed.grids.replies import arrays_of, check_reply
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import copied
 from fed.seeding import seeded_globals
@@ -122,7 +122,7 @@ class LocalGrid(CountingGrid):
             message.content[key] = wire.travelled(record)
         # Flower's view refers to itself and would keep the arrays alive after the client is done.
         received = dict(message.content.array_records)
-        sent = arrays(message) if kind == MessageType.TRAIN else None
+        sent = arrays_of(message) if kind == MessageType.TRAIN else None
         if sent is not None and faults is not None:
             faults.before(client_id, self.server_round)
         with seeded_globals(self.settings.seed, f"client {kind}", node, self.server_round, number):

@@ -12,8 +12,8 @@ from flwr.serverapp import Grid
 from fed.distributed.stop import Stop
 from fed.errors import CannotContinue, Failed
 from fed.grids.base import CountingGrid
-from fed.grids.faults import arrays, check_reply
 from fed.grids.nodes import Nodes
+from fed.grids.replies import arrays_of, check_reply
 from fed.grids.settings import RemoteGridSettings
 from fed.model.arrays import copied
 
@@ -184,7 +184,7 @@ class RemoteGrid(CountingGrid):
             for key in reply.content.array_records.keys() & received.keys():
                 reply.content[key] = self.settings.wire.unpack(reply.content.array_records[key], received[key])
             if kind == MessageType.TRAIN:
-                check_reply(arrays(message), reply)
+                check_reply(arrays_of(message), reply)
         except Failed as error:
             return self._failed(message, str(error))
         except Exception as error:  # whatever a client may send: the others go on
