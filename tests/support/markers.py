@@ -13,6 +13,7 @@ SERVERS = "servers"  # servers, browsers and other programs
 BY_MODULE = {
     "support.separate_runs": RUNS,
     "support.cut_off": RUNS,
+    "fed.simulation": RUNS,
     "support.ranks": PROCESSES,
     "torch.multiprocessing": PROCESSES,
     "torch.multiprocessing.spawn": PROCESSES,
