@@ -7,11 +7,11 @@ from flwr.app import RecordDict
 
 from fed.checkpoints import serialize
 
-CHECKPOINTS = 3  # a run may go on from one before the newest
-RUNS = 10  # whose files are kept
+CHECKPOINTS = 3  # the server's last checkpoints: a run may be resumed from one before the newest
+RUNS = 10  # runs whose files stay on the disk
 
 
-def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, every: int) -> None:
+def save_state(folder: Path, client_id: int, server_round: int, state: RecordDict, every: int) -> None:
     """Write a client's state after a round; only it and the states at the server's last checkpoints stay on the disk.
 
     Args:
@@ -27,7 +27,7 @@ def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, eve
     folder.mkdir(parents=True, exist_ok=True)
     found = _rounds(folder, client_id)
     rounds = [r for r in found if r < server_round]
-    for later in set(found).difference(rounds):  # of rounds that are run once more
+    for later in set(found).difference(rounds):  # a resumed run repeats these rounds
         _path(folder, client_id, later).unlink()
     serialize.save(dict(state), _path(folder, client_id, server_round))
     rounds.append(server_round)
@@ -38,20 +38,20 @@ def keep(folder: Path, client_id: int, server_round: int, state: RecordDict, eve
         _path(folder, client_id, unneeded).unlink()
 
 
-def number(folder: Path) -> int | None:
+def only_client(folder: Path) -> int | None:
     """Return the number of the only client with files of this run; None: no client has any, or several have."""
     found = {path.name.split("-")[1] for path in folder.glob("client-*-round-*.safetensors")}
     return int(found.pop()) if len(found) == 1 else None
 
 
-def forget(folder: Path) -> None:
+def remove_old_runs(folder: Path) -> None:
     """Remove the files of old runs, beside this run's folder."""
     others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[: -(RUNS - 1)]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def recall(folder: Path, client_id: int, server_round: int) -> RecordDict:
+def load_state(folder: Path, client_id: int, server_round: int) -> RecordDict:
     """Return the newest state that the client stored before this round; an empty one if it took part in none."""
     for earlier in sorted(_rounds(folder, client_id), reverse=True):
         if earlier < server_round:

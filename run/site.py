@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.app import Client, client_app
-from clients.state_files import forget, keep, number, recall
+from clients.state_files import load_state, only_client, remove_old_runs, save_state
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
@@ -92,11 +92,11 @@ class Site:
         metrics = MetricRecord()
         own = context.node_config.get(PARTITION_ID)
         if own is None and self._is_alone:
-            own = number(folder)
+            own = only_client(folder)
         if own is not None:
             metrics[PARTITION_ID] = int(own)
         if self._is_alone:
-            forget(folder)
+            remove_old_runs(folder)
             self._check_model(message)
             _ = self._pairs[0]
             if self._config.privacy.kind != "none":
@@ -120,14 +120,14 @@ class Site:
         numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
         self._deadline.begin()
         if not context.state:
-            for key, record in recall(folder, client_id, server_round).items():
+            for key, record in load_state(folder, client_id, server_round).items():
                 context.state[key] = record
         with self._random_numbers(message.metadata.message_type, client_id, server_round):
             reply = self._app(message, numbered)
         if message.metadata.message_type == MessageType.TRAIN:
             every = self._config.checkpoint_every
             if self._is_alone or (every and not self._config.debug):  # else the run cannot be resumed
-                keep(folder, client_id, server_round, context.state, every)
+                save_state(folder, client_id, server_round, context.state, every)
         return reply
 
     def _random_numbers(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:

@@ -214,7 +214,7 @@ def test_what_is_wrong_at_a_node_is_said_there_in_one_line(federate, files, capf
 def test_the_others_go_on_without_a_node_that_cannot_take_part(federate, files, capfd):
     first, second = nodes(files)
     _, run = federate([first, {**second, "data": "nowhere.jsonl"}], process_timeout=3, client_num_in_total=2)
-    assert "1 of 2 clients came; going on without the others" in capfd.readouterr().out
+    assert "1 of 2 clients came; continuing without the others" in capfd.readouterr().out
     found = lines(run)
     assert (2, "client-0", "train") in found and (2, "client-1", "train") not in found
 
