@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str]) -> Asked:
 def _check_options(asked: Asked) -> None:
     lists: dict[str, Sequence[object]] = {"modes": asked.modes, "strategies": asked.strategies, "seeds": asked.seeds}
     for key, found in lists.items():
-        if not found or len(set(found)) < len(found):
+        if not found or "" in found or len(set(found)) < len(found):
             given, example = ",".join(map(str, found)), found[0] if found else "a"
             raise ValueError(f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example}]")
     known = schema.every_key()["mode"].choices
