@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fed.config.groups import ModelSettings
 from fed.model.demo import demo_model, demo_tokenizer
 
-# Has transformers name the weights that it left random, instead of a log line or an exception that names none.
+# Transformers then names the weights that it left random; by default a log line or an exception names none.
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
@@ -32,7 +32,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"the tokenizer of {name} has no end-of-text token, so a response could never end; set eos_token in its "
             "tokenizer_config.json or give model.tokenizer_name_or_path"
         )
-    if not tokenizer("text")["input_ids"]:  # transformers makes such a one of a directory without a tokenizer
+    if not tokenizer("text")["input_ids"]:  # what transformers returns for a directory without a tokenizer
         raise ValueError(f"{name} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
     with tempfile.TemporaryDirectory() as folder:
         try:
