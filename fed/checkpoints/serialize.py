@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ DTYPES = {
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     torch.complex64,
 }
-SEQUENCES: dict[str, type[tuple[Any, ...] | set[Any]]] = {"tuple": tuple, "set": set}
 
 CONTENT = "tree"  # the header's key of the JSON
 
@@ -205,36 +205,54 @@ PACKERS: list[tuple[Any, Callable[[_Packer, Any], Any]]] = [
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value that `_Packer.pack` turned into this one."""
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    if kind in SEQUENCES:
-        return SEQUENCES[kind](_unpack(item, tensors) for item in content)
-    if kind == "bytes":
-        return base64.b64decode(content)
-    if kind == "tensor":
-        return tensors[str(content)]
-    if kind == "array":
-        return TensorArray(tensors[str(content)])
-    if kind in ("numpy", "scalar"):
-        place, dtype = content
-        array = tensors[str(place)].numpy().astype(dtype, copy=False)
-        return array if kind == "numpy" else array[()]
-    if kind == "Generator":
-        state = _unpack(content, tensors)
-        bits = getattr(np.random, state["bit_generator"])()
-        bits.state = state
-        return np.random.Generator(bits)
-    if kind == "Random":
-        generator = random.Random()
-        generator.setstate(_unpack(content, tensors))
-        return generator
-    items = {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
-    if kind == "dict":
-        return items
+    return UNPACKERS[kind](content, tensors)
+
+
+def _unpack_numpy(content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    place, dtype = content
+    return tensors[str(place)].numpy().astype(dtype, copy=False)
+
+
+def _unpack_generator(content: Any, tensors: Mapping[str, Tensor]) -> np.random.Generator:
+    state = _unpack(content, tensors)
+    bits = getattr(np.random, state["bit_generator"])()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+def _unpack_random(content: Any, tensors: Mapping[str, Tensor]) -> random.Random:
+    generator = random.Random()
+    generator.setstate(_unpack(content, tensors))
+    return generator
+
+
+def _unpack_dict(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
+    return {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
+
+
+def _unpack_record(content: Any, tensors: Mapping[str, Tensor], kind: str) -> Any:
     record = RECORDS[kind]()
-    for key, item in items.items():  # one by one: given a dictionary, `ArrayRecord` serialises every value
-        record[key] = item
+    for key, item in _unpack_dict(content, tensors).items():
+        record[key] = item  # one by one: given a dictionary, `ArrayRecord` serialises every value
     return record
+
+
+UNPACKERS: dict[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
+    "tuple": lambda content, tensors: tuple(_unpack(item, tensors) for item in content),
+    "set": lambda content, tensors: {_unpack(item, tensors) for item in content},
+    "bytes": lambda content, _: base64.b64decode(content),
+    "tensor": lambda content, tensors: tensors[str(content)],
+    "scalar": lambda content, tensors: _unpack_numpy(content, tensors)[()],
+    "numpy": _unpack_numpy,
+    "array": lambda content, tensors: TensorArray(tensors[str(content)]),
+    "Generator": _unpack_generator,
+    "Random": _unpack_random,
+    **{kind: partial(_unpack_record, kind=kind) for kind in RECORDS},
+    "dict": _unpack_dict,
+}

@@ -38,7 +38,7 @@ def curves(run_dir: Path) -> Path | None:
     """
     lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # the spread comes from single clients
     labels = {**PANELS, **REWARDS}
-    panels = {metric: drawn for metric in labels if (drawn := _drawn(lines, metric))}
+    panels = {metric: drawn for metric in labels if (drawn := series_of(lines, metric))}
     if not panels:
         return None
     rounds = {float(at) for drawn in panels.values() for series in drawn for at in series.rounds}
@@ -63,7 +63,7 @@ def curves(run_dir: Path) -> Path | None:
     return path
 
 
-class _Series(NamedTuple):
+class Series(NamedTuple):
     """One curve; `spread` is its half band, NaN where unknown."""
 
     label: str
@@ -73,7 +73,8 @@ class _Series(NamedTuple):
     spread: NDArray[np.float64]
 
 
-def _drawn(lines: Sequence[Line], metric: str) -> list[_Series]:
+def series_of(lines: Sequence[Line], metric: str) -> list[Series]:
+    """Return one curve of the metric per split: of the server, or else the mean over the clients."""
     found = []
     for split in STYLES:
         of_split = [line for line in lines if line.split == split and _measured(line, metric)]
@@ -92,16 +93,16 @@ def _measured(line: Line, metric: str) -> bool:
     return line.metrics.get(metric) is not None and not tied
 
 
-def _of_server(lines: Sequence[Line], split: str, metric: str) -> _Series:
+def _of_server(lines: Sequence[Line], split: str, metric: str) -> Series:
     lines = sorted(lines, key=lambda line: line.server_round)
     values = _column(lines, metric)
     # One label for all panels, though only some of them have an error, so that the legend names each split once.
     has_error = any(f"{name}_se" in line.metrics for line in lines for name in PANELS)
     label = f"{split} (band: standard error)" if has_error else split
-    return _Series(label, split, _rounds(lines), values, _column(lines, f"{metric}_se"))
+    return Series(label, split, _rounds(lines), values, _column(lines, f"{metric}_se"))
 
 
-def _of_clients(lines: Sequence[Line], split: str, metric: str) -> _Series:
+def _of_clients(lines: Sequence[Line], split: str, metric: str) -> Series:
     by_round: dict[int, list[Line]] = defaultdict(list)
     for line in lines:
         by_round[line.server_round].append(line)
@@ -109,7 +110,7 @@ def _of_clients(lines: Sequence[Line], split: str, metric: str) -> _Series:
     spread = np.array([column.std(ddof=1) if len(column) > 1 else np.nan for column in columns])
     label = f"{split}, mean of clients (band: standard deviation)"
     rounds = np.array(sorted(by_round), dtype=float)
-    return _Series(label, split, rounds, np.array([column.mean() for column in columns]), spread)
+    return Series(label, split, rounds, np.array([column.mean() for column in columns]), spread)
 
 
 def _rounds(lines: Iterable[Line]) -> NDArray[np.float64]:
@@ -121,7 +122,7 @@ def _column(lines: Iterable[Line], metric: str) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _draw(axes: "Axes", series: _Series, *, side_by_side: bool) -> None:
+def _draw(axes: "Axes", series: Series, *, side_by_side: bool) -> None:
     style = dict(STYLES[series.split])
     if len(series.rounds) >= MANY_ROUNDS:
         del style["marker"]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fed.reports import curves as curves_module
-from fed.reports.curves import curves
+from fed.reports.curves import Series, curves, series_of
 from fed.tracking.metrics import read_metrics
 from support.trackers import make
 
@@ -22,8 +21,8 @@ def write_run(run_dir: Path, *, server: bool, rounds: int = 4, metrics: tuple[st
                     tracker.server(server_round, split, values | {"accuracy_se": 0.02})
 
 
-def drawn(run_dir: Path, metric: str) -> dict[str, curves_module._Series]:
-    return {series.split: series for series in curves_module._drawn(read_metrics(run_dir), metric)}
+def drawn(run_dir: Path, metric: str) -> dict[str, Series]:
+    return {series.split: series for series in series_of(read_metrics(run_dir), metric)}
 
 
 @pytest.mark.parametrize(("server", "rounds"), [(True, 30), (False, 1)])
