@@ -19,7 +19,7 @@ from fed.tracking.log import Log
 
 @dataclass(frozen=True)
 class ClientPairs:
-    """The pairs of one client: to train on, of its own to be evaluated on, and those its result is scored on."""
+    """The pairs of one client: to train on, to evaluate received weights on, and to score its result on."""
 
     train: Sequence[Example]
     held_out: Sequence[Example] = ()
@@ -35,15 +35,14 @@ class PairsByClient(Protocol):
 
 @dataclass(frozen=True)
 class Client:
-    """The client of every message: the number under `partition-id` of the context says which one it is.
+    """The client that answers a message; `partition-id` in the context of the message says which one it is.
 
     Args:
         trainer: Trains and evaluates the run's one model.
         pairs: The pairs of each client.
-        log: Told of the training; it stays at the client.
-        pauses: Asked between two steps of a training.
-        budget: Pairs that a client trains on in round 1, 2, ..., in place of what the trainer's settings say; empty:
-            the settings decide.
+        log: The log of the training; it stays at the client.
+        pauses: Called between two steps of a training, which may end there.
+        budget: The number of pairs that a client trains on in round 1, 2, ...; empty: the trainer's settings decide.
     """
 
     trainer: LocalTrainer
