@@ -87,7 +87,8 @@ def _losses(bench: Bench) -> str:
         precision: max(abs(one.loss - ours) for one in bench.found.values() if one.variant.precision == precision)
         for precision in {one.variant.precision for one in bench.found.values()}
     }
-    told = " and ".join(f"{precision} losses within {apart[precision]:.1e}" for precision in sorted(apart, reverse=True))
+    parts = [f"{precision} losses within {apart[precision]:.1e}" for precision in sorted(apart, reverse=True)]
+    told = " and ".join(parts)
     return f"loss      of the first batch {ours:.6f}; {told}"
 
 
