@@ -14,6 +14,8 @@ BY_MODULE = {
     "support.separate_runs": RUNS,
     "support.cut_off": RUNS,
     "fed.simulation": RUNS,
+    "scripts.scale": RUNS,
+    "scripts.scale_run": RUNS,
     "support.ranks": PROCESSES,
     "torch.multiprocessing": PROCESSES,
     "torch.multiprocessing.spawn": PROCESSES,
