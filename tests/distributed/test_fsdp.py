@@ -30,7 +30,6 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import fed.model.loading
 from clients.app import ClientPairs
 from fed.config.groups import LoraSettings, ModelSettings, TensorBoardSettings
 from fed.config.schema import Config
@@ -509,7 +508,7 @@ def settings_of(folder: Path, **changes: Any) -> ModelSettings:
 def loaded(model: ModelSettings, slice_by_slice: bool = False, **how: Any) -> tuple[dict[str, Tensor], str, int]:
     """Return the whole weights, their hash, and how many numbers this process holds."""
     if slice_by_slice:
-        fed.model.loading._whole_model = None  # nobody calls it
+        AutoModelForCausalLM.from_pretrained = None  # nobody reads whole weights
     policy = load(model, arrange(1, CPU), **how)
     held = sum(local(parameter).numel() for parameter in policy.model.parameters())
     return whole_state(policy.model.state_dict(), keep=True), weights_hash(policy), held
