@@ -72,7 +72,7 @@ def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:
         ValueError: If the node names a key that it cannot decide, or a value of the wrong type.
     """
     own = {key: value for key, value in node_config.items() if key not in (DATA, FORMAT, *INSISTED, *FLOWERS_OWN)}
-    of_the_node = decided_by("machine", "node")
+    of_the_node = (*decided_by("machine"), *decided_by("node"))
     for key in own:
         if key not in of_the_node:
             known = (DATA, FORMAT, *of_the_node, *INSISTED)

@@ -9,9 +9,9 @@ def of_role(*roles: Role) -> tuple[str, ...]:
     return tuple(name for name, known in every_key().items() if known.scope.role in roles)
 
 
-def decided_by(*deciders: Decider) -> tuple[str, ...]:
+def decided_by(decider: Decider) -> tuple[str, ...]:
     """Return the keys that the run, a node, or a node's machine decides."""
-    return tuple(name for name, known in every_key().items() if known.scope.decider in deciders)
+    return tuple(name for name, known in every_key().items() if known.scope.decider == decider)
 
 
 def on_resume(rule: OnResume) -> tuple[str, ...]:
