@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def policy() -> Policy:
-    """A two-layer Llama of a few thousand random weights over 31 tokens, embeddings tied, the same in every test."""
+    """Return a two-layer Llama of a few thousand random weights over 31 tokens, embeddings tied, always the same."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=31,

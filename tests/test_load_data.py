@@ -1,45 +1,16 @@
 """Data sets from files, the hub and code become rows, or one clear error."""
 
-import gzip
-import hashlib
 import json
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from fed.data.rows import Preference, usable
 from load_data import DATASETS, dataset, load
+from support.rows import dialogue, pairs, read, write
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh"
-
-
-def write(path, records):
-    """Write records as JSON lines, gzipped if the name says so; a str is written as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-    data = "".join(line + "\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
-    return path
-
-
-def dialogue(question, chosen, rejected):
-    start = f"\n\nHuman: {question}\n\nAssistant:"
-    return {"chosen": start + chosen, "rejected": start + rejected}
-
-
-def pairs(num_rows, per_conversation=1):
-    return [
-        {"prompt": f"question {i // per_conversation}", "chosen": f"c{i}", "rejected": "r"} for i in range(num_rows)
-    ]
-
-
-def read(path, name="jsonl", seed=0):
-    """Return the rows of both splits in one list."""
-    loaded = [load([name], split, data_dir=str(path), seed=seed) for split in ("train", "test")]
-    return [row for part in loaded for row in part.rows]
 
 
 def hh_row(tmp_path, record):
@@ -275,157 +246,7 @@ def test_a_data_set_is_added_by_one_function(tmp_path, monkeypatch):
 # The hub, played by a module that needs no network
 
 
-def install_hub(monkeypatch, load_dataset):
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-
-
-def test_hh_reads_four_folders_of_the_hub(monkeypatch):
-    def load_dataset(hub, data_dir, split, cache_dir):
-        assert (hub, cache_dir) == ("Anthropic/hh-rlhf", "cache")
-        return [dialogue(f"{data_dir} {split}", " a", " b")]
-
-    install_hub(monkeypatch, load_dataset)
-    rows = load(["hh"], "train", data_dir=None, seed=0, cache_dir="cache").rows
-    assert [row.group for row in rows] == [
-        "harmless-base",
-        "helpful-base",
-        "helpful-online",
-        "helpful-rejection-sampled",
-    ]
-    assert rows[0].conversation == "harmless-base train"
-
-
-def test_hh_base_reads_two_folders_of_the_hub(monkeypatch):
-    def load_dataset(hub, data_dir, split, cache_dir):
-        return [dialogue(f"{data_dir} {split}", " a", " b")]
-
-    install_hub(monkeypatch, load_dataset)
-    rows = load(["hh_base"], "test", data_dir=None, seed=0).rows
-    assert [row.conversation for row in rows] == ["harmless-base test", "helpful-base test"]
-
-
-def test_a_table_of_the_hub_that_cannot_be_read_is_one_clear_error(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        yield dialogue("q", " a", " b")
-        raise OSError("the cached file is damaged")
-
-    install_hub(monkeypatch, load_dataset)
-    with pytest.raises(ValueError, match=r"^cannot get Anthropic/hh-rlhf from the hub \(the cached file is damaged\)"):
-        load(["hh"], "train", data_dir=None, seed=0)
-
-
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        raise ConnectionError("no route\nsecond line")
-
-    install_hub(monkeypatch, load_dataset)
-    with pytest.raises(ValueError, match=r"^cannot get stanfordnlp/SHP from the hub \(no route\); give data_dir="):
-        load(["shp"], "train", data_dir=None, seed=0)
-
-
 # Errors
-
-
-def test_an_unknown_data_set_names_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match=r"no data set 'jsnl'.*hh, hh_base, shp, se, jsonl, demo \(nearest: jsonl\)"):
-        load(["jsnl"], "train", data_dir=None, seed=0)
-
-
-@pytest.mark.parametrize(
-    "names, split, message",
-    [
-        ([], "train", "expected a list of hh"),
-        ("hh", "train", "expected a list of hh"),
-        (["demo", "demo"], "train", "twice"),
-        (["demo"], "valid", "expected train or test"),
-        (["jsonl"], "train", "give data_dir="),
-    ],
-)
-def test_a_wrong_call_says_what_was_expected(names, split, message):
-    with pytest.raises(ValueError, match=message):
-        load(names, split, data_dir=None, seed=0)
-
-
-@pytest.mark.parametrize("data_dir", ["missing", "missing.jsonl", "a\0b", "n" * 5000])
-def test_a_missing_folder_is_named(tmp_path, data_dir):
-    with pytest.raises(ValueError, match="does not exist"):
-        load(["jsonl"], "train", data_dir=str(tmp_path / data_dir), seed=0)
-
-
-def test_a_folder_without_jsonl_is_named(tmp_path):
-    (tmp_path / "x.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
-
-
-def test_two_data_sets_do_not_share_one_folder(tmp_path):
-    write(tmp_path / "a.jsonl", pairs(5))
-    with pytest.raises(ValueError, match="has no folder 'hh'"):
-        load(["hh", "jsonl"], "train", data_dir=str(tmp_path), seed=0)
-
-
-GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
-
-
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"prompt": ' + "9" * 5000 + "}", "not JSON"),
-        ("[1]", "the line is list, expected an object"),
-        ("{}", "no field 'prompt'; the record has no field"),
-        (json.dumps({"x" * 99: 1}), "no field 'prompt'; the record has '" + "x" * 39),
-        ('{"prompt": "p", "chosen": "c"}', "no field 'rejected'; the record has 'prompt', 'chosen'"),
-        ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
-        ('{"prompt": "p", "chosen": null, "rejected": "r"}', "'chosen' is NoneType, expected a string"),
-        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "whole characters"),
-        ('{"prompt": "p", "chosen": "c", "rejected": "r", "group": 3}', "'group' is int"),
-    ],
-)
-def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):
-    path = write(tmp_path / "a.jsonl", [GOOD, "", line])
-    with pytest.raises(ValueError, match=re.escape(f"{path}:3: ") + ".*" + re.escape(message)) as raised:
-        load(["jsonl"], "train", data_dir=str(path), seed=0)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "record, message",
-    [
-        ({"question": "q", "answers": "a"}, "'answers' is str, expected a list of objects"),
-        ({"question": "q", "answers": [1]}, "expected a list of objects"),
-        ({"question": "q", "answers": [{"text": "t", "pm_score": "1"}]}, "'pm_score' is str, expected a number"),
-        ({"question": "q", "answers": [{"text": "t", "pm_score": True}]}, "'pm_score' is bool"),
-    ],
-)
-def test_a_bad_stack_exchange_record_is_named(tmp_path, record, message):
-    with pytest.raises(ValueError, match=r"se\.jsonl:1: .*" + re.escape(message)):
-        load(["se"], "train", data_dir=str(write(tmp_path / "se.jsonl", [record])), seed=0)
-
-
-def test_text_that_is_not_utf8_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(GOOD.encode() + b'\n{"prompt": "\xff"}')
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: byte 12 is not UTF-8"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-9], lambda data: b"x" + data, lambda data: data[:20] + b"\0" * 9]
-)
-def test_a_damaged_gzip_file_is_named(tmp_path, damage):
-    path = write(tmp_path / "a.jsonl.gz", pairs(200))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
-
-
-def test_an_empty_split_says_what_was_skipped(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "", "rejected": "r"}])
-    with pytest.raises(ValueError, match=r"the train split of jsonl has no rows \(skipped: 1 x empty response\)"):
-        load(["jsonl"], "train", data_dir=str(path), seed=0)
-    with pytest.raises(ValueError, match="the test split of jsonl has no rows"):
-        load(["jsonl"], "test", data_dir=str(write(tmp_path / "b.jsonl", pairs(1))), seed=0)
 
 
 # Seeds
@@ -438,44 +259,6 @@ def test_a_seed_decides_the_division_of_a_file(tmp_path):
 
 
 # The demo
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return [load(["demo"], split, data_dir=None, seed=0).rows for split in ("train", "test")]
-
-
-def test_the_demo_has_1600_and_512_pairs_with_disjoint_prompts(demo):
-    train, test = demo
-    assert (len(train), len(test)) == (1600, 512)
-    assert len({row.conversation for row in train + test}) == 2112
-    assert {row.group for row in train} == {"computers", "cooking", "gardening", "health", "music", "travel"}
-
-
-def test_the_demo_is_the_same_text_on_every_python(demo):
-    text = json.dumps([[row.prompt, row.chosen, row.rejected] for rows in demo for row in rows])
-    assert hashlib.sha256(text.encode()).hexdigest() == DEMO_SHA256
-    assert load(["demo"], "test", data_dir=None, seed=1).rows != demo[1]
-
-
-def test_the_longer_demo_answer_is_no_better(demo):
-    rows = demo[0] + demo[1]
-    assert 0.4 < sum(len(row.chosen) > len(row.rejected) for row in rows) / len(rows) < 0.6
-
-
-def test_no_single_word_decides_the_demo(demo):
-    """Choose the answer that has (or lacks) the word, and toss a coin on ties: this is right in < 60 %."""
-    rows = demo[0] + demo[1]
-    bags = [[set(re.findall(r"\w+|[.,]", text.lower())) for text in (row.chosen, row.rejected)] for row in rows]
-    for word in set().union(*(bag for pair in bags for bag in pair)):
-        lead = sum((word in chosen) - (word in rejected) for chosen, rejected in bags) / len(bags)
-        assert 0.5 + abs(lead) / 2 < 0.6, word
-
-
-def test_demo_texts_are_short(demo):
-    rows = demo[0] + demo[1]
-    assert all(35 < len(row.prompt) < 75 and row.prompt.endswith("\n\nAssistant:") for row in rows)
-    assert all(15 < len(text) < 60 and text[0] == " " for row in rows for text in (row.chosen, row.rejected))
 
 
 DEMO_SHA256 = "4992084779dce696a46cfe776c08c0f068dc17b7998360aefb8c1e0f9b445a44"

@@ -1,11 +1,10 @@
 """The command line from end to end: exit codes, messages, and what a run leaves behind."""
 
-import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import main
 from fed.reports.curves import curves
-from losses.logps import Logps
-from losses.preference import dpo
-from losses.trial import stands_alone
 from run import experiment
 from support.command_line import SMALL, CommandLine, Result, refused
 from support.good_inputs import hh_line, save_gpt2
@@ -72,28 +68,6 @@ def test_multirun_makes_one_folder_per_run_and_leaves_nothing_else(command_line:
     rounds = [yaml.safe_load((run / "config.yaml").read_text())["comm_round"] for run in result.runs]
     assert sorted(rounds) == [1, 2]
     assert not main.schema.scratch().exists()
-
-
-def squeezed(policy: Logps, reference: Logps | None) -> torch.Tensor:
-    return -(policy.chosen - policy.rejected).squeeze()
-
-
-def hardest(policy: Logps, reference: Logps | None) -> torch.Tensor:
-    margin = policy.chosen - policy.rejected
-    return -margin * (margin <= margin.topk(min(2, len(margin)), largest=False).values[-1])
-
-
-def standardised(policy: Logps, reference: Logps | None) -> torch.Tensor:
-    assert len(policy.chosen) > 1
-    return (policy.chosen - policy.chosen.mean()) / policy.chosen.std()
-
-
-@pytest.mark.parametrize(
-    ("loss", "by_pair"),
-    [(functools.partial(dpo, beta=0.1), True), (squeezed, True), (hardest, False), (standardised, False)],
-)
-def test_a_loss_that_looks_at_other_pairs_is_found_out(loss: Callable[..., torch.Tensor], by_pair: bool) -> None:
-    assert stands_alone(functools.partial(loss)) is by_pair
 
 
 def test_the_published_command_runs_as_it_stands(

@@ -30,6 +30,15 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(tokenizer.eos_token_id)
+    _add_weights(writer, model)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_weights(writer: gguf.GGUFWriter, model: LlamaForCausalLM) -> None:
+    config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, parameter in model.named_parameters():
         values = parameter.detach().numpy()
@@ -40,10 +49,6 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
         for ours, theirs in GGUF_NAMES.items():
             name = name.replace(ours, theirs)
         writer.add_tensor(name, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 GGUF_NAMES = {
