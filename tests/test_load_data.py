@@ -243,22 +243,7 @@ def test_a_data_set_is_added_by_one_function(tmp_path, monkeypatch):
     assert "mine" not in DATASETS
 
 
-# The hub, played by a module that needs no network
-
-
-# Errors
-
-
-# Seeds
-
-
 def test_a_seed_decides_the_division_of_a_file(tmp_path):
     path = str(write(tmp_path / "a.jsonl", pairs(50)))
     prompts = [[row.prompt for row in load(["jsonl"], "test", data_dir=path, seed=s).rows] for s in (0, 0, 1)]
     assert prompts[0] == prompts[1] != prompts[2]
-
-
-# The demo
-
-
-DEMO_SHA256 = "4992084779dce696a46cfe776c08c0f068dc17b7998360aefb8c1e0f9b445a44"

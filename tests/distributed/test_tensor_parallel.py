@@ -3,58 +3,45 @@
 from typing import Any
 
 import pytest
-import test_fsdp
 import torch
-from test_fsdp import Saved, alone, assert_same, saved, together  # noqa: F401  fixtures
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import fed.distributed.tensor_parallel
 from fed.config.groups import LoraSettings
 from fed.distributed.tensor_parallel import problem
 from support.families import FAMILIES, GATED
+from support.split_models import EVEN, Saved, assert_same
 
 SHARED = {"trainer": "TensorParallelTrainer"}
-EVEN = {**GATED, "num_key_value_heads": 2}
-CONFIGS = {
-    "llama, tied": LlamaConfig(**EVEN, tie_word_embeddings=True),
-    "llama, untied, 31 tokens": LlamaConfig(**{**EVEN, "vocab_size": 31}, tie_word_embeddings=False),
-    "qwen3, whose norms see parts of the heads": Qwen3Config(**EVEN, head_dim=8),
-}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "a bound on the gradient that bites": ("llama, tied", {"max_grad_norm": 0.2}),
-    "activations recomputed": ("llama, untied, 31 tokens", {"activation_checkpointing": True}),
-    "two micro-batches": ("qwen3, whose norms see parts of the heads", {}),
-    "an adapter": ("llama, tied", {"lora": LoraSettings(r=2), "lr": 0.2}),
+    "a bound on the gradient that bites": ("even heads, tied", {"max_grad_norm": 0.2}),
+    "activations recomputed": ("even heads, untied, 31 tokens", {"activation_checkpointing": True}),
+    "two micro-batches": ("even heads, normalized", {}),
+    "an adapter": ("even heads, tied", {"lora": LoraSettings(r=2), "lr": 0.2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _models(monkeypatch: pytest.MonkeyPatch) -> None:
-
-    monkeypatch.setattr(test_fsdp, "MODELS", CONFIGS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_that_share_layers_train_what_one_trains(saved: Saved, alone, together, case: str) -> None:  # noqa: F811
+def test_two_processes_that_share_layers_train_what_one_trains(saved: Saved, alone, together, case: str) -> None:
     family, changes = CASES[case]
-    expected = alone(saved(f"{family}"), **SHARED, **changes)
+    expected = alone(saved(family), **SHARED, **changes)
     found = together(2, saved(family), **SHARED, **changes)
     assert_same(found, expected)
     assert found[0].held < expected.held  # the second has as much: embeddings, norms and head are whole in both
     assert found[0].metrics["server", "validation"][0]["ties"] == 1
 
 
-def test_two_groups_that_share_layers_train_what_one_process_trains(saved: Saved, alone, together) -> None:  # noqa: F811
-    expected = alone(saved("llama, tied"), **SHARED)
-    assert_same(together(4, saved("llama, tied"), **SHARED, clients_in_parallel=2), expected)
+def test_two_groups_that_share_layers_train_what_one_process_trains(saved: Saved, alone, together) -> None:
+    expected = alone(saved("even heads, tied"), **SHARED)
+    assert_same(together(4, saved("even heads, tied"), **SHARED, clients_in_parallel=2), expected)
 
 
 def test_norms_over_parts_of_the_heads_are_found_out_if_their_gradients_are_not_summed(
-    saved: Saved, together, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    saved: Saved, together, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(fed.distributed.tensor_parallel, "sum_shared_gradients", lambda model, mesh: None)
     with pytest.raises(Exception, match="differ from whole ones"):
-        together(2, saved("qwen3, whose norms see parts of the heads"), **SHARED)
+        together(2, saved("even heads, normalized"), **SHARED)
 
 
 @pytest.mark.parametrize(
