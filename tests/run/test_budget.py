@@ -1,4 +1,4 @@
-"""Training without a federation takes the very budget of one: equal pairs at every evaluation, the same test pairs."""
+"""Tests of the modes without a federation: they train as many pairs as one, and read the same test pairs."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_clients_alone_see_together_as_many_pairs_as_the_federation(command_line
 
 
 def test_only_a_federation_sends_anything(command_line: CommandLine) -> None:
-    """Two rounds, three clients, each way all weights in float32."""
+    """Two rounds with three clients send all weights in float32 each way."""
     typed = ("client_num_in_total=3", "comm_round=2", "n_train_examples=40", "n_test_examples=8")
     federated, centralized = command_line(*typed), command_line(*typed, "mode=centralized")
     lines = federated.lines("server", "communication")

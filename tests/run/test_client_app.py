@@ -1,4 +1,4 @@
-"""What a client behind Flower's engines answers, and that nothing else leaves it: every message is looked at."""
+"""Tests of a client behind Flower's engines: every message is read, and nothing but the answer leaves the client."""
 
 import builtins
 import json
@@ -38,7 +38,7 @@ OWN = {**SMALL, "partition": "own", "accuracy_on": "client"}
 
 @pytest.fixture
 def files(tmp_path):
-    """Two clients' own pairs."""
+    """Write the own pairs of two clients."""
     rows = load(["demo"], "train", data_dir=None, seed=0).rows
     paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
     for number, path in enumerate(paths):
@@ -50,7 +50,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def federate(tmp_path, monkeypatch):
-    """Runs a federation over nodes with these configurations; the grid, and the run's folder if it began."""
+    """Run a federation over nodes with these configurations, and return the grid and the run's folder."""
     monkeypatch.setattr("run.experiment.curves", lambda run_dir: run_dir / "curves.png")
     monkeypatch.chdir(tmp_path)
 
@@ -94,7 +94,7 @@ def test_only_parameters_and_the_documented_metrics_leave_a_client(federate, fil
 
 
 def test_with_local_privacy_nothing_but_noisy_weights_leaves_a_client(federate, files):
-    """And the noise is drawn anew, though the seed is the same."""
+    """The noise is drawn anew, though the seed is the same."""
     private = {"privacy": "local_dp", "strategy": "fedavg", "comm_round": 2}
     grid, run = federate(nodes(files), **private)
     for kind, _, reply in grid.received:
@@ -134,7 +134,7 @@ def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, monkeyp
 
 
 def draws(message, context, call_next):
-    """A mod that draws."""
+    """Record what a mod draws."""
     builtins.drawn.append((np.random.normal(), float(torch.randn(()))))
     return call_next(message, context)
 
@@ -153,7 +153,7 @@ def test_what_an_error_says_of_the_data_stays_at_the_client(federate, files, cap
 
 
 def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_path, capfd):
-    """The others wait for it in vain: it may be mended and started again."""
+    """The other clients wait for it until the time is up, because it may be started again."""
     torch.manual_seed(1)
     folder, tokenizer = tmp_path / "another", demo_tokenizer()
     demo_model(tokenizer).save_pretrained(folder)
@@ -168,7 +168,7 @@ def test_a_client_of_another_model_is_left_out_and_told_so(federate, files, tmp_
 
 @pytest.mark.parametrize(("part", "lora"), [("configuration", 0), ("tokenizer", 0), ("adapter before training", 2)])
 def test_the_same_weights_are_not_the_same_model(federate, files, tmp_path, capfd, part, lora):
-    """The demo's own weights, read from a directory: an adapter is then drawn from another place of the stream."""
+    """The weights are the demo's own, read from a directory; an adapter is then drawn from another place."""
     folder, tokenizer = tmp_path / "same", demo_tokenizer()
     with seeded_globals(0, "model"):
         model = demo_model(tokenizer)
@@ -220,7 +220,7 @@ def test_the_others_go_on_without_a_node_that_cannot_take_part(federate, files, 
 
 
 def test_clients_share_out_a_data_set_as_in_one_process(federate, command_line):
-    """The very numbers of engine=local, whichever ids Flower draws and in whichever order replies come."""
+    """The numbers are those of engine=local, whichever ids Flower draws and in whichever order replies come."""
     divided = {"partition": "iid", "accuracy_on": "server", "n_train_examples": 60, "client_num_in_total": 3}
     divided |= {"clients_per_round": 2, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
     _, run = federate([{"partition-id": k} for k in (2, 0, 1)], **divided)
@@ -241,14 +241,14 @@ def test_where_a_simulated_client_fails_is_in_the_run_folder(federate, capfd):
 
 
 def spoils(message, context, call_next):
-    """A mod with a mistake that one client meets."""
+    """Fail at one client, as a mod with a mistake does."""
     if context.node_config["partition-id"] == 1:
         raise KeyError("nothing")
     return call_next(message, context)
 
 
 def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, files, monkeypatch):
-    """As a SuperNode that was started again: the same rounds with and without."""
+    """A SuperNode that was started again has an empty context; the rounds are the same with and without it."""
     typed = {"comm_round": 3, "client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3}
     _, whole = federate(nodes(files), **typed)
     answer = FlowerGrid.answer
@@ -265,7 +265,7 @@ def test_a_node_without_its_memory_takes_up_what_it_keeps_on_its_disk(federate, 
 
 
 def test_clients_without_a_number_of_their_own_keep_the_one_they_had(federate, files):
-    """When the run goes on they answer in another order; checkpoints are five rounds apart."""
+    """The clients answer in another order when the run is resumed; checkpoints are five rounds apart."""
     typed = {"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3, "checkpoint_every": 5}
     unnamed = [{"data": node["data"]} for node in nodes(files)]
     _, whole = federate(unnamed, **typed, comm_round=8)
@@ -303,7 +303,7 @@ def test_the_process_of_a_message_finds_tokens_and_references_on_its_disk(federa
 
 
 def test_a_round_is_told_before_the_clients_train_in_the_next(federate, files, monkeypatch, capfd):
-    monkeypatch.setattr("fed.tracking.log._say", print)  # in one stream with what the server says
+    monkeypatch.setattr(sys, "stderr", sys.stdout)  # the clients' lines and the server's in one stream
     federate(nodes(files))
     out = capfd.readouterr().out
     told = ("round 0/2", "round 1: client 0 trains", "round 1/2", "round 2: client 0 trains", "round 2/2")
@@ -330,7 +330,7 @@ def test_half_the_bytes_travel_in_bfloat16_and_the_same_is_learned(federate, fil
 
 
 def test_a_run_goes_on_after_its_checkpoint(federate, files):
-    """With other node ids, as after the SuperLink was started again, and clients that know it from their disks."""
+    """The nodes have other ids, as after a new start of the SuperLink, and find the run on their disks."""
     typed = {"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3, "frequency_of_test": 1}
     _, whole = federate(nodes(files), **typed, comm_round=4)
     _, begun = federate(nodes(files), **typed, exp_name="begun")

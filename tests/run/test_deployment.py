@@ -1,4 +1,4 @@
-"""The federation on a real SuperLink with SuperNodes: the results of engine=local, and what happens when one fails."""
+"""Tests of a real SuperLink with SuperNodes: the results are those of engine=local, and a failing node is left out."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NODES = ("node-1", "node-2")
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A SuperLink and two SuperNodes, each with a file of its own."""
+    """Start a SuperLink and two SuperNodes, each with a file of its own."""
     found = Deployment(tmp_path_factory.mktemp("deployment"), [*NODES, "stranger"])
     try:
         found.call("python", "scripts/demo_files.py", *(f"{found.folder}/{node}.jsonl" for node in NODES))
@@ -78,7 +78,7 @@ def test_strangers_are_told_why_they_are_not_let_in(deployment):
 
 
 def script(folder, **environment):
-    """`bash scripts/deploy_local.sh`, and what it left running."""
+    """Run `bash scripts/deploy_local.sh`, and return it with the processes that it left running."""
     own = {**os.environ, "KEEP": str(folder / "kept"), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         ["bash", "scripts/deploy_local.sh"], cwd=ROOT, env=own, capture_output=True, text=True, timeout=500

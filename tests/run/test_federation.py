@@ -1,4 +1,4 @@
-"""Strategy, clients and evaluation together: whole runs of a two-layer model."""
+"""Tests of strategy, clients and evaluation together: whole runs of a two-layer model."""
 
 import copy
 from collections import defaultdict
@@ -36,7 +36,7 @@ STRATEGIES = sorted(path.stem for path in Path("config/strategy").glob("*.yaml")
 
 
 def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=None, mods=(), frequency=1, **changes):
-    """Run a copy of the policy; the final weights and the log."""
+    """Train a copy of the policy, and return the final weights and the log."""
     policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.device)
 
     def referenced(pairs):
@@ -82,7 +82,7 @@ def same(a, b) -> bool:
 
 
 def test_one_client_is_centralised_training_bit_for_bit(policy):
-    """Two rounds of FeDPO over one client = two passes of plain training that keeps its optimizer."""
+    """Two rounds of FeDPO over one client are two passes of plain training that keeps its optimizer."""
     federated, _ = federate(
         policy, FeDPO(decay_rate=1.0, **everyone()), clients=1, rounds=2, client_optimizer="persist"
     )
@@ -116,7 +116,7 @@ def test_unfused_flower_fedavg_and_the_streaming_one_train_the_same_model(policy
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_shipped_strategy_trains(policy, name):
-    """Loaded from its YAML file as a run would; after two rounds weights are finite float32 and have moved."""
+    """A run loads it from its YAML file; after two rounds the weights are finite float32 and have moved."""
     schema.register()
     top = OmegaConf.create(
         {"clients_per_round": None, "client_num_in_total": 7, "lr": 3e-3, "temp": 0.1, "decay_rate": 0.995}

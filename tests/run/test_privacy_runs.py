@@ -1,4 +1,4 @@
-"""Whole runs with `privacy=`: what they write of it, how they end, and how they go on."""
+"""Tests of whole runs with `privacy=`: what they write about it, how they end, and how they are resumed."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def test_a_round_in_which_a_client_fails_leaves_the_model_and_costs_nothing(comm
 
 @pytest.mark.parametrize("kind", [CENTRAL, LOCAL], ids=lambda kind: kind[0])
 def test_a_run_ends_before_max_epsilon_with_all_results(command_line: CommandLine, kind: Any) -> None:
-    """z = 1: epsilon 4.73, 7.08, 8.98 after 1, 2, 3 rounds."""
+    """At z = 1 epsilon is 4.73, 7.08, 8.98 after 1, 2, 3 rounds."""
     typed = (*kind, *TINY, "frequency_of_test=5", "comm_round=9")
     limited = command_line(*typed, "privacy.max_epsilon=8")
     assert [round(line["epsilon"], 2) for line in spent(limited)] == [4.73, 7.08]

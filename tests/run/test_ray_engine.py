@@ -1,4 +1,4 @@
-"""Flower's simulation engine: the results of engine=local, by main.py and by `flwr run`."""
+"""Tests of Flower's simulation engine: by main.py and by `flwr run` it gives the results of engine=local."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TYPED = [f"{key}={value}" for key, value in SETTINGS.items()]
 
 
 def same(found: Path, expected: Path) -> None:
-    """Metrics and weights within 1e-6."""
+    """Assert that metrics and weights agree within 1e-6."""
     ours, theirs = lines(found), lines(expected)
     assert ours.keys() == theirs.keys()
     for key, line in ours.items():
@@ -37,7 +37,7 @@ def same(found: Path, expected: Path) -> None:
 
 
 def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python main.py engine=ray ...`."""
+    """Start `python main.py engine=ray ...`."""
     command = [sys.executable, str(ROOT / "main.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)

@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped at a chosen instant go on to the bytes of the one that was not; real ones."""
+"""Tests of real runs that are killed or stopped at a chosen instant: resumed, they end with the same bytes."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ INSTANTS: dict[str, tuple[Any, str, int, str]] = {
 
 
 def at(owner: Any, name: str, number: int, when: str, signum: int = signal.SIGKILL) -> Callable[[], None]:
-    """What has a process send itself the signal, at the call of that number."""
+    """Return a function that makes a process send itself the signal at the call of that number."""
 
     def arm() -> None:
         original, calls = getattr(owner, name), iter(range(1, 10**9))
@@ -63,7 +63,7 @@ def at(owner: Any, name: str, number: int, when: str, signum: int = signal.SIGKI
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    """The folder and the outcome of a run that nothing happens to."""
+    """Return the folder and the outcome of a run that nothing happens to."""
     found: dict[tuple[str, ...], tuple[Path, dict[str, Any]]] = {}
 
     def run(*typed: str) -> tuple[Path, dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(whole, tmp_path: Path, i
 def test_a_run_that_is_asked_to_stop_keeps_the_steps_it_has_done(
     whole, tmp_path: Path, signum: int, code: int, instant: tuple[Any, ...]
 ) -> None:
-    """Also those of a client in the middle of its training: none is taken twice."""
+    """Steps of a client that was in the middle of its training are kept too: none is taken twice."""
     folder, expected = whole(*PERSIST)
     stopped = call(tmp_path, *SMALL, *PERSIST, f"cache_dir={folder}/cache", before=at(*instant, signum))
     assert stopped.code == code, stopped.text
@@ -138,7 +138,7 @@ def test_a_run_that_is_asked_twice_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["federated", "local"])
 def test_drawn_responses_go_on_too(whole, tmp_path: Path, mode: str) -> None:
-    """The reference's are drawn before training and not again."""
+    """The reference's responses are drawn before training and not again."""
     typed = (f"mode={mode}", "sample_during_eval=true", "n_eval_model_samples=2", "max_length=128")
     folder, expected = whole(*typed)
     instant = at(clients.step.Step, "take", 8, "after")

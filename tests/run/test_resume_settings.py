@@ -1,4 +1,4 @@
-"""The settings of a run that goes on: what its folder says, and what may be typed beside `resume`."""
+"""Tests of the settings of a resumed run: what its folder says, and what may be typed beside `resume`."""
 
 import json
 import os
@@ -40,7 +40,7 @@ ENVIRONMENT: dict[str, Any] = {
 
 
 def began(folder: Path, config: Config = BEGAN, **environment: Any) -> Path:
-    """A folder as a run leaves it."""
+    """Make a folder as a run leaves it."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **environment}))
@@ -48,7 +48,7 @@ def began(folder: Path, config: Config = BEGAN, **environment: Any) -> Path:
 
 
 def typed(resume: Path | str, **more: Any) -> Request:
-    """What `python main.py resume=... key=value` gives."""
+    """Return what `python main.py resume=... key=value` gives."""
     return Request(replace(Config(), resume=str(resume), **more), frozenset({"resume", *more}))
 
 
@@ -88,7 +88,7 @@ def test_the_recorded_library_multiplies_where_it_was_measured(
 
 @pytest.mark.parametrize("setting", [None, 8])
 def test_the_recorded_number_of_threads_is_taken(setting: int | None, tmp_path: Path) -> None:
-    """What was asked for may be more than the machine gave; 3 is what the numbers were computed with."""
+    """The run computed with 3 threads; it may have asked for more than the machine gave."""
     folder = began(tmp_path / "run", replace(BEGAN, num_threads=setting))
     assert resumed(typed(folder)).config.num_threads == 3
 
@@ -216,7 +216,7 @@ def test_settings_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 15, 40])
 def test_settings_that_are_cut_off_are_refused(kept: int, tmp_path: Path) -> None:
-    """Else a run goes on with the default learning rate."""
+    """A run must not resume with the default learning rate."""
     folder = began(tmp_path / "run")
     lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
     (folder / "config.yaml").write_text("".join(lines[:kept]))

@@ -1,4 +1,4 @@
-"""What a round costs with many clients of which few are sampled: nothing may grow with those that are not asked.
+"""Tests of a round's cost with many clients of which few are sampled: nothing grows with the others.
 
 No times are measured but calls of Python functions, which a machine cannot distort, and allocated bytes.
 """
@@ -48,7 +48,7 @@ ROUNDS = 4
 
 
 class Rounds:
-    """Counts, between the ends of two rounds, calls of functions and bytes that stay allocated."""
+    """A counter of calls and of bytes that stay allocated, between the ends of two rounds."""
 
     def __init__(self) -> None:
         self.calls, self.bytes = list[int](), list[int]()
@@ -76,7 +76,7 @@ class Rounds:
 
 
 def client_app(visits: ReferencedPairs, tracker: Tracker, persists: bool) -> ClientApp:
-    """Answers with what it was sent, and stores counters and, if it persists, an array."""
+    """Return an app that answers with what it was sent, and stores counters and, if it persists, an array."""
     app = ClientApp()
 
     @app.train()
@@ -110,7 +110,7 @@ def fill_nothing(pairs: Sequence[Example], on_pairs: OnPairs) -> list[Example]:
 
 
 def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
-    """A federation of two clients a round with all that a run of main.py keeps and tells, but for a model."""
+    """Run a federation of two clients a round that keeps and reports as a run of main.py does, without a model."""
     rounds, strategy = Rounds(), FeDPO(fraction_train=2 / num_clients, min_train_nodes=2, min_available_nodes=1,
                                        fraction_evaluate=0.0, decay_rate=1.0)  # fmt: skip
     model = nn.Linear(2, 2)
@@ -145,7 +145,7 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
 def test_a_round_calls_no_more_functions_and_keeps_no_more_bytes_with_a_hundred_times_the_clients(
     tmp_path: Path, persists: bool
 ) -> None:
-    """Rounds 2 to 4: the first one imports and caches. The same clients may be sampled twice of 20."""
+    """Rounds 2 to 4 count, because the first one imports and caches. Of 20 clients the same may be sampled twice."""
     run(tmp_path / "warm", FEW, persists=persists)
     few = run(tmp_path / "few", FEW, persists=persists)
     many = run(tmp_path / "many", MANY, persists=persists)
@@ -242,7 +242,7 @@ def test_a_model_before_training_has_the_same_hash_after_a_visit(policy: Policy)
 
 
 def test_pairs_filled_in_before_training_have_the_columns_of_a_visit(policy: Policy) -> None:
-    """To rounding: together they stand in other batches. Progress counts every pair once."""
+    """The columns agree to rounding, because together they stand in other batches. Progress counts every pair once."""
     clients = [ClientPairs(examples(5 + k, seed=k), examples(2, seed=9 + k)) for k in range(3)]
     visited = visits(policy, clients, [])
     together = visits(policy, clients, told := [], validation=examples(4, seed=20))
