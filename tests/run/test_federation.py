@@ -35,7 +35,7 @@ from support.pairs import examples
 STRATEGIES = sorted(path.stem for path in Path("config/strategy").glob("*.yaml"))
 
 
-def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=None, mods=(), frequency=1, **changes):
+def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, mods=(), frequency=1, **changes):
     """Train a copy of the policy, and return the final weights and the log."""
     policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.device)
 
@@ -44,22 +44,16 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
 
     validation, test = referenced(examples(16, seed=100)), referenced(examples(16, seed=101))
     pairs = [
-        ClientPairs(referenced(examples(6 + k, seed=k)), referenced(examples(4, seed=50 + k)), scoring or validation)
+        ClientPairs(referenced(examples(6 + k, seed=k)), referenced(examples(4, seed=50 + k)), validation)
         for k in range(clients)
     ]
     log = Log()
     settings = local_settings(
         **{"loss": loss, "optimizer": "AdamW", "lr": 3e-3, "warmup_steps": 0, "eval_batch_size": 8} | changes
     )
-    score_loss = loss
-
-    def score(policy, pairs):
-        return evaluate_pairs(policy, pairs, loss=score_loss, beta=0.5, batch_size=8)
-
-    evaluation = ServerEvaluation(
-        policy, {"validation": validation, "test": test}, score, log, rounds, frequency,
-        always_accuracy=asks(strategy, "needs_server_accuracy"),
-    )  # fmt: skip
+    evaluation = evaluation_of(
+        policy, strategy, {"validation": validation, "test": test}, log, loss, (rounds, frequency)
+    )
     seed_globals(0, "test")
     server = ServerSide(
         partial(server_app, strategy=strategy, train_config=evaluation.train_config, num_rounds=rounds),
@@ -75,6 +69,16 @@ def federate(policy, strategy, *, clients=3, rounds=2, loss=dpo_loss, scoring=No
     )
     load_arrays(policy.model, final)
     return to_tensors(snapshot(model_tensors(policy.model))), log
+
+
+def evaluation_of(policy, strategy, splits, log, loss, how_often) -> ServerEvaluation:
+    rounds, frequency = how_often
+
+    def score(policy, pairs):
+        return evaluate_pairs(policy, pairs, loss=loss, beta=0.5, batch_size=8)
+
+    asked = asks(strategy, "needs_server_accuracy")
+    return ServerEvaluation(policy, splits, score, log, rounds, frequency, always_accuracy=asked)
 
 
 def same(a, b) -> bool:

@@ -162,6 +162,17 @@ def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     assert refused.code == 2 and "comm_round=2 is less than the 3 rounds that are done" in refused.text
 
 
+def test_a_run_that_began_before_modules_moved_is_resumed(whole, tmp_path: Path) -> None:
+    folder, expected = whole("partition=contiguous")
+    ended = call(tmp_path, *SMALL, "partition=contiguous", "comm_round=2", f"cache_dir={folder}/cache")
+    assert ended.code == 0, ended.text
+    config = only_run(tmp_path) / "config.yaml"
+    old = config.read_text().replace("fed.data.partition.", "fed.partition.")
+    assert "_target_: fed.partition.ContiguousPartitioner" in old
+    config.write_text(old)
+    assert resumed(tmp_path, "comm_round=3") == expected
+
+
 @pytest.mark.parametrize(
     "typed", [("checkpoint_every=2",), ("checkpoint_every=0",), ("checkpoint_within_round=false",)]
 )

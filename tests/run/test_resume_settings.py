@@ -75,6 +75,11 @@ def test_what_create_run_folder_writes_can_be_resumed(tmp_path: Path) -> None:
     assert run_folder.newest_run(str(tmp_path), "mine") == folder
 
 
+def test_a_partitioner_is_found_though_its_module_has_moved(tmp_path: Path) -> None:
+    folder = began(tmp_path / "run", replace(BEGAN, partition={"_target_": "fed.partition.OwnData", "client_data": []}))
+    assert resumed(typed(folder)).config.partition == {"_target_": "fed.data.partition.OwnData", "client_data": []}
+
+
 @pytest.mark.parametrize(
     ("setting", "library", "expected"),
     [("auto", "mkl", "mkl"), ("auto", "onednn", "onednn"), ("auto", None, "auto"), ("mkl", "onednn", "mkl")],

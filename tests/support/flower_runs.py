@@ -1,0 +1,8 @@
+"""Settings and nodes of runs that Flower starts."""
+
+SMALL = {"client_num_in_total": 2, "comm_round": 2, "num_threads": 1, "n_test_examples": 16, "n_eval_examples": 16}
+OWN = {**SMALL, "partition": "own", "accuracy_on": "client"}
+
+
+def nodes(files):
+    return [{"data": str(path), "partition-id": number} for number, path in enumerate(files)]
