@@ -7,7 +7,8 @@ import re
 import pytest
 
 from load_data import load
-from test_load_data import DEMO_SHA256
+
+DEMO_SHA256 = "4992084779dce696a46cfe776c08c0f068dc17b7998360aefb8c1e0f9b445a44"
 
 
 @pytest.fixture(scope="module")
