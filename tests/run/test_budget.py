@@ -6,7 +6,8 @@ import pytest
 
 from support.command_line import CommandLine, Result
 
-SMALL = ("client_num_in_total=3", "comm_round=4", "n_train_examples=70", "n_test_examples=16")
+SMALL = ("client_num_in_total=3", "comm_round=4", "n_train_examples=36", "n_test_examples=8")
+BATCH = "batch_size=8"
 
 
 def pairs(result: Result, who: str = "server") -> list[int]:
@@ -16,13 +17,13 @@ def pairs(result: Result, who: str = "server") -> list[int]:
 @pytest.mark.parametrize(
     "length",
     [
-        (),
-        ("local_epochs=2",),
-        ("local_steps=1",),  # of 22 pairs: 16, 6, 16, 6
-        ("local_steps=3", "reshuffle=false"),
-        ("max_tokens_per_step=600",),
-        ("clients_per_round=2", "partition=size"),
-        ("clients_per_round=1", "partition=size", "local_steps=1"),
+        (BATCH,),
+        (BATCH, "local_epochs=2"),
+        (BATCH, "local_steps=1"),  # of 11 pairs: 8, 3, 8, 3
+        (BATCH, "local_steps=3", "reshuffle=false"),
+        ("max_tokens_per_step=300",),
+        (BATCH, "clients_per_round=2", "partition=size"),
+        (BATCH, "clients_per_round=1", "partition=size", "local_steps=1"),
     ],
     ids=" ".join,
 )
@@ -34,11 +35,11 @@ def test_centralised_training_sees_as_many_pairs_in_each_round_as_the_federation
     found = pairs(federated)
     assert pairs(centralized) == found and len(set(found)) == 5
     tests = [json.loads((result.run / "partition.json").read_text())["test"] for result in (federated, centralized)]
-    assert tests[0] == tests[1] and len(tests[0]["pairs"]) == 16 == len(set(tests[0]["pairs"]))
+    assert tests[0] == tests[1] and len(tests[0]["pairs"]) == 8 == len(set(tests[0]["pairs"]))
 
 
 def test_clients_alone_see_together_as_many_pairs_as_the_federation(command_line: CommandLine) -> None:
-    typed = (*SMALL, "partition=size", "local_steps=1")
+    typed = (*SMALL, BATCH, "partition=size", "local_steps=1")
     federated, alone = command_line(*typed), command_line(*typed, "mode=local")
     assert pairs(alone, "clients") == pairs(federated)
     last = [alone.lines(f"client-{k}", "test")[-1] for k in range(3)]
