@@ -121,13 +121,20 @@ def wait_for(found: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
+LONGER = ["modes=[federated]", "strategies=[fedavg]", "seeds=[0]", *SMALL, "comm_round=20"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a comparison that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert call(folder, *LONGER).returncode == 0
+    return folder
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path, number: int, code: int) -> None:
-    arguments = ["modes=[federated]", "strategies=[fedavg]", "seeds=[0]", *SMALL, "comm_round=20"]
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert call(whole, *arguments).returncode == 0
-    command = [sys.executable, ROOT / "scripts" / "compare.py", *arguments]
+def test_a_comparison_that_is_stopped_goes_on_where_it_was(whole: Path, tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, ROOT / "scripts" / "compare.py", *LONGER]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -136,7 +143,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path: Path, numbe
         text, _ = process.communicate(timeout=240)
     assert process.returncode == code and "go on with: python scripts/compare.py" in text, text
     assert not next(iter(runs(tmp_path).values())).finished
-    done = call(tmp_path, *arguments)
+    done = call(tmp_path, *LONGER)
     assert done.returncode == 0 and "resume=" in done.stdout, done.stdout + done.stderr
     expected, found = ((next(iter(runs(f).values())).folder / "margins.jsonl") for f in (whole, tmp_path))
     assert expected.read_bytes() == found.read_bytes()
