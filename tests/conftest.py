@@ -3,7 +3,7 @@
 import os
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="1")
-os.environ["RAY_worker_niceness"] = "0"  # by default other tests would starve workers of Ray
+os.environ.update(RAY_worker_niceness="0")  # by default other tests would starve workers of Ray
 
 import sys
 from collections.abc import Iterator
