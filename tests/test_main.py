@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import main
 from fed.reports.curves import curves
-from run import experiment
+from run import experiment, header
 from support.command_line import SMALL, CommandLine, Result, refused
 from support.good_inputs import hh_line, save_gpt2
 
@@ -271,7 +271,7 @@ def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLi
 def test_emulated_bfloat16_is_told(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
 ) -> None:
-    monkeypatch.setattr(experiment, "has_bfloat16", lambda: in_hardware)
+    monkeypatch.setattr(header, "has_bfloat16", lambda: in_hardware)
     result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
     assert result.code == 0, result.err
     assert ("float32 is faster here" in result.out) != in_hardware
