@@ -148,7 +148,7 @@ class LocalTrainer:
             log.update(client_id, "eval", tags, step=updates)
 
     def _point(self, progress: Progress, state: ClientState, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return all that the steps to come depend on, but for what was sent and stored before the first one."""
+        """Return the state from which training can continue within the round."""
         return {
             "steps": progress.steps,
             "seen": progress.seen,

@@ -27,7 +27,7 @@ OnTraffic = Callable[[int, int, int], None]
 
 
 def ignore_traffic(server_round: int, sent: int, received: int) -> None:
-    """Report what travelled to nobody."""
+    """Ignore what travelled."""
 
 
 @dataclass(frozen=True)

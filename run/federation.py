@@ -153,7 +153,7 @@ class _ClientLog(Log):
 
 
 def checkpointer_of(plan: Plan, place: Place, model_hash: str) -> Checkpointer:
-    """Return what reads and writes the checkpoints at a place."""
+    """Return the checkpointer of a place."""
     config, mesh = plan.config, plan.machine.mesh
     return Checkpointer(
         place.checkpoints,

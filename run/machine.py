@@ -1,4 +1,4 @@
-"""How a run computes: threads and memory, the model, and the library that multiplies matrices."""
+"""The computation of a run: threads and memory, the model, and the library that multiplies matrices."""
 
 from dataclasses import replace
 

@@ -21,7 +21,7 @@ Fill = Callable[[Sequence[Example], OnPairs], list[Example]]
 
 @dataclass(frozen=True)
 class Columns:
-    """How the reference column of a run's pairs is computed.
+    """The computation of the reference column of a run's pairs.
 
     The column comes from the weights before training, so whoever fills it in later loads these weights first.
     """
@@ -65,15 +65,15 @@ def columns_of(plan: Plan, initial: ArrayRecord, model_hash: str, log: Log) -> C
 
 
 def _ignore(pairs: int) -> None:
-    """Report to nobody which pairs are done."""
+    """Ignore which pairs are done."""
 
 
 class ReferencedPairs:
     """The pairs of a run with their reference column; `pairs[client_id]` are those of one client.
 
-    A client's pairs are filled in at its first visit, unless `fill_clients` did so before training. Either way the
-    column depends on the client's own pairs alone, whichever clients were visited before. If this process has the pairs
-    of one client only, they are found under every number.
+    A client's pairs are filled in at its first visit, unless `fill_before_training` did so. Either way the column
+    depends on the client's own pairs alone, whichever clients were visited before. If this process has the pairs of one
+    client only, they are found under every number.
 
     Args:
         pairs: The pairs without the column.

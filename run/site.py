@@ -158,7 +158,8 @@ def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None
     """Load the rows of this node's own file; None if clients share the run's data sets.
 
     Raises:
-        ValueError: If clients have their own files and this node has none, or the other way round.
+        ValueError: If clients have their own files and this node has none.
+        Failed: If this node has a file but the run divides a data set.
     """
     file = node_config.get(DATA)
     if is_own(request.config) and not request.config.partition["client_data"]:

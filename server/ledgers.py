@@ -73,7 +73,7 @@ class ClientLedger:
         return limit is not None and self._epsilon(max(self._asked.values(), default=0) + 1) > limit
 
     def remarks(self) -> list[str]:
-        """Return that the run ends here, if it does."""
+        """Return the remark that the run ends here, or an empty list."""
         return exhausted(self, self._settings)
 
     def state_dict(self) -> dict[str, Any]:

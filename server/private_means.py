@@ -55,7 +55,7 @@ class _Accounted(Strategy):
         return limit is not None and self._books.would_exceed(self._release, limit)
 
     def remarks(self) -> list[str]:
-        """Return that there was no aggregate and that the run ends here, if so."""
+        """Return the remarks on a missing aggregate and on the end of the run."""
         nothing = "no aggregate, for not every client answered: the model stays as it was and no epsilon is spent"
         return [*([] if self._released else [nothing]), *exhausted(self, self._settings)]
 

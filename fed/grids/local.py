@@ -1,4 +1,4 @@
-"""`LocalGrid`: Flower's `Grid` with all clients in this process. Only this file uses Flower's private names."""
+"""`LocalGrid`: Flower's `Grid` with all clients in this process. It uses private names of Flower."""
 
 import functools
 import itertools

@@ -18,7 +18,7 @@ from fed.grids.settings import RemoteGridSettings
 from fed.model.arrays import copied
 
 POLL = 0.2  # seconds between two looks for replies
-# Keys in the config of every message to a client: its number, the SHA-256 of the weights before any training, a name of
+# Keys in the config of every message to a client: its number, the digests of the server's model as JSON, a name of
 # the run by which clients find what they stored of it, and the settings of the run.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 # Metrics of a reply that must be single numbers.

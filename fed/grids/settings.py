@@ -17,7 +17,7 @@ OnReply = Callable[[int, int, str, Mapping[str, Any]], None]
 
 
 def ignore_failure(client_id: int, server_round: int, reason: str, details: str) -> None:
-    """Report a failure to nobody."""
+    """Ignore a failure."""
 
 
 def count_numbers(name: str, shape: Sequence[int]) -> int:

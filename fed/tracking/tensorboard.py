@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: scalars, sampled responses as text, and the hparams plug-in."""
+"""The TensorBoard output of a run: scalars, sampled responses as text, and the hparams plug-in."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
