@@ -1,1 +1,1 @@
-"""The framework: nine wings, each a folder, that know neither clients nor server."""
+"""The framework: nine subfolders, none of which imports `clients/` or `server/`."""
