@@ -19,7 +19,7 @@ setup: .venv/installed ## install everything into .venv; PYTHON=python3.12 choos
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup ## train ten clients on synthetic dialogues, in about two minutes
+demo: setup ## train ten clients on synthetic dialogues
 	$(BIN)/python main.py
 
 format: setup ## format the source and mend what ruff can mend
@@ -33,13 +33,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-quick: setup ## format, lint, types and the tests without whole runs, in under 90 s
+quick: setup ## format, lint, types and the tests without whole runs
 	@$(MAKE) --no-print-directory -j 2 lint types quick-tests
 
 quick-tests: setup
 	$(PYTEST) -n 2 --dist worksteal -m "not runs and not processes and not servers and not faults"
 
-test: setup ## format, lint, types and all tests, in under 6 minutes on two cores
+test: setup ## format, lint, types and all tests
 	@$(MAKE) --no-print-directory -j 2 lint types all-tests
 
 all-tests: setup
