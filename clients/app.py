@@ -11,6 +11,7 @@ from flwr.clientapp.typing import Mod
 from clients.settings import RoundSettings
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import NO_PAUSES, LocalTrainer
+from fed.config.flower import PARTITION_ID
 from fed.data.tokens import Example
 from fed.distributed.stop import Pauses
 from fed.model.arrays import load_arrays, model_tensors, snapshot
@@ -53,7 +54,7 @@ class Client:
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer "train" with the trained weights and with metrics, as `client_app` lists them."""
-        client_id, config = _client_id(context), _config(message)
+        client_id, config = _client_id(context), config_of(message)
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
@@ -93,7 +94,7 @@ class Client:
             self._receive(message)
         with self.log.phase("evaluate"):
             found = self.trainer.evaluate(own)
-        self.log.client(client_id, _server_round(_config(message)), "held-out", found)
+        self.log.client(client_id, _server_round(config_of(message)), "held-out", found)
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
@@ -120,10 +121,11 @@ def client_app(client: Client, mods: Sequence[Mod] = ()) -> ClientApp:
 
 
 def _client_id(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+    return int(context.node_config[PARTITION_ID])
 
 
-def _config(message: Message) -> ConfigRecord:
+def config_of(message: Message) -> ConfigRecord:
+    """Return the configuration that a message carries; an empty one if it has none."""
     return next(iter(message.content.config_records.values()), ConfigRecord())
 
 

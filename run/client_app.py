@@ -15,11 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from clients.app import config_of
 from clients.privacy import check_promise
 from fed.config.flower import DATA, from_text, node_settings
 from fed.errors import Failed
 from fed.grids.remote import RUN, SETTINGS
-from run.site import Site, config_of, site_of
+from run.site import Site, site_of
 
 Answer = Callable[[Site, Message, Context, Path], Message]
 

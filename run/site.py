@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 
-from clients.app import Client, client_app
+from clients.app import Client, client_app, config_of
 from clients.state_files import load_state, only_client, remove_old_runs, save_state
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
@@ -147,11 +147,6 @@ class Site:
                 f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
                 "'model.name_or_path=\"...\"'"
             )
-
-
-def config_of(message: Message) -> ConfigRecord:
-    """Return the configuration that a message carries; an empty one if it has none."""
-    return next(iter(message.content.config_records.values()), ConfigRecord())
 
 
 def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None:

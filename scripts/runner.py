@@ -71,7 +71,7 @@ class Runner:
 
 @contextmanager
 def _interrupting() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise `KeyboardInterrupt` with their number, even if a shell had SIGINT ignored."""
+    """Let SIGINT and SIGTERM raise `KeyboardInterrupt` with their number, even if a shell had SIGINT ignored."""
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)

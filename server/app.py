@@ -8,8 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-# Flower's `evaluate_fn`.
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+from fed.grids.leader import Evaluate
 
 
 def server_app(

@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fed.checkpoints import serialize
+from fed.config.flower import PARTITION_ID
 from fed.files import sync
 from fed.model.arrays import copied
 
@@ -115,7 +116,7 @@ class Contexts(Sequence[Context]):
 
     def __getitem__(self, node: int) -> Context:  # type: ignore[override]  # there are no slices of clients
         if node not in self._made:
-            config = {"partition-id": self._client_ids[node], "num-partitions": len(self)}
+            config = {PARTITION_ID: self._client_ids[node], "num-partitions": len(self)}
             self._made[node] = Context(0, node, config, RecordDict(), {})  # type: ignore[arg-type]
         self._asked.add(node)
         return self._made[node]

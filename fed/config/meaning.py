@@ -57,7 +57,7 @@ class Idle:
 
 @dataclass(frozen=True)
 class Scope:
-    """How far a key reaches beyond the run that it was typed for."""
+    """The reach of a key beyond the run that it was typed for."""
 
     role: Role = "result"
     decider: Decider = "run"

@@ -197,7 +197,7 @@ def raise_open_files() -> None:
 
 
 def _die_with_parent() -> None:
-    """Have Linux kill this process as soon as its parent is gone, for whatever reason."""
+    """Ask Linux to kill this process as soon as its parent is gone, for whatever reason."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

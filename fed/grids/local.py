@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fed.config.flower import PARTITION_ID
 from fed.errors import CannotContinue, Failed
 from fed.grids.base import CountingGrid
 from fed.grids.replies import arrays_of, check_reply
@@ -144,4 +145,4 @@ class LocalGrid(CountingGrid):
 
 
 def _client_id(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+    return int(context.node_config[PARTITION_ID])

@@ -8,7 +8,7 @@ from fed.config.meaning import Scope, at, key
 
 @dataclass
 class ComputingKeys:
-    """How a step is computed.
+    """The computation of a step.
 
     For the same pairs only `precision` changes the result by more than rounding.
     """
