@@ -2,45 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 
 from fed.config.schema import Config
 from run import ray_engine
 from support.configured import through_flower
-from support.deployment import BIN, ROOT, free_port, lines
-
-SETTINGS = {
-    **{"client_num_in_total": 3, "clients_per_round": 2, "comm_round": 2, "num_threads": 1},
-    **{"n_train_examples": 60, "n_test_examples": 16, "wire_dtype": "bfloat16"},
-    **{"client_optimizer": "persist", "optimizer": "AdamW", "lr": 1e-3},
-}
-TYPED = [f"{key}={value}" for key, value in SETTINGS.items()]
-
-
-def same(found: Path, expected: Path) -> None:
-    """Assert that metrics and weights agree within 1e-6."""
-    ours, theirs = lines(found), lines(expected)
-    assert ours.keys() == theirs.keys()
-    for key, line in ours.items():
-        for name in line.keys() & theirs[key].keys():
-            assert line[name] == pytest.approx(theirs[key][name], abs=1e-6), (key, name)
-    weights = [load_file(run / "policy" / "model.safetensors") for run in (found, expected)]
-    for name, tensor in weights[0].items():
-        assert (tensor - weights[1][name]).abs().max() <= 1e-6, name
-
-
-def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start `python main.py engine=ray ...`."""
-    command = [sys.executable, str(ROOT / "main.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
+from support.deployment import BIN, ROOT, free_port, same
+from support.ray_runs import SETTINGS, TYPED, started
 
 
 def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, command_line):
@@ -52,23 +23,6 @@ def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, comman
     same(run, command_line(*TYPED).run)
     told = json.loads((run / "environment.json").read_text())
     assert "engine=ray" in out and "engine=ray" in told["argv"]
-
-
-def test_a_run_that_is_stopped_goes_on(tmp_path, command_line):
-    program = started(tmp_path, "engine=ray", *TYPED, "comm_round=2")
-    while "round 1/2" not in (line := program.stdout.readline()):
-        assert line, program.stderr.read()
-    program.send_signal(signal.SIGINT)
-    _, err = program.communicate(timeout=120)
-    (run,) = tmp_path.glob("data/fedpo/*")
-    if program.returncode == 0:  # the last round was over before it heard
-        pytest.skip("the run was too quick to be stopped")
-    assert program.returncode == 130, err
-    assert f"go on with: python main.py resume={run.relative_to(tmp_path)}" in err
-    again = started(tmp_path, f"resume={run}")
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
-    same(run, command_line(*TYPED).run)
 
 
 def test_flwr_run_gives_the_results_of_one_process(tmp_path, command_line):

@@ -30,6 +30,7 @@ def test_clients_share_out_a_data_set_as_in_one_process(federate, command_line):
 
 def test_where_a_simulated_client_fails_is_in_the_run_folder(federate, capfd):
     shared = {"partition": "iid", "accuracy_on": "server", "client_mods": "[test_site.spoils]"}
+    shared |= {"n_train_examples": 40}
     _, run = federate([{"partition-id": 0}, {"partition-id": 1}], **shared, min_fit_clients=1)
     assert "client-1 is left out: KeyError: 'nothing'" in capfd.readouterr().out
     log = (run / "failures.log").read_text()

@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from fed.reports.runs import Run
 from scripts import compare
 from scripts.compare_runs import Wanted, method_arguments, reads
+from support.forked import Fork
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -28,9 +29,15 @@ SMALL = [
 METHODS = ["strategies=[fedpo,fedavg,fedpo temp=5]", "modes=[federated,centralized,local]", "seeds=[0,1]"]
 
 
-def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, *arguments: str) -> Fork:
     command = [sys.executable, ROOT / "scripts" / "compare.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return Fork(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with started(folder, *arguments) as process:
+        out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +128,7 @@ def wait_for(found: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-LONGER = ["modes=[federated]", "strategies=[fedavg]", "seeds=[0]", *SMALL, "comm_round=20"]
+LONGER = ["modes=[federated]", "strategies=[fedavg]", "seeds=[0]", *SMALL, "comm_round=6"]
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +141,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_comparison_that_is_stopped_goes_on_where_it_was(whole: Path, tmp_path: Path, number: int, code: int) -> None:
-    command = [sys.executable, ROOT / "scripts" / "compare.py", *LONGER]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with started(tmp_path, *LONGER) as process:
         wait_for(lambda: list(tmp_path.glob("out/small/runs/*/*/checkpoints/round-2")))
         process.send_signal(number)
-        text, _ = process.communicate(timeout=240)
-    assert process.returncode == code and "go on with: python scripts/compare.py" in text, text
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == code and "go on with: python scripts/compare.py" in err, err
     assert not next(iter(runs(tmp_path).values())).finished
     done = call(tmp_path, *LONGER)
     assert done.returncode == 0 and "resume=" in done.stdout, done.stdout + done.stderr

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from safetensors.torch import load_file
 
 from support.configured import through_flower
 
@@ -136,3 +138,17 @@ def lines(run: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
     """Return the lines of metrics.jsonl by round, who and split."""
     found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {(line["round"], line["who"], line["split"]): line for line in found}
+
+
+def same(found: Path, expected: Path) -> None:
+    """Assert that metrics and weights of two runs agree within 1e-6, and that the first has learned something."""
+    ours, theirs = lines(found), lines(expected)
+    assert ours.keys() == theirs.keys()
+    for key, line in ours.items():
+        for name in line.keys() & theirs[key].keys():
+            assert line[name] == pytest.approx(theirs[key][name], abs=1e-6), (key, name)
+    assert (ours[2, "server", "test"]["accuracy"], ours[2, "server", "test"]["margin"]) != (0, 0)
+    weights = [load_file(run / "policy" / "model.safetensors") for run in (found, expected)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() <= 1e-6, name

@@ -43,14 +43,21 @@ class Ended:
         return sorted(map(json.loads, lines), key=lambda line: (line["who"], line["split"], line["round"]))
 
 
-def start(folder: Path, program: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start the program in a folder of its own; it prints to files, which no process left over can hold open."""
+def start(
+    folder: Path, program: Path, *arguments: str, opened: type[subprocess.Popen[bytes]] = subprocess.Popen
+) -> subprocess.Popen[bytes]:
+    """Start the program in a folder of its own; it prints to files, which no process left over can hold open.
+
+    Args:
+        folder: The folder; it is made if there is none.
+        program: Its file.
+        arguments: What is typed.
+        opened: `Fork` saves the time of imports, but processes that it leaves over are not found.
+    """
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT)}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        return subprocess.Popen(
-            [sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err
-        )
+        return opened([sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err)
 
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:

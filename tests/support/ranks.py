@@ -1,5 +1,6 @@
 """Several processes for one test: forked, so that they start within a second, and joined through a file."""
 
+import faulthandler
 import gc
 import os
 import tempfile
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from support.forked import wait_for_loaders
+
 SECONDS = 20  # that one process waits for the others: a test of processes that wait for each other fails, and ends
 
 
@@ -24,9 +27,13 @@ def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, **named: Any
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        wait_for_loaders()
         gc.freeze()  # or looking for garbage would copy all memory that the processes share
         try:
             mp.start_processes(_rank, (count, folder, work, arguments, named), nprocs=count, start_method="fork")
+        except mp.ProcessExitedException as error:
+            error.add_note("".join(path.read_text() for path in Path(folder).glob("crash-*")))
+            raise
         finally:
             gc.unfreeze()
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(count)]
@@ -36,6 +43,14 @@ def _rank(
     rank: int, count: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    with open(Path(folder, f"crash-{rank}"), "w") as crash:
+        faulthandler.enable(crash)
+        _work(rank, count, folder, work, arguments, named)
+
+
+def _work(
+    rank: int, count: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder, "store")), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=SECONDS))

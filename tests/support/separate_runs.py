@@ -6,16 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flwr_datasets  # noqa: F401 (here once, or every forked process would import it)
-import tensorboardX.proto.event_pb2  # noqa: F401
-import torch  # noqa: F401
 import transformers
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,10 +20,11 @@ import main
 from fed.tracking.line_files import read_lines
 from fed.tracking.run_files import MARGINS, METRICS, SAMPLES, TIMING
 from run import experiment
+from support.forked import fork
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *["client_num_in_total=3", "comm_round=3", "n_train_examples=90", "n_test_examples=32"],
+    *["client_num_in_total=3", "comm_round=3", "n_train_examples=36", "batch_size=6", "n_test_examples=8"],
     *["num_threads=1", "output_dir=runs", "cache_dir=cache"],
 ]
 LONGEST = 120.0  # seconds that a run may take
@@ -56,17 +53,17 @@ def call(
         before: Is called in that process first.
     """
     log = folder / "log"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads
-        pid = os.fork()
-    if pid == 0:
+
+    def typed() -> int:
         os.chdir(folder)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout = sys.stderr = open(out, "w")  # noqa: SIM115 (as long as the process)
         before()
-        os._exit(_typed(arguments))
+        return _typed(arguments)
+
+    pid = fork(typed)
     during(pid)
     return Ended(_wait(pid), log.read_text())
 

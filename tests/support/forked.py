@@ -1,0 +1,119 @@
+"""Programs of ours in forked processes: `subprocess.Popen` without the seconds that starting and importing take."""
+
+import gc
+import inspect
+import os
+import runpy
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flwr_datasets  # noqa: F401 (here once, or every forked process would import it)
+import tensorboardX.proto.event_pb2  # noqa: F401
+import torch  # noqa: F401
+import transformers
+from hydra.core.global_hydra import GlobalHydra
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+from run import experiment
+
+ROOT = Path(__file__).parents[2]
+OURS = (ROOT, ROOT / "scripts")
+_NAMES = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Call `work` in a forked process, which ends with the code it returns; return the id of the process."""
+    if threading.current_thread() is threading.main_thread():
+        wait_for_loaders()
+    gc.freeze()  # or looking for garbage would copy all memory that the processes share
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            code = work()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        os._exit(code)
+    gc.unfreeze()
+    return pid
+
+
+def wait_for_loaders() -> None:
+    """Wait for the threads that load weights for transformers, which does not: a fork would cut them off half-way."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
+
+
+class Fork(subprocess.Popen[Any]):
+    """`subprocess.Popen([sys.executable, FILE, ...])` for a FILE of ours, forked; other programs are started as ever.
+
+    All that such a program starts in turn is treated alike. Nothing is drawn: it takes longer than these runs.
+    """
+
+    def _execute_child(self, *values: Any) -> None:
+        given = _NAMES.bind(self, *values).arguments
+        command = [os.fspath(word) for word in given["args"]]
+        if command[0] != sys.executable or Path(command[1]).resolve().parent not in OURS:
+            super()._execute_child(*values)  # type: ignore[misc]
+            return
+        pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
+        self.pid = fork(lambda: _program(command[1:], given, {0: pipes[0], 1: pipes[3], 2: pipes[5]}))
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+def _program(command: list[str], given: dict[str, Any], files: dict[int, int]) -> int:
+    """Make this forked process one that has just started, run the program, and return its exit code."""
+    if given["start_new_session"]:
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, file in files.items():
+        if file != -1:
+            os.dup2(file, number)
+    _close_pipes()
+    sys.stdout, sys.stderr = (open(file, "w", buffering=1, closefd=False) for file in (1, 2))  # noqa: SIM115
+    if given["env"] is not None:
+        os.environ.clear()
+        os.environ.update(given["env"])
+    os.chdir(given["cwd"] or ".")
+    subprocess.Popen = subprocess_handler.Popen = Fork  # type: ignore[misc, attr-defined]
+    GlobalHydra.instance().clear()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    experiment.curves = lambda folder: folder / "curves.png"
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).parent)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return 1
+        return int(leaving.code or 0)
+    return 0
+
+
+def _close_pipes() -> None:
+    """Close the pipes of other processes: who reads them waits for the end of all that hold them open."""
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        try:
+            if number > 2 and stat.S_ISFIFO(os.fstat(number).st_mode):
+                os.close(number)
+        except OSError:  # the folder's own descriptor
+            continue
