@@ -17,17 +17,18 @@ from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy
 from support.command_line import CommandLine, Result
 from support.compositions import share_compositions
-from support.markers import mark
+from support.markers import SERVERS, mark
 
 torch.set_num_threads(1)
 share_compositions()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the markers of what it uses."""
+    """Give each test the markers of what it uses, and begin with servers: while one test waits others compute."""
     for item in items:
         if isinstance(item, pytest.Function):
             mark(item)
+    items.sort(key=lambda item: item.get_closest_marker(SERVERS) is None)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from support.command_line import CommandLine
 from support.deployment import Deployment, lines, same
 from support.ray_runs import TYPED, started
 
+pytestmark = pytest.mark.faults
 NODES = ("node-1", "node-2")
 
 

@@ -1,5 +1,6 @@
 """Programs of ours in forked processes: `subprocess.Popen` without the seconds that starting and importing take."""
 
+import functools
 import gc
 import inspect
 import os
@@ -8,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -15,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flwr_datasets  # noqa: F401 (here once, or every forked process would import it)
-import tensorboardX.proto.event_pb2  # noqa: F401
-import torch  # noqa: F401
+import pytest
+import torch
 import transformers
 from hydra.core.global_hydra import GlobalHydra
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+import main
 from run import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,7 @@ _NAMES = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr
 def fork(work: Callable[[], int]) -> int:
     """Call `work` in a forked process, which ends with the code it returns; return the id of the process."""
     if threading.current_thread() is threading.main_thread():
+        _warm_up()
         wait_for_loaders()
     gc.freeze()  # or looking for garbage would copy all memory that the processes share
     with warnings.catch_warnings():
@@ -49,6 +52,27 @@ def fork(work: Callable[[], int]) -> int:
         os._exit(code)
     gc.unfreeze()
     return pid
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Carry out a tiny run here, so that no forked process has to read the configuration and compile patterns anew."""
+    threads = torch.get_num_threads()
+    sizes = ["client_num_in_total=2", "comm_round=1", "n_train_examples=8", "n_test_examples=2", "num_threads=1"]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["main.py", *sizes])
+        patch.setattr(experiment, "curves", without_curves)
+        GlobalHydra.instance().clear()
+        assert main.main() == 0
+    GlobalHydra.instance().clear()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def without_curves(folder: Path) -> Path:
+    """Draw nothing, which takes longer than a small run."""
+    return folder / "curves.png"
 
 
 def wait_for_loaders() -> None:
@@ -95,7 +119,7 @@ def _program(command: list[str], given: dict[str, Any], files: dict[int, int]) -
     GlobalHydra.instance().clear()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    experiment.curves = lambda folder: folder / "curves.png"
+    experiment.curves = without_curves
     sys.argv = command
     sys.path[0] = str(Path(command[0]).parent)
     try:

@@ -44,7 +44,7 @@ class Ended:
 
 
 def start(
-    folder: Path, program: Path, *arguments: str, opened: type[subprocess.Popen[bytes]] = subprocess.Popen
+    folder: Path, program: Path, *arguments: str, opened: type[subprocess.Popen[bytes]] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start the program in a folder of its own; it prints to files, which no process left over can hold open.
 
@@ -57,7 +57,9 @@ def start(
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT)}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        return opened([sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err)
+        return (opened or subprocess.Popen)(
+            [sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err
+        )
 
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:

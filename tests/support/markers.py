@@ -11,6 +11,7 @@ PROCESSES = "processes"  # forked processes that compute together
 SERVERS = "servers"  # servers, browsers and other programs
 # A test that reaches a function or class of one of these modules has the marker.
 BY_MODULE = {
+    "main": RUNS,
     "support.separate_runs": RUNS,
     "support.cut_off": RUNS,
     "fed.simulation": RUNS,
@@ -23,7 +24,7 @@ BY_MODULE = {
     "selenium": SERVERS,
     "subprocess": SERVERS,
 }
-BY_FIXTURE = {"command_line": RUNS}
+BY_FIXTURE = {"command_line": RUNS, "federate": RUNS, "browser": SERVERS}
 
 
 def mark(item: pytest.Function) -> None:

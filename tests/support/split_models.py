@@ -83,7 +83,7 @@ def train(
     folder: Path,
     model: ModelSettings,
     *,
-    clients: int = 3,
+    clients: int = 2,
     strategy: Callable[[], Strategy] = lambda: FeDPO(**everyone()),
     mods: Sequence[Any] = (),
     loss: Callable[..., Tensor] = dpo_loss,
