@@ -152,8 +152,8 @@ def _early_ends(folder: Path) -> Iterator[None]:
 
 def _ended(reason: str, folder: Path, code: int) -> int:
     if launch.is_first():
-        going_on = f"what was done is kept, go on with: python main.py resume={folder}"
-        print(f"{' '.join(reason.split())}; {going_on}", file=sys.stderr)
+        way_out = f"progress is saved; resume with: python main.py resume={folder}"
+        print(f"{' '.join(reason.split())}; {way_out}", file=sys.stderr)
     return code
 
 

@@ -37,11 +37,11 @@ def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> 
     if settings.kind != "none" and settings.seeded_noise:
         raise Failed("privacy.seeded_noise=true: whoever knows the seed subtracts the noise; leave it out")
     if kind is not None and settings.kind != kind:
-        raise Failed(f"this client takes part with privacy={kind} only, the run has privacy={settings.kind}")
+        raise Failed(f"this client takes part only with privacy={kind}; the run has privacy={settings.kind}")
     if least is not None and (settings.kind == "none" or not settings.noise_multiplier >= float(str(least))):
         raise Failed(
-            f"this client takes part from privacy.noise_multiplier={least} on, the run has privacy={settings.kind} and "
-            f"{settings.noise_multiplier:g}"
+            f"this client takes part only with privacy.noise_multiplier={least} or more; the run has "
+            f"privacy={settings.kind} and privacy.noise_multiplier={settings.noise_multiplier:g}"
         )
 
 

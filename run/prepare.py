@@ -117,8 +117,8 @@ def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
     strategy = components.create("strategy", config.strategy, given)
     if not isinstance(strategy, Strategy):
         raise ValueError(
-            f"strategy._target_={config.strategy['_target_']} makes no Flower Strategy but {type(strategy).__name__}; "
-            "expected a subclass of flwr.serverapp.strategy.Strategy"
+            f"strategy._target_={config.strategy['_target_']} makes something other than a Flower Strategy: "
+            f"{type(strategy).__name__}; expected a subclass of flwr.serverapp.strategy.Strategy"
         )
     num_clients = config.client_num_in_total if config.mode == "federated" else 1
     check_strategy(strategy, num_clients)

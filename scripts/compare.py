@@ -92,10 +92,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         failed = Runner(asked.runs_at_a_time).run(wanted)
     except KeyboardInterrupt as interrupt:
-        print(f"stopped; what was done is kept, go on with: {again}", file=sys.stderr)
+        print(f"stopped; finished runs are kept; continue with: {again}", file=sys.stderr)
         return 128 + int(interrupt.args[0])
     if failed:
-        print(f"error: {', '.join(failed)} failed, see above; go on with: {again}", file=sys.stderr)
+        print(
+            f"error: {', '.join(failed)} failed, see above; finished runs are kept; continue with: {again}",
+            file=sys.stderr,
+        )
         return 1
     write(asked, wanted, again)
     return 0
@@ -110,7 +113,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if not equals or key.startswith("-"):
-            raise ValueError(f"{argument!r} is no setting; expected key=value, e.g. modes=[federated,centralized]")
+            raise ValueError(f"{argument!r} is not a setting; expected key=value, e.g. modes=[federated,centralized]")
         if key in DECIDED_HERE:
             raise ValueError(f"{key} is refused: a comparison gives each run its own; use modes, strategies, seeds")
     own, typed = split(Options, arguments)
@@ -146,7 +149,7 @@ def _check_settings(asked: Asked) -> None:
             raise ValueError(f"{key} has no effect on any of these methods; leave it out")
         if key == "clients_per_round" and "local" in asked.modes:
             raise ValueError(
-                "clients_per_round has no equal in mode=local, where every client trains in every round, so that "
+                "clients_per_round has no counterpart in mode=local, where every client trains in every round, so that "
                 "budgets would differ; use modes=[federated,centralized]"
             )
 

@@ -220,7 +220,7 @@ class Checkpointer:
     def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():
             if before is not None and before.get(key) != value:
-                raise CannotContinue(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
+                raise CannotContinue(f"{folder} belongs to a run with another {key}: {before.get(key)}, now {value}")
 
     def clean(self, server_round: int) -> None:
         """Remove every checkpoint and every reply that a run resumed after this round does not need."""

@@ -57,7 +57,7 @@ def imported(key: str, path: str) -> Any:
         ValueError: If there is none.
     """
     if not isinstance(path, str):  # YAML gives whatever was typed
-        raise ValueError(f"{key}={path} names nothing; expected module.Name")
+        raise ValueError(f"{key}={path} is not a dotted path; expected module.Name")
     module, _, name = path.rpartition(".")
     try:
         if not module:
@@ -69,7 +69,9 @@ def imported(key: str, path: str) -> Any:
             "installed"
         ) from error
     if not callable(found):
-        raise ValueError(f"{key}={path} is no class or function but {type(found).__name__}; expected module.Name")
+        raise ValueError(
+            f"{key}={path} is not a class or function but of type {type(found).__name__}; expected module.Name"
+        )
     return found
 
 

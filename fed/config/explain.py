@@ -64,8 +64,8 @@ def explain(message: str) -> str:
 
 
 def malformed(argument: str) -> str:
-    """Return the message about an argument that is no setting."""
-    return f"{argument!r} is no setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
+    """Return the message about an argument that is not a setting."""
+    return f"{argument!r} is not a setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
 
 
 def unknown(key: str) -> str:

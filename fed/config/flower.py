@@ -76,9 +76,7 @@ def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:
     for key in own:
         if key not in of_the_node:
             known = (DATA, FORMAT, *of_the_node, *INSISTED)
-            raise ValueError(
-                f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
-            )
+            raise ValueError(f"--node-config has {key}; a node may set only {listed(known)}{nearest(key, known)}")
     if not own and DATA not in node_config:
         return request
     config = request.config

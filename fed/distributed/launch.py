@@ -148,7 +148,10 @@ def joined(device: str | None, timeout: float) -> Iterator[Any]:
     except Exception as error:
         handler.record_exception(error)
         if _is_lost(str(error)):  # the place at which it was waiting says nothing
-            print(f"process {os.environ['RANK']} lost the others: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(
+                f"process {os.environ['RANK']} lost its connection to the others: {str(error).splitlines()[0]}",
+                file=sys.stderr,
+            )
             sys.exit(1)
         raise
     dist.destroy_process_group()

@@ -40,7 +40,9 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
                 os.kill(os.getpid(), number)
             return
         _asked.number, _asked.at = number, time.monotonic()
-        print(f"{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
+        print(
+            f"{signal.Signals(number).name}: stopping after this step; send it again to stop at once", file=sys.stderr
+        )
         on_first(number)
 
     before = {number: signal.signal(number, take) for number in SIGNALS}

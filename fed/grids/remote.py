@@ -59,7 +59,7 @@ class RemoteGrid(CountingGrid):
             if time.monotonic() > deadline:
                 if online < max(self.settings.min_fit_clients, 1):
                     raise CannotContinue(self._too_few(online))
-                print(f"{online} of {expected} clients came; continuing without the others", flush=True)
+                print(f"{online} of {expected} clients are online; continuing without the others", flush=True)
                 break
             self._stop.check()
             time.sleep(POLL)

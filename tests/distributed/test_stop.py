@@ -80,7 +80,7 @@ def test_the_first_signal_is_noted_and_nothing_more(number: int, capfd: pytest.C
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 7
     name = signal.Signals(number).name
-    assert capfd.readouterr().err == f"{name}: stopping after this step; once more stops at once\n"
+    assert capfd.readouterr().err == f"{name}: stopping after this step; send it again to stop at once\n"
 
 
 def test_a_second_signal_within_half_a_second_is_the_same_request(capfd: pytest.CaptureFixture[str]) -> None:
