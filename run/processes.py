@@ -1,4 +1,4 @@
-"""How many processes a run uses, and which settings do not go with them."""
+"""Decides how many processes a run uses, and refuses settings that do not suit that number."""
 
 import torch
 

@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one federation; all processes of the run call it in step.
+    """The writer and reader of a federation's checkpoints; all processes of the run call it in step.
 
     Args:
         folder: The folder of this federation's checkpoints.

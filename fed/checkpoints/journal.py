@@ -19,7 +19,7 @@ from fed.tracking.log import Recorder
 
 
 class Journal(Pauses):
-    """Runs clients, or reads the replies that they gave before the run was killed.
+    """A store of the current round's replies: a client runs only if its reply is not stored yet.
 
     A client that is stopped during its training leaves a point from which its training resumes.
 

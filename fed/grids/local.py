@@ -24,7 +24,7 @@ DEFAULT_SETTINGS = LocalGridSettings()
 
 
 class LocalGrid(CountingGrid):
-    """Delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
+    """A grid that delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
 
     A client that fails answers with an error, which strategies leave out, and `on_failure` is called. If the strategy
     streams, each client runs only when its reply is asked for.
