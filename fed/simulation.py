@@ -105,8 +105,8 @@ def simulate(
     if not mesh.world.is_first:
         return follow(grid, mesh.world, parts, _each_round(server, [grid], Stop(mesh.world)))
     leader = LeaderGrid(grid, mesh.world, parts)
-    told = functools.partial(leader.evaluate, _each_round(server, [grid, leader], Stop(mesh.world)))
-    return leader.finish(_final(server.make_app(to_record(whole), told, done), leader))
+    evaluate = functools.partial(leader.evaluate, _each_round(server, [grid, leader], Stop(mesh.world)))
+    return leader.finish(_final(server.make_app(to_record(whole), evaluate, done), leader))
 
 
 def serve(server: ServerSide, grid: RemoteGrid, num_clients: int) -> ArrayRecord:

@@ -134,10 +134,10 @@ def _mod(path: str) -> Mod:
 def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("flwr").addFilter(_is_news)
+    logging.getLogger("flwr").addFilter(_is_useful)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     """Keep Flower's warnings, but for those that the user of this program can do nothing about."""
     known = (
         "fraction_evaluate is set to 0.0",  # the strategies' YAML files set it so

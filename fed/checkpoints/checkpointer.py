@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 
 from fed.checkpoints import serialize
-from fed.checkpoints.contexts import ClientFiles, asked, small
+from fed.checkpoints.contexts import ClientFiles, accessed, small
 from fed.distributed.ranks import Mesh
 from fed.distributed.shards import Shards
 from fed.errors import CannotContinue, CannotWrite
@@ -174,7 +174,7 @@ class Checkpointer:
             own = self._mesh.own
             own.gather(None)  # every process has written its file
             weights = weight_files.files(folder)[own.index :: own.count]
-        holders = self._write_clients(folder, asked(clients.contexts))
+        holders = self._write_clients(folder, accessed(clients.contexts))
         content = {
             "run": self.run,
             "names": list(arrays),

@@ -109,7 +109,7 @@ class Contexts(Sequence[Context]):
     def __init__(self, client_ids: Sequence[int]) -> None:
         self._client_ids = client_ids
         self._made: dict[int, Context] = {}
-        self._asked: set[int] = set()
+        self._accessed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._client_ids)
@@ -118,15 +118,15 @@ class Contexts(Sequence[Context]):
         if node not in self._made:
             config = {PARTITION_ID: self._client_ids[node], "num-partitions": len(self)}
             self._made[node] = Context(0, node, config, RecordDict(), {})  # type: ignore[arg-type]
-        self._asked.add(node)
+        self._accessed.add(node)
         return self._made[node]
 
-    def asked(self) -> dict[int, Context]:
+    def accessed(self) -> dict[int, Context]:
         """Return the contexts accessed since the last call, by node; no other can have changed."""
-        asked, self._asked = sorted(self._asked), set()
-        return {node: self._made[node] for node in asked}
+        accessed, self._accessed = sorted(self._accessed), set()
+        return {node: self._made[node] for node in accessed}
 
 
-def asked(contexts: Sequence[Context]) -> dict[int, Context]:
+def accessed(contexts: Sequence[Context]) -> dict[int, Context]:
     """Return the contexts that may have changed since the last call, by node."""
-    return contexts.asked() if isinstance(contexts, Contexts) else dict(enumerate(contexts))
+    return contexts.accessed() if isinstance(contexts, Contexts) else dict(enumerate(contexts))

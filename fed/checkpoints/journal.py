@@ -103,7 +103,7 @@ class Journal(Pauses):
         """
         if self._timeout is not None and self._own.largest(time.monotonic() > self._deadline):
             raise Failed(f"it took longer than client_timeout={self._timeout:g} seconds")
-        number = self._stop.asked()
+        number = self._stop.requested()
         if not number:
             return
         if self._path is not None:

@@ -58,9 +58,9 @@ def from_text(text: str) -> Request:
         ValueError: If this program has other keys than the server's.
     """
     try:
-        told = json.loads(text)
-        config = OmegaConf.merge(OmegaConf.structured(Config), told["config"])
-        return Request(OmegaConf.to_object(config), frozenset(told["given"]))  # type: ignore[arg-type]
+        sent = json.loads(text)
+        config = OmegaConf.merge(OmegaConf.structured(Config), sent["config"])
+        return Request(OmegaConf.to_object(config), frozenset(sent["given"]))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
         raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
 

@@ -62,7 +62,7 @@ def scratch() -> Path:
     return Path(tempfile.gettempdir()) / f"fedpo-multirun-{os.getpid()}"
 
 
-def is_own(config: Config) -> bool:
+def has_own_data(config: Config) -> bool:
     """Return True if clients have data of their own, and the data sets are the server's alone."""
     return bool(config.partition["_target_"] == "fed.data.partition.OwnData")
 

@@ -28,7 +28,7 @@ NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin",
 class RemoteGrid(CountingGrid):
     """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
 
-    Messages tell a client its number and the values of `settings.told`.
+    Messages tell a client its number and the values of `settings.message_config`.
     """
 
     settings: RemoteGridSettings
@@ -36,7 +36,7 @@ class RemoteGrid(CountingGrid):
     def __init__(self, grid: Grid, settings: RemoteGridSettings) -> None:
         super().__init__(settings)
         self._grid = grid
-        self.nodes = Nodes(grid, None if settings.simulated else settings.told)
+        self.nodes = Nodes(grid, None if settings.simulated else settings.message_config)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent or asked for, or a round began
@@ -151,7 +151,9 @@ class RemoteGrid(CountingGrid):
                 content[key] = self._packed(record) if isinstance(record, ArrayRecord) else copied(record)
             if not content.config_records:
                 content["config"] = ConfigRecord()
-            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self.settings.told})
+            next(iter(content.config_records.values())).update(
+                {CLIENT: meta.dst_node_id, **self.settings.message_config}
+            )
             sent.append(
                 Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
             )

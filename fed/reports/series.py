@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 class Clock(NamedTuple):
-    """The unit in which wall-clock time is told."""
+    """The unit of wall-clock time."""
 
     unit: str
     seconds: float

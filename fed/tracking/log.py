@@ -112,7 +112,7 @@ class Log:
         return []
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Report what another log was told."""
+        """Report what another log received."""
         for method, arguments, named in events:
             getattr(self, method)(*arguments, **named)
 
