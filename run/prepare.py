@@ -52,7 +52,7 @@ def prepare(request: Request, device: torch.device) -> Plan:
     return _plan(request, device, lambda: shared_out(config, given), make_pairs)
 
 
-def prepare_client(request: Request, device: torch.device, own: Loaded | None = None) -> Plan:
+def prepare_client(request: Request, device: torch.device, own: Loaded | None) -> Plan:
     """Load and check what a process needs to be one client, or several in turn.
 
     A client's pairs are tokenized when they are asked for; token ids stay in `cache_dir` for the next process.

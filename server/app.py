@@ -14,7 +14,7 @@ from fed.grids.leader import Evaluate
 def server_app(
     initial_arrays: ArrayRecord,
     evaluate: Evaluate,
-    done: int = 0,
+    done: int,
     *,
     strategy: Strategy,
     train_config: ConfigRecord,

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from fed.checkpoints import serialize
 from fed.config.flower import PARTITION_ID
 from fed.files import sync
-from fed.model.arrays import copied
+from fed.model.arrays import copied, same_arrays
 
 
 class ClientFiles:
@@ -30,7 +30,7 @@ class ClientFiles:
             self._files.pop(node, None)  # its file goes with the checkpoint that has it
             return False
         known, _ = self._files.get(node, ({}, path))
-        if known.keys() == arrays.keys() and all(_same(known[key], arrays[key]) for key in arrays):
+        if known.keys() == arrays.keys() and all(same_arrays(known[key], arrays[key]) for key in arrays):
             self.link(path, node)
             return True
         serialize.save(arrays, path)
@@ -85,11 +85,6 @@ class ClientFiles:
 def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricRecord]:
     """Return the client's records with empty ones in place of those that hold arrays."""
     return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
-
-
-def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
-    """Return True if the records hold the same array objects; a client may put others into the same record."""
-    return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
 
 
 def _link(there: Path, path: Path) -> None:

@@ -4,11 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from types import NoneType
 from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
 
+from fed.config.meaning import TYPE_WORDS
 from fed.config.schema import CONFIG_DIR, OPEN_GROUPS, PRESETS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
@@ -28,10 +28,7 @@ REFUSED = {
     "client_num_per_round": "use clients_per_round",
 }
 
-WORDS: dict[Any, str] = {
-    **{int: "a whole number", float: "a number", bool: "true or false", str: "text"},
-    **{list[str]: "a list, [a,b]", NoneType: "null"},
-}
+WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]"}
 
 
 def explain(message: str) -> str:

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fed.distributed.ranks import Ranks
 from fed.errors import Stopped
-from fed.grids.local import DEFAULT_SETTINGS, LocalGrid
+from fed.grids.local import LocalGrid
 from fed.grids.outline import ArrayOutline, Outline, filled, outline
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
@@ -33,11 +33,11 @@ class GroupGrid(LocalGrid):
         self,
         app: ClientApp,
         contexts: Sequence[Context],
-        settings: LocalGridSettings = DEFAULT_SETTINGS,
+        settings: LocalGridSettings,
         *,
         groups: Ranks,
         work: Sequence[float],
-        exchange: Callable[[], None] = lambda: None,
+        exchange: Callable[[], None],
     ) -> None:
         super().__init__(app, contexts, settings)
         self._groups, self._work, self._exchange = groups, work, exchange

@@ -15,7 +15,7 @@ from fed.distributed.shards import Shards
 from fed.grids.local import LocalGrid
 from fed.grids.outline import ArrayOutline, Outline, filled, outline, outline_arrays
 from fed.grids.settings import LocalGridSettings
-from fed.model.arrays import to_record, to_tensors
+from fed.model.arrays import same_arrays, to_record, to_tensors
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -92,7 +92,7 @@ class LeaderGrid(LocalGrid):
         for message in messages:
             keys = {}
             for key, record in message.content.array_records.items():
-                keys[key] = next((i for i, other in enumerate(records) if _is_same(record, other)), len(records))
+                keys[key] = next((i for i, other in enumerate(records) if same_arrays(record, other)), len(records))
                 if keys[key] == len(records):
                     records.append(record)
             meta = message.metadata
@@ -146,10 +146,6 @@ def _answer(grid: LocalGrid, world: Ranks, order: Deliver) -> None:
         messages.append(Message(content, message.node, message.message_type, group_id=message.group_id))
     for reply in grid.replies(messages):
         del reply
-
-
-def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 def _received(

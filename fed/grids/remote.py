@@ -15,7 +15,7 @@ from fed.grids.base import CountingGrid
 from fed.grids.nodes import Nodes
 from fed.grids.replies import arrays_of, check_reply
 from fed.grids.settings import RemoteGridSettings
-from fed.model.arrays import copied
+from fed.model.arrays import copied, same_arrays
 
 POLL = 0.2  # seconds between two looks for replies
 # Keys in the config of every message to a client: its number, the digests of the server's model as JSON, a name of
@@ -167,7 +167,7 @@ class RemoteGrid(CountingGrid):
     def _shared_by(self, record: ArrayRecord) -> "_Shared":
         """Pack arrays for the wire once, although a strategy sends them to all clients of a round."""
         for shared in self._shared:
-            if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
+            if same_arrays(shared.of, record):
                 return shared
         packed = self.settings.wire.pack(record)
         received = record if self.settings.wire.dtype == "float32" else self.settings.wire.unpack(packed)
