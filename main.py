@@ -144,7 +144,7 @@ def _early_ends(folder: Path) -> Iterator[None]:
         if not launch.is_first():  # if all processes failed alike the first one says so; others speak after it
             time.sleep(launch.FIRST_SPEAKS)
             raise
-        sys.exit(_ended(f"error: {error}", folder, launch.TOLD if launch.is_started_here() else 1))
+        sys.exit(_ended(f"error: {error}", folder, launch.REPORTED if launch.is_started_here() else 1))
     except Stopped as stopped:
         # The launcher of these processes knows why they end.
         sys.exit(_ended(str(stopped), folder, 0 if launch.is_started_here() else 128 + stopped.number))
@@ -152,8 +152,8 @@ def _early_ends(folder: Path) -> Iterator[None]:
 
 def _ended(reason: str, folder: Path, code: int) -> int:
     if launch.is_first():
-        going_on = f"what was done is kept, go on with: python main.py resume={folder}"
-        print(f"{' '.join(reason.split())}; {going_on}", file=sys.stderr)
+        way_out = f"progress is saved; resume with: python main.py resume={folder}"
+        print(f"{' '.join(reason.split())}; {way_out}", file=sys.stderr)
     return code
 
 

@@ -1,1 +1,1 @@
-"""What one client does with the weights it received, and what it keeps."""
+"""Trains and evaluates one client's model, and keeps the client's state between rounds."""

@@ -106,7 +106,7 @@ class Client:
         return key
 
 
-def client_app(client: Client, mods: Sequence[Mod] = ()) -> ClientApp:
+def client_app(client: Client, mods: Sequence[Mod]) -> ClientApp:
     """Return the Flower app that all clients run.
 
     It answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `pairs`

@@ -18,9 +18,10 @@ def privacy_mods(settings: PrivacySettings) -> list[Mod]:
     if settings.kind == "none":
         return []
     if settings.kind == "central_dp":
-        return [only_weights] if settings.clipping == "server" else [only_weights, fixedclipping_mod, has_moved]
+        return [only_weights] if settings.clipping == "server" else [only_weights, fixedclipping_mod, hide_unchanged]
     noise = LocalDpMod(settings.clipping_norm, local_sensitivity(settings), classical_epsilon(settings), settings.delta)
-    return [only_weights, noise, has_moved] if settings.seeded_noise else [only_weights, noise, has_moved, unseeded]
+    mods: list[Mod] = [only_weights, noise, hide_unchanged]
+    return mods if settings.seeded_noise else [*mods, unseeded]
 
 
 def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> None:
@@ -37,11 +38,11 @@ def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> 
     if settings.kind != "none" and settings.seeded_noise:
         raise Failed("privacy.seeded_noise=true: whoever knows the seed subtracts the noise; leave it out")
     if kind is not None and settings.kind != kind:
-        raise Failed(f"this client takes part with privacy={kind} only, the run has privacy={settings.kind}")
+        raise Failed(f"this client takes part only with privacy={kind}; the run has privacy={settings.kind}")
     if least is not None and (settings.kind == "none" or not settings.noise_multiplier >= float(str(least))):
         raise Failed(
-            f"this client takes part from privacy.noise_multiplier={least} on, the run has privacy={settings.kind} and "
-            f"{settings.noise_multiplier:g}"
+            f"this client takes part only with privacy.noise_multiplier={least} or more; the run has "
+            f"privacy={settings.kind} and privacy.noise_multiplier={settings.noise_multiplier:g}"
         )
 
 
@@ -59,8 +60,8 @@ def only_weights(message: Message, context: Context, call_next: ClientAppCallabl
     return reply
 
 
-def has_moved(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Return the reply with weights that differ from those received."""
+def hide_unchanged(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the reply with weights that differ from those received, so that nobody sees an unchanged model."""
     reply = call_next(message, context)
     if not reply.has_error():
         for key, sent in message.content.array_records.items():

@@ -56,7 +56,7 @@ class Progress:
 
 
 class LocalTrainer:
-    """Trains the run's one model, in place, for one client after the other."""
+    """A trainer that trains the run's one model, in place, for one client after the other."""
 
     def __init__(self, policy: Policy, settings: LocalSettings) -> None:
         self.policy = policy

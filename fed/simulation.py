@@ -17,7 +17,7 @@ from fed.distributed.stop import Stop
 from fed.grids.base import CountingGrid
 from fed.grids.groups import GroupGrid
 from fed.grids.leader import Evaluate, LeaderGrid, follow
-from fed.grids.local import DEFAULT_SETTINGS, LocalGrid
+from fed.grids.local import LocalGrid
 from fed.grids.remote import RemoteGrid
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import to_record, to_tensors
@@ -77,7 +77,7 @@ def simulate(
     server: ServerSide,
     client: ClientApp,
     client_ids: Sequence[int],
-    settings: LocalGridSettings = DEFAULT_SETTINGS,
+    settings: LocalGridSettings,
     processes: Processes = ALONE,
 ) -> ArrayRecord:
     """Run a federation over clients in this program and return the final global weights, or this process's parts.
@@ -105,8 +105,8 @@ def simulate(
     if not mesh.world.is_first:
         return follow(grid, mesh.world, parts, _each_round(server, [grid], Stop(mesh.world)))
     leader = LeaderGrid(grid, mesh.world, parts)
-    told = functools.partial(leader.evaluate, _each_round(server, [grid, leader], Stop(mesh.world)))
-    return leader.finish(_final(server.make_app(to_record(whole), told, done), leader))
+    evaluate = functools.partial(leader.evaluate, _each_round(server, [grid, leader], Stop(mesh.world)))
+    return leader.finish(_final(server.make_app(to_record(whole), evaluate, done), leader))
 
 
 def serve(server: ServerSide, grid: RemoteGrid, num_clients: int) -> ArrayRecord:

@@ -57,11 +57,11 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
     The client's console shows the whole reason. The text of an unexpected error may hold some of the data, so a client
     with data of its own sends the server only the error's type.
     """
-    is_alone = DATA in context.node_config
+    has_own_data = DATA in context.node_config
     try:
         sent = config_of(message)
         request = node_settings(from_text(str(sent[SETTINGS])), context.node_config)
-        if is_alone:
+        if has_own_data:
             check_promise(request.config.privacy, context.node_config)
         usual = Path(request.config.cache_dir) / "clients" / str(sent[RUN])
         return answer(site_of(request, context.node_config), message, context, folder or usual)
@@ -72,6 +72,8 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
         if not isinstance(error, ValueError):
             traceback.print_exc()
             reason = f"{kind}: {reason}"
-        shared = f"{kind}; the log of its SuperNode says more" if is_alone else f"{reason}\n{traceback.format_exc()}"
+        shared = (
+            f"{kind}; the log of its SuperNode says more" if has_own_data else f"{reason}\n{traceback.format_exc()}"
+        )
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return Message(Error(0, shared), reply_to=message)

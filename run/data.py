@@ -34,7 +34,7 @@ def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
         return OwnedRows(split, _skipped(train, test, *own))
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
-            f"partition._target_={config.partition['_target_']} makes no partitioner but "
+            f"partition._target_={config.partition['_target_']} makes something other than a partitioner: "
             f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
         )
     split = split_rows(

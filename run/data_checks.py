@@ -18,11 +18,11 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         ValueError: If so.
     """
     if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
-        asked = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
+        setting = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(pairs.clients) if not client.held_out]
         if without:
             raise ValueError(
-                f"{asked} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
+                f"{setting} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
                 f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
             )
     if config.accuracy_on == "test" and not pairs.test:

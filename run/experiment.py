@@ -99,7 +99,9 @@ def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_he
     first, checkpoint = 0, None
     if plan.config.resume:
         for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
-            console.print(f"warning: was {change}: the last bits may differ", soft_wrap=True, highlight=False)
+            console.print(
+                f"warning: the run began with {change}: the last bits may differ", soft_wrap=True, highlight=False
+            )
         first, checkpoint = _resume_point(checkpointers, log, console, are_here=are_here)
     if checkpoint is None:
         log.settings(hyperparameters(plan.config))
@@ -114,7 +116,7 @@ def _resume_point(
     """Return the federation that was cut off, by number, and its newest checkpoint; those before it are complete."""
 
     def on_damage(message: str) -> None:
-        console.print(f"{message}; the one before is used", soft_wrap=True, highlight=False)
+        console.print(f"{message}; using the one before it", soft_wrap=True, highlight=False)
 
     for number, checkpointer in reversed(list(enumerate(checkpointers))):
         checkpoint = checkpointer.newest(on_damage)
@@ -122,7 +124,7 @@ def _resume_point(
             console.print(f"resuming after round {checkpoint.server_round}, from {checkpoint.folder}", soft_wrap=True)
             return number, checkpoint
     log.start_over()
-    within_round = "; clients of the first round that are done do not train again" if are_here else ""
+    within_round = "; clients that are done with the first round do not train again" if are_here else ""
     console.print(f"no round is complete yet{within_round}", soft_wrap=True)
     return 0, None
 

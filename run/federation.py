@@ -102,8 +102,8 @@ class Federation:
         state = StrategyState(self.strategy)
         if self.checkpointer.every and (left_out := state.left_out()):
             self.console.print(
-                f"not in checkpoints, for no file can hold it: {', '.join(left_out)}; a strategy with "
-                "state_dict() and load_state_dict(state) says itself what to keep",
+                f"not saved in checkpoints, because no file can hold it: {', '.join(left_out)}; give the strategy "
+                "state_dict() and load_state_dict(state) to save it",
                 soft_wrap=True,
                 highlight=False,
             )

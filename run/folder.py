@@ -88,7 +88,7 @@ def _reopen_folder(plan: Plan) -> Path:
         _write_partition(plan, again)
         if (folder / PARTITION_FILE).is_file() and (folder / PARTITION_FILE).read_bytes() != again.read_bytes():
             raise ValueError(
-                f"resume={folder}: the data are not those that its {PARTITION_FILE} tells of; start a new run"
+                f"resume={folder}: the data differ from those recorded in its {PARTITION_FILE}; start a new run"
             )
         try:
             shutil.copyfile(again, folder / PARTITION_FILE)

@@ -17,7 +17,7 @@ def describe(plan: Plan, console: Console) -> None:
     lines = [*_settings(plan), *_data_remarks(plan), *_model_remarks(plan)]
     if plan.config.accuracy_on == "test":
         lines.append(
-            "warning: accuracy_on=test lets weights and decay read the test pairs, so the test curve is not untouched"
+            "warning: accuracy_on=test uses the test pairs for weights and decay, so the test curve is not held out"
         )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 

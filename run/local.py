@@ -100,7 +100,7 @@ def _budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
 
 def exchange(groups: Ranks, log: Log) -> None:
     """Report to the first process's log what clients of the other groups reported."""
-    told = groups.gather(log.fetch())
+    reports = groups.gather(log.fetch())
     if groups.is_first:
-        for events in told:
+        for events in reports:
             log.replay(events)

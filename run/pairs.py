@@ -81,4 +81,4 @@ def _check_client(config: Config, policy: Policy, client_id: int, pairs: ClientP
     """
     check_lengths(policy, config.max_length, (*pairs.train, *pairs.held_out))
     if config.accuracy_on == "client" and not pairs.held_out:
-        raise Failed(f"of client {client_id}'s data no pair can be held out; it needs two conversations or more")
+        raise Failed(f"client {client_id} has too few pairs to hold one out; it needs at least two conversations")

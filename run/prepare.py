@@ -52,7 +52,7 @@ def prepare(request: Request, device: torch.device) -> Plan:
     return _plan(request, device, lambda: shared_out(config, given), make_pairs)
 
 
-def prepare_client(request: Request, device: torch.device, own: Loaded | None = None) -> Plan:
+def prepare_client(request: Request, device: torch.device, own: Loaded | None) -> Plan:
     """Load and check what a process needs to be one client, or several in turn.
 
     A client's pairs are tokenized when they are asked for; token ids stay in `cache_dir` for the next process.
@@ -117,8 +117,8 @@ def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
     strategy = components.create("strategy", config.strategy, given)
     if not isinstance(strategy, Strategy):
         raise ValueError(
-            f"strategy._target_={config.strategy['_target_']} makes no Flower Strategy but {type(strategy).__name__}; "
-            "expected a subclass of flwr.serverapp.strategy.Strategy"
+            f"strategy._target_={config.strategy['_target_']} makes something other than a Flower Strategy: "
+            f"{type(strategy).__name__}; expected a subclass of flwr.serverapp.strategy.Strategy"
         )
     num_clients = config.client_num_in_total if config.mode == "federated" else 1
     check_strategy(strategy, num_clients)
@@ -134,10 +134,10 @@ def _mod(path: str) -> Mod:
 def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("flwr").addFilter(_is_news)
+    logging.getLogger("flwr").addFilter(_is_useful)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     """Keep Flower's warnings, but for those that the user of this program can do nothing about."""
     known = (
         "fraction_evaluate is set to 0.0",  # the strategies' YAML files set it so

@@ -1,4 +1,4 @@
-"""How many processes a run uses, and which settings do not go with them."""
+"""Decides how many processes a run uses, and refuses settings that do not suit that number."""
 
 import torch
 
@@ -20,7 +20,7 @@ def num_processes(config: Config) -> int:
     if count % config.clients_in_parallel:
         raise ValueError(
             f"clients_in_parallel={config.clients_in_parallel} does not divide trainer_processes={count}; every group "
-            "of processes that trains a client needs as many"
+            "of processes that trains a client needs the same number"
         )
     check_trainer(config, count)
     return count

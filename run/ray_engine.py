@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fed.config.checks import Request
 from fed.config.schema import Config
+from fed.cpu.runtime import allowed_cpus
 from run import experiment
 from run.client_app import flower_app
 from run.plan import Plan
@@ -61,7 +62,7 @@ def _settings_of_workers(plan: Plan) -> Config:
         cache_dir=os.path.abspath(config.cache_dir),
         data_dir=None if config.data_dir is None else os.path.abspath(config.data_dir),
         cpu_matmul=plan.machine.library or config.cpu_matmul,
-        num_threads=config.num_threads or _cpus() // config.clients_in_parallel or 1,
+        num_threads=config.num_threads or allowed_cpus() // config.clients_in_parallel or 1,
     )
 
 
@@ -78,7 +79,3 @@ def resources(config: Config) -> dict[str, dict[str, Any]]:
     if "RAY_ADDRESS" not in os.environ:
         here |= {"num_cpus": client["num_cpus"] * parallel, "num_gpus": client["num_gpus"] * parallel}
     return {"client_resources": client, "init_args": here}
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -37,7 +37,7 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
     """Run the federation's rounds with clients behind a grid of Flower's, and return the final global weights."""
     plan, config, log = federation.plan, federation.plan.config, federation.log
     settings = RemoteGridSettings(
-        told={
+        message_config={
             MODEL: json.dumps(identity(plan.policy, federation.model_hash)),
             RUN: "_".join(federation.place.checkpoints.parent.absolute().parts[-2:]),
             SETTINGS: to_text(clients.request),
@@ -61,13 +61,15 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
     return serve(server, RemoteGrid(clients.grid, settings), plan.num_clients)
 
 
-def _report(log: Log, client_id: int, server_round: int, kind: str, told: Mapping[str, Any]) -> None:
+def _report(log: Log, client_id: int, server_round: int, kind: str, metrics: Mapping[str, Any]) -> None:
     """Report the metrics of a client's reply as a client in this program would report them."""
     if kind != MessageType.TRAIN:
-        log.client(client_id, server_round, "held-out", {name: told[name] for name in told if name in OF_AN_EVALUATION})
+        log.client(
+            client_id, server_round, "held-out", {name: metrics[name] for name in metrics if name in OF_AN_EVALUATION}
+        )
         return
-    log.start_client(server_round, client_id, told.get("pairs", 0))
-    log.advance(told.get("pairs", 0))
+    log.start_client(server_round, client_id, metrics.get("pairs", 0))
+    log.advance(metrics.get("pairs", 0))
     for split, names in OF_A_TRAINING.items():
-        if found := {ours: told[theirs] for ours, theirs in names.items() if theirs in told}:
+        if found := {ours: metrics[theirs] for ours, theirs in names.items() if theirs in metrics}:
             log.client(client_id, server_round, split, found)

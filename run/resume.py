@@ -35,8 +35,8 @@ def resumed(request: Request) -> Request:
     assert typed.resume is not None
     for key in sorted(request.given - {*FINDS, *MAY_CHANGE}):
         raise ValueError(
-            f"{key} cannot be given with resume: the run goes on as it began; {', '.join(MAY_CHANGE)} can, for others "
-            "start a new run"
+            f"{key} cannot be given with resume: a resumed run may change only {', '.join(MAY_CHANGE)}; leave it out "
+            "or start a new run"
         )
     if typed.resume == LATEST:
         folder = newest_run(typed.output_dir, typed.exp_name if "exp_name" in request.given else None)
@@ -48,7 +48,7 @@ def resumed(request: Request) -> Request:
     if (began.engine == "flower") != (typed.engine == "flower"):
         flower, here = "flwr run . NAME -c 'settings=\"resume=FOLDER\"'", "python main.py resume=FOLDER"
         how = flower if began.engine == "flower" else here
-        raise ValueError(f"resume={folder} is a run that goes on with: {how}")
+        raise ValueError(f"resume={folder} was started with engine={began.engine}; resume it with: {how}")
     changed = {key: getattr(typed, key) for key in MAY_CHANGE if key in request.given}
     if began.cpu_matmul == "auto" and environment["library"]:
         changed["cpu_matmul"] = environment["library"]
@@ -90,7 +90,8 @@ def _config(folder: Path) -> Config:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(
-            f"resume={folder} is no run that began: it has no {CONFIG}; give the folder output_dir/exp_name/date_time"
+            f"resume={folder} is not the folder of a run: it has no {CONFIG}; give the folder "
+            "output_dir/exp_name/date_time"
         )
     try:
         found = OmegaConf.load(path)
@@ -121,4 +122,4 @@ def _environment(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its threads is {found['threads']}")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say what the run was started with: {error}; start a new run") from error
+        raise ValueError(f"{path} cannot be read as the environment of a run: {error}; start a new run") from error

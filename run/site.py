@@ -16,7 +16,7 @@ from clients.state_files import load_state, only_client, remove_old_runs, save_s
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
-from fed.config.schema import is_own
+from fed.config.schema import has_own_data
 from fed.data.rows import Loaded
 from fed.distributed import launch
 from fed.distributed.stop import Deadline
@@ -157,7 +157,7 @@ def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None
         Failed: If this node has a file but the run divides a data set.
     """
     file = node_config.get(DATA)
-    if is_own(request.config) and not request.config.partition["client_data"]:
+    if has_own_data(request.config) and not request.config.partition["client_data"]:
         if file is None:
             raise ValueError(f"this node has no data; start its SuperNode with --node-config '{DATA}=\"path.jsonl\"'")
         return load_file(str(file), str(node_config.get(FORMAT, "jsonl")))

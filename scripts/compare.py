@@ -45,8 +45,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Asked(Options):
-    """The whole command line."""
+class Comparison(Options):
+    """The whole command line: the comparison's options and the settings of its runs."""
 
     typed: Sequence[str] = ()  # settings of all runs
 
@@ -75,12 +75,12 @@ class Asked(Options):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; return 0, 1 if a run failed, 2 for a mistake told in one line, or 128 + signal."""
+    """Run the command line; return 0, 1 if a run failed, 2 for a mistake, printed in one line, or 128 + signal."""
     sys.path[:0] = [os.getcwd(), str(ROOT)]  # a user's own modules, where main.py finds them too
     schema.register()
     try:
-        asked = parse(arguments)
-        wanted = asked.wanted()
+        comparison = parse(arguments)
+        wanted = comparison.wanted()
         for one in wanted:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
@@ -90,18 +90,21 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
     try:
-        failed = Runner(asked.runs_at_a_time).run(wanted)
+        failed = Runner(comparison.runs_at_a_time).run(wanted)
     except KeyboardInterrupt as interrupt:
-        print(f"stopped; what was done is kept, go on with: {again}", file=sys.stderr)
+        print(f"stopped; finished runs are kept; continue with: {again}", file=sys.stderr)
         return 128 + int(interrupt.args[0])
     if failed:
-        print(f"error: {', '.join(failed)} failed, see above; go on with: {again}", file=sys.stderr)
+        print(
+            f"error: {', '.join(failed)} failed, see above; finished runs are kept; continue with: {again}",
+            file=sys.stderr,
+        )
         return 1
-    write(asked, wanted, again)
+    write(comparison, wanted, again)
     return 0
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse(arguments: Sequence[str]) -> Comparison:
     """Return the command line as values.
 
     Raises:
@@ -110,43 +113,49 @@ def parse(arguments: Sequence[str]) -> Asked:
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if not equals or key.startswith("-"):
-            raise ValueError(f"{argument!r} is no setting; expected key=value, e.g. modes=[federated,centralized]")
+            raise ValueError(f"{argument!r} is not a setting; expected key=value, e.g. modes=[federated,centralized]")
         if key in DECIDED_HERE:
             raise ValueError(f"{key} is refused: a comparison gives each run its own; use modes, strategies, seeds")
     own, typed = split(Options, arguments)
-    asked = Asked(**vars(read(Options, own)), typed=typed)
-    _check_options(asked)
-    if "federated" not in asked.modes and any(argument.startswith("strategies=") for argument in own):
-        raise ValueError(f"strategies has no effect with modes={list(asked.modes)}; add federated, or leave it out")
-    _check_settings(asked)
-    return asked
+    comparison = Comparison(**vars(read(Options, own)), typed=typed)
+    _check_options(comparison)
+    if "federated" not in comparison.modes and any(argument.startswith("strategies=") for argument in own):
+        raise ValueError(
+            f"strategies has no effect with modes={list(comparison.modes)}; add federated, or leave it out"
+        )
+    _check_settings(comparison)
+    return comparison
 
 
-def _check_options(asked: Asked) -> None:
-    lists: dict[str, Sequence[object]] = {"modes": asked.modes, "strategies": asked.strategies, "seeds": asked.seeds}
+def _check_options(comparison: Comparison) -> None:
+    lists: dict[str, Sequence[object]] = {
+        "modes": comparison.modes,
+        "strategies": comparison.strategies,
+        "seeds": comparison.seeds,
+    }
     for key, found in lists.items():
         if not found or "" in found or len(set(found)) < len(found):
             given, example = ",".join(map(str, found)), found[0] if found else "a"
             raise ValueError(f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example}]")
     known = schema.every_key()["mode"].choices
-    for mode in asked.modes:
+    for mode in comparison.modes:
         if mode not in known:
             near = explain.nearest(mode, known)
             raise ValueError(f"modes: {mode} is unknown; expected {explain.listed(known)}{near}")
-    for seed in asked.seeds:
+    for seed in comparison.seeds:
         at_least(0, seeds=seed)
-    at_least(1, runs_at_a_time=asked.runs_at_a_time)
+    at_least(1, runs_at_a_time=comparison.runs_at_a_time)
 
 
-def _check_settings(asked: Asked) -> None:
-    used = [(mode, text.split()[0]) for mode in asked.modes for text in asked.strategies]
-    for argument in asked.typed:
+def _check_settings(comparison: Comparison) -> None:
+    used = [(mode, text.split()[0]) for mode in comparison.modes for text in comparison.strategies]
+    for argument in comparison.typed:
         key = argument.lstrip("+~").partition("=")[0]
         if not any(reads(mode, strategy, key) for mode, strategy in used):
             raise ValueError(f"{key} has no effect on any of these methods; leave it out")
-        if key == "clients_per_round" and "local" in asked.modes:
+        if key == "clients_per_round" and "local" in comparison.modes:
             raise ValueError(
-                "clients_per_round has no equal in mode=local, where every client trains in every round, so that "
+                "clients_per_round has no counterpart in mode=local, where every client trains in every round, so that "
                 "budgets would differ; use modes=[federated,centralized]"
             )
 
@@ -156,22 +165,22 @@ def _file_name(method: str) -> str:
     return "".join(c if c.isalnum() or c in ".-_" else "-" for c in method)
 
 
-def write(asked: Asked, wanted: Sequence[Wanted], command: str) -> None:
+def write(comparison: Comparison, wanted: Sequence[Wanted], command: str) -> None:
     """Draw and tabulate the finished runs in the comparison's folder."""
     found = [(one, run) for one in wanted if (run := one.found()) is not None]
-    methods = [Method(name, [run for one, run in found if one.method == name]) for name in asked.methods()]
+    methods = [Method(name, [run for one, run in found if one.method == name]) for name in comparison.methods()]
     rows = tables.rows(methods)
     differences = statistics.differences(methods)
     commands = [command, *(shlex.join(["python", *one.command(None)]) for one in wanted)]
-    text = tables.markdown(methods, differences, commands, title=asked.exp_name)
-    folder = asked.folder
+    text = tables.markdown(methods, differences, commands, title=comparison.exp_name)
+    folder = comparison.folder
     compare_png.draw(methods, folder / "compare.png")
     tables.write_csv(methods, folder / "compare.csv")
     (folder / "compare.md").write_text(text, encoding="utf-8")
     page.write_page(
         folder / "report.html",
         methods,
-        page.Findings(asked.exp_name, rows, differences, commands),
+        page.Findings(comparison.exp_name, rows, differences, commands),
     )
     _link_events(folder / "tensorboard", {one.name: run for one, run in found})
     print(text)

@@ -8,17 +8,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fed.config.explain import nearest
+from fed.config.explain import WORDS, nearest
 
 Options = TypeVar("Options")
-EXPECTED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list[int]: "whole numbers, [1,2]",
-    list[str]: "a list, [a,b]",
-}
+EXPECTED = {**WORDS, list[int]: "whole numbers, [1,2]"}
 
 
 def read(kind: type[Options], arguments: Sequence[str]) -> Options:

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         own, settings = split(Options, arguments)
         if flags := [argument for argument in settings if "=" not in argument]:
-            raise ValueError(f"{flags[0]!r} is no setting; expected KEY=VALUE")
+            raise ValueError(f"{flags[0]!r} is not a setting; expected KEY=VALUE")
         options = checked(read(Options, own))
         check_arguments(settings)
     except ValueError as error:

@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
         raise ValueError("expected FOLDER [FOLDER...] [out=DIR], e.g. python scripts/sweep.py data/temp_sweep")
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give one that holds runs, e.g. data/temp_sweep, and out=DIR")
+            raise ValueError(f"{folder} is not a folder; give one that holds runs, e.g. data/temp_sweep, and out=DIR")
     return folders, Path(outs[0]) if outs else folders[0]
 
 

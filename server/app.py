@@ -14,7 +14,7 @@ from fed.grids.leader import Evaluate
 def server_app(
     initial_arrays: ArrayRecord,
     evaluate: Evaluate,
-    done: int = 0,
+    done: int,
     *,
     strategy: Strategy,
     train_config: ConfigRecord,
@@ -35,13 +35,13 @@ def server_app(
     app = ServerApp()
     if done:
         _count_from(strategy, done)
-    rounds, judge = num_rounds - done, _judge(evaluate, done, is_over)
+    rounds, evaluate_fn = num_rounds - done, _evaluate_fn(evaluate, done, is_over)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
             records = {"train_config": train_config, "evaluate_config": ConfigRecord()}
-            result = strategy.start(grid, initial_arrays, rounds, timeout=math.inf, evaluate_fn=judge, **records)
+            result = strategy.start(grid, initial_arrays, rounds, timeout=math.inf, evaluate_fn=evaluate_fn, **records)
         except _Over as over:
             context.state["arrays"] = over.arrays
             return
@@ -58,16 +58,16 @@ class _Over(Exception):
         self.arrays = arrays
 
 
-def _judge(evaluate: Evaluate, done: int, is_over: Callable[[], bool]) -> Evaluate:
+def _evaluate_fn(evaluate: Evaluate, done: int, is_over: Callable[[], bool]) -> Evaluate:
     """Wrap `evaluate` so that it receives the rounds of the whole run, and ends the run if it is over."""
 
-    def judge(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+    def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         found = evaluate(number + done, arrays) if number or not done else None
         if (number or done) and is_over():
             raise _Over(arrays)
         return found
 
-    return judge
+    return evaluate_fn
 
 
 def _count_from(strategy: Strategy, done: int) -> None:
@@ -77,7 +77,7 @@ def _count_from(strategy: Strategy, done: int) -> None:
 
 
 def _later(method: Callable[..., Any], done: int) -> Callable[..., Any]:
-    def told(server_round: int, *arguments: Any, **named: Any) -> Any:
+    def shifted(server_round: int, *arguments: Any, **named: Any) -> Any:
         return method(server_round + done, *arguments, **named)
 
-    return told
+    return shifted

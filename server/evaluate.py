@@ -18,7 +18,7 @@ from server.ledgers import Ledger
 
 @dataclass
 class ServerEvaluation:
-    """Flower's `evaluate_fn`: called with the initial weights as round 0, then after every aggregation.
+    """Flower's `evaluate_fn`, called with the initial weights as round 0, then after every aggregation.
 
     It logs validation and test metrics of rounds 0, f, 2f, ... (f = `frequency_of_test`) and of the last round, so R
     rounds at f = 1 give R + 1 points.

@@ -40,7 +40,7 @@ class ClientLedger:
 
     def __init__(self, settings: PrivacySettings, num_clients: int) -> None:
         self._settings, self._num_clients = settings, num_clients
-        self._asked: Counter[int] = Counter()
+        self._updates: Counter[int] = Counter()
 
     def watch(self, strategy: Strategy) -> None:
         """Become the strategy's ledger and count the clients that it asks to train."""
@@ -49,7 +49,7 @@ class ClientLedger:
         @functools.wraps(configure)
         def counted(*arguments: Any, **named: Any) -> list[Message]:
             messages = list(configure(*arguments, **named))
-            self._asked.update(message.metadata.dst_node_id for message in messages)
+            self._updates.update(message.metadata.dst_node_id for message in messages)
             return messages
 
         # Set on the instance: a wrapper would hide the strategy's class, which says what the strategy can do.
@@ -57,9 +57,9 @@ class ClientLedger:
 
     def spent(self) -> dict[str, float]:
         """Return `epsilon` of the client that was asked most often, and `epsilon_mean` over all clients."""
-        every = [self._epsilon(count) for count in self._asked.values()]
+        every = [self._epsilon(count) for count in self._updates.values()]
         every += [0.0] * (self._num_clients - len(every))
-        most = max(self._asked.values(), default=0)
+        most = max(self._updates.values(), default=0)
         return {
             "epsilon": self._epsilon(most),
             "epsilon_mean": fmean(every),
@@ -70,7 +70,7 @@ class ClientLedger:
     def is_exhausted(self) -> bool:
         """Return whether one more round would exceed `max_epsilon` for any client."""
         limit = self._settings.max_epsilon
-        return limit is not None and self._epsilon(max(self._asked.values(), default=0) + 1) > limit
+        return limit is not None and self._epsilon(max(self._updates.values(), default=0) + 1) > limit
 
     def remarks(self) -> list[str]:
         """Return the remark that the run ends here, or an empty list."""
@@ -78,16 +78,16 @@ class ClientLedger:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rounds by node."""
-        return {"asked": dict(self._asked)}
+        return {"asked": dict(self._updates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned.
 
         With fresh noise, the interrupted round may have left the clients and will leave them again: it is counted.
         """
-        self._asked = Counter(state["asked"])
+        self._updates = Counter(state["asked"])
         if not self._settings.seeded_noise:
-            self._asked.update(range(self._num_clients))
+            self._updates.update(range(self._num_clients))
 
     def _epsilon(self, releases: int) -> float:
         return epsilon(self._settings.noise_multiplier, releases, self._settings.delta)

@@ -56,7 +56,7 @@ class _Accounted(Strategy):
 
     def remarks(self) -> list[str]:
         """Return the remarks on a missing aggregate and on the end of the run."""
-        nothing = "no aggregate, for not every client answered: the model stays as it was and no epsilon is spent"
+        nothing = "no aggregate, because not every client answered: the model is unchanged and no epsilon is spent"
         return [*([] if self._released else [nothing]), *exhausted(self, self._settings)]
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 
 from fed.checkpoints import serialize
-from fed.checkpoints.contexts import ClientFiles, asked, small
+from fed.checkpoints.contexts import ClientFiles, accessed, small
 from fed.distributed.ranks import Mesh
 from fed.distributed.shards import Shards
 from fed.errors import CannotContinue, CannotWrite
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one federation; all processes of the run call it in step.
+    """The writer and reader of a federation's checkpoints; all processes of the run call it in step.
 
     Args:
         folder: The folder of this federation's checkpoints.
@@ -174,7 +174,7 @@ class Checkpointer:
             own = self._mesh.own
             own.gather(None)  # every process has written its file
             weights = weight_files.files(folder)[own.index :: own.count]
-        holders = self._write_clients(folder, asked(clients.contexts))
+        holders = self._write_clients(folder, accessed(clients.contexts))
         content = {
             "run": self.run,
             "names": list(arrays),
@@ -220,7 +220,7 @@ class Checkpointer:
     def _check_run(self, folder: Path, before: Mapping[str, Any] | None) -> None:
         for key, value in self.run.items():
             if before is not None and before.get(key) != value:
-                raise CannotContinue(f"{folder} is of a run whose {key} was {before.get(key)}, here it is {value}")
+                raise CannotContinue(f"{folder} belongs to a run with another {key}: {before.get(key)}, now {value}")
 
     def clean(self, server_round: int) -> None:
         """Remove every checkpoint and every reply that a run resumed after this round does not need."""

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from fed.checkpoints import serialize
 from fed.config.flower import PARTITION_ID
 from fed.files import sync
-from fed.model.arrays import copied
+from fed.model.arrays import copied, same_arrays
 
 
 class ClientFiles:
@@ -30,7 +30,7 @@ class ClientFiles:
             self._files.pop(node, None)  # its file goes with the checkpoint that has it
             return False
         known, _ = self._files.get(node, ({}, path))
-        if known.keys() == arrays.keys() and all(_same(known[key], arrays[key]) for key in arrays):
+        if known.keys() == arrays.keys() and all(same_arrays(known[key], arrays[key]) for key in arrays):
             self.link(path, node)
             return True
         serialize.save(arrays, path)
@@ -87,11 +87,6 @@ def small(context: Context) -> dict[str, ArrayRecord | ConfigRecord | MetricReco
     return {key: ArrayRecord() if isinstance(record, ArrayRecord) else record for key, record in context.state.items()}
 
 
-def _same(known: ArrayRecord, record: ArrayRecord) -> bool:
-    """Return True if the records hold the same array objects; a client may put others into the same record."""
-    return known.keys() == record.keys() and all(known[name] is record[name] for name in record)
-
-
 def _link(there: Path, path: Path) -> None:
     """Link `path` to the file, or copy it where the file system has no hard links."""
     if there == path:
@@ -109,7 +104,7 @@ class Contexts(Sequence[Context]):
     def __init__(self, client_ids: Sequence[int]) -> None:
         self._client_ids = client_ids
         self._made: dict[int, Context] = {}
-        self._asked: set[int] = set()
+        self._accessed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._client_ids)
@@ -118,15 +113,15 @@ class Contexts(Sequence[Context]):
         if node not in self._made:
             config = {PARTITION_ID: self._client_ids[node], "num-partitions": len(self)}
             self._made[node] = Context(0, node, config, RecordDict(), {})  # type: ignore[arg-type]
-        self._asked.add(node)
+        self._accessed.add(node)
         return self._made[node]
 
-    def asked(self) -> dict[int, Context]:
+    def accessed(self) -> dict[int, Context]:
         """Return the contexts accessed since the last call, by node; no other can have changed."""
-        asked, self._asked = sorted(self._asked), set()
-        return {node: self._made[node] for node in asked}
+        accessed, self._accessed = sorted(self._accessed), set()
+        return {node: self._made[node] for node in accessed}
 
 
-def asked(contexts: Sequence[Context]) -> dict[int, Context]:
+def accessed(contexts: Sequence[Context]) -> dict[int, Context]:
     """Return the contexts that may have changed since the last call, by node."""
-    return contexts.asked() if isinstance(contexts, Contexts) else dict(enumerate(contexts))
+    return contexts.accessed() if isinstance(contexts, Contexts) else dict(enumerate(contexts))

@@ -19,7 +19,7 @@ from fed.tracking.log import Recorder
 
 
 class Journal(Pauses):
-    """Runs clients, or reads the replies that they gave before the run was killed.
+    """A store of the current round's replies: a client runs only if its reply is not stored yet.
 
     A client that is stopped during its training leaves a point from which its training resumes.
 
@@ -103,7 +103,7 @@ class Journal(Pauses):
         """
         if self._timeout is not None and self._own.largest(time.monotonic() > self._deadline):
             raise Failed(f"it took longer than client_timeout={self._timeout:g} seconds")
-        number = self._stop.asked()
+        number = self._stop.requested()
         if not number:
             return
         if self._path is not None:

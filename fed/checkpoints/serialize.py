@@ -137,7 +137,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 class _Packer:
-    """Turns a value into JSON and collects its arrays; an array that stands in several places is stored once."""
+    """An encoder of values as JSON and arrays; an array that stands in several places is stored once."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []

@@ -1,1 +1,1 @@
-"""What can be typed, and how a mistake is refused."""
+"""Defines and checks every setting of a run, and refuses a mistake with a message that names the way out."""

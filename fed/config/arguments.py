@@ -54,7 +54,7 @@ def _check_text(argument: str) -> None:
     try:
         argument.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{argument!a} holds bytes that are no UTF-8 text; give names of UTF-8 text") from error
+        raise ValueError(f"{argument!a} holds bytes that are not UTF-8 text; use UTF-8 names") from error
     found = SECRET_SETTING.search(argument)
     name = found and (found.group(1) or found.group(2))
     for variable, value in os.environ.items():
@@ -62,7 +62,7 @@ def _check_text(argument: str) -> None:
             name = variable
     if name:
         raise ValueError(
-            f"{name} is refused: what is typed is kept in config.yaml and environment.json, where no secret belongs; "
+            f"{name} is refused: settings are kept in config.yaml and environment.json, where no secret belongs; "
             "have your own code read it from the environment"
         )
 
@@ -71,7 +71,7 @@ def _check_flags(arguments: Sequence[str]) -> None:
     """Refuse flags that Hydra does not know, and the one that would run the code of a pickle."""
 
     def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; python main.py --help lists what can be said")
+        raise ValueError(f"{message}; python main.py --help lists the options")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fed.config.schema import Config, is_own
+from fed.config.schema import Config, has_own_data
 
 # Flower's wrappers that leave the clipping, and so the privacy, to a mod of the clients.
 CLIPPING_MODS = {
@@ -58,7 +58,7 @@ def _check_engine(config: Config) -> None:
 
 
 def _check_own_data(config: Config) -> None:
-    if not is_own(config):
+    if not has_own_data(config):
         if not config.datasets:
             raise ValueError("datasets is empty; give at least one, e.g. datasets=[hh]")
         return
@@ -130,7 +130,7 @@ def _check_privacy(config: Config) -> None:
     privacy = config.privacy
     if privacy.kind == "none":
         return
-    if privacy.seeded_noise and is_own(config) and config.engine == "flower":
+    if privacy.seeded_noise and has_own_data(config) and config.engine == "flower":
         raise ValueError(
             "privacy.seeded_noise=true with SuperNodes of their own data: whoever knows the seed subtracts the noise; "
             "leave it out"

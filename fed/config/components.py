@@ -8,13 +8,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    types.NoneType: "null",
-}
+from fed.config.meaning import TYPE_WORDS
 
 
 def create(group: str, node: Mapping[str, Any], given: Collection[str]) -> Any:
@@ -57,7 +51,7 @@ def imported(key: str, path: str) -> Any:
         ValueError: If there is none.
     """
     if not isinstance(path, str):  # YAML gives whatever was typed
-        raise ValueError(f"{key}={path} names nothing; expected module.Name")
+        raise ValueError(f"{key}={path} is not a dotted path; expected module.Name")
     module, _, name = path.rpartition(".")
     try:
         if not module:
@@ -69,7 +63,9 @@ def imported(key: str, path: str) -> Any:
             "installed"
         ) from error
     if not callable(found):
-        raise ValueError(f"{key}={path} is no class or function but {type(found).__name__}; expected module.Name")
+        raise ValueError(
+            f"{key}={path} is not a class or function but of type {type(found).__name__}; expected module.Name"
+        )
     return found
 
 
@@ -118,7 +114,7 @@ def _target_and_values(
         del values[key]
     for key, value in values.items():
         if not _fits(value, taken[key]):
-            expected = " or ".join(WORDS[kind] for kind in _kinds(taken[key]))
+            expected = " or ".join(TYPE_WORDS[kind] for kind in _kinds(taken[key]))
             raise ValueError(f"{group}.{key}={value} is of the wrong type; {node['_target_']} expects {expected}")
     return target, values
 
@@ -159,7 +155,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return True if YAML's value has this type, or if the type is one that YAML does not know."""
     kinds = _kinds(hint)
-    if any(kind not in WORDS for kind in kinds):
+    if any(kind not in TYPE_WORDS for kind in kinds):
         return True
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
         return True

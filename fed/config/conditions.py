@@ -4,6 +4,7 @@ from fed.config.meaning import Idle, Limits, at, unless
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Limits(at_least=0), Limits(at_least=1), Limits(above=0)
 PROBABILITY = Limits(at_least=0, at_most=1)
+OWN_DATA = "fed.data.partition.OwnData"  # partition._target_ of clients with data of their own
 
 NO_FEDERATION = (
     at("mode", "centralized", "which aggregates nothing"),
@@ -20,7 +21,7 @@ NO_DATASETS = at("datasets", [])
 
 def own_data(why: str) -> Idle:
     """Return the condition that clients have data of their own."""
-    return Idle("partition._target_", lambda path: path == "fed.data.partition.OwnData", f"partition=own, where {why}")
+    return Idle("partition._target_", lambda path: path == OWN_DATA, f"partition=own, where {why}")
 
 
 def only_demo(why: str) -> Idle:

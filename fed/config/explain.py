@@ -4,11 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from types import NoneType
 from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
 
+from fed.config.meaning import TYPE_WORDS
 from fed.config.schema import CONFIG_DIR, OPEN_GROUPS, PRESETS, Config, keys
 
 # Keys of the original code bases that are not taken over, and what to use instead.
@@ -28,10 +28,7 @@ REFUSED = {
     "client_num_per_round": "use clients_per_round",
 }
 
-WORDS: dict[Any, str] = {
-    **{int: "a whole number", float: "a number", bool: "true or false", str: "text"},
-    **{list[str]: "a list, [a,b]", NoneType: "null"},
-}
+WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]"}
 
 
 def explain(message: str) -> str:
@@ -64,8 +61,8 @@ def explain(message: str) -> str:
 
 
 def malformed(argument: str) -> str:
-    """Return the message about an argument that is no setting."""
-    return f"{argument!r} is no setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
+    """Return the message about an argument that is not a setting."""
+    return f"{argument!r} is not a setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
 
 
 def unknown(key: str) -> str:

@@ -58,9 +58,9 @@ def from_text(text: str) -> Request:
         ValueError: If this program has other keys than the server's.
     """
     try:
-        told = json.loads(text)
-        config = OmegaConf.merge(OmegaConf.structured(Config), told["config"])
-        return Request(OmegaConf.to_object(config), frozenset(told["given"]))  # type: ignore[arg-type]
+        sent = json.loads(text)
+        config = OmegaConf.merge(OmegaConf.structured(Config), sent["config"])
+        return Request(OmegaConf.to_object(config), frozenset(sent["given"]))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
         raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
 
@@ -76,9 +76,7 @@ def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:
     for key in own:
         if key not in of_the_node:
             known = (DATA, FORMAT, *of_the_node, *INSISTED)
-            raise ValueError(
-                f"--node-config has {key}; a node decides {listed(known)}{nearest(key, known)}, the run all else"
-            )
+            raise ValueError(f"--node-config has {key}; a node may set only {listed(known)}{nearest(key, known)}")
     if not own and DATA not in node_config:
         return request
     config = request.config

@@ -5,6 +5,7 @@ the settings of nodes, the rules of `resume=` and docs/settings.md all read it t
 """
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -19,6 +20,15 @@ Role = Literal["result", "repetition", "place", "upkeep"]
 Decider = Literal["run", "node", "machine"]
 # With `resume=`: "fixed" as the run began; "free" to change; "finds" the run that is to go on.
 OnResume = Literal["fixed", "free", "finds"]
+
+# The words of messages and docs for the types of values that YAML knows, besides lists.
+TYPE_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
 
 
 @dataclass(frozen=True)

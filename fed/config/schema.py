@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from fed.config.conditions import OWN_DATA
 from fed.config.groups import LoraSettings, ModelSettings, PrivacySettings
 from fed.config.meaning import Key
 from fed.config.sections.computing import ComputingKeys
@@ -62,9 +63,9 @@ def scratch() -> Path:
     return Path(tempfile.gettempdir()) / f"fedpo-multirun-{os.getpid()}"
 
 
-def is_own(config: Config) -> bool:
+def has_own_data(config: Config) -> bool:
     """Return True if clients have data of their own, and the data sets are the server's alone."""
-    return bool(config.partition["_target_"] == "fed.data.partition.OwnData")
+    return bool(config.partition["_target_"] == OWN_DATA)
 
 
 def keys(schema: type = Config, prefix: str = "") -> list[str]:

@@ -1,1 +1,1 @@
-"""How a CPU computes: threads, memory, MKL or oneDNN."""
+"""Sets how a run uses the CPU: its threads, its memory, and the library that multiplies matrices, MKL or oneDNN."""

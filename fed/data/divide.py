@@ -81,7 +81,7 @@ def _divide(partitioner: Partitioner, num_clients: int) -> list[list[int]]:
                 f"{name} cannot divide the data among {num_clients} clients ({' '.join(str(error).split())}); lower "
                 "client_num_in_total or partition.min_partition_size, or raise partition.alpha, where there is one"
             ) from error
-    raise ValueError(f"{name} makes {found} clients but client_num_in_total={num_clients}; set both alike")
+    raise ValueError(f"{name} makes {found} clients but client_num_in_total={num_clients}; set both to one number")
 
 
 def _check_parts(parts: PartitionIndices) -> None:

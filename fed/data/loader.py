@@ -71,7 +71,7 @@ def load(
     rows = [row for part in loaded for row in part.rows]
     skipped = sum((Counter(part.skipped) for part in loaded), Counter())
     if not rows:
-        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {_told(skipped)}; check {data_dir=}")
+        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {_reasons(skipped)}; check {data_dir=}")
     return Loaded(rows, dict(skipped))
 
 
@@ -92,7 +92,7 @@ def load_file(path: str, name: str = "jsonl") -> Loaded:
         raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
     found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
     if not found.rows:
-        raise ValueError(f"{path} has no pairs {_told(found.skipped)}")
+        raise ValueError(f"{path} has no pairs {_reasons(found.skipped)}")
     return found
 
 
@@ -134,6 +134,6 @@ def _all(source: Source) -> Loaded:
     return Loaded(rows, Counter(item.reason for item in read if isinstance(item, Skip)))
 
 
-def _told(skipped: dict[str, int]) -> str:
+def _reasons(skipped: dict[str, int]) -> str:
     reasons = ", ".join(f"{count} x {reason}" for reason, count in skipped.items())
     return f"(skipped: {reasons or 'nothing'})"

@@ -106,8 +106,8 @@ class Source:
         wanted = [path for path in files if _part(path) in self.parts]
         if not wanted:
             raise ValueError(
-                f"data_dir={self.path} holds no file of {' or '.join(self.parts)}, all that data set {self.name!r} "
-                f"reads; name them so, e.g. {self.parts[0]}-train.jsonl.gz, or use another data set"
+                f"data_dir={self.path} holds no file of {' or '.join(self.parts)}, which data set {self.name!r} "
+                f"reads; name the files after these, e.g. {self.parts[0]}-train.jsonl.gz, or use another data set"
             )
         return wanted
 
@@ -123,7 +123,9 @@ class Source:
                 yield Record(f"{hub}:{index}", part or "", fields)
         except Exception as error:  # hub, disk and parser each raise exceptions of their own
             reason = (str(error) or repr(error)).splitlines()[0]
-            raise ValueError(f"cannot get {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>") from error
+            raise ValueError(
+                f"cannot download {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>"
+            ) from error
 
 
 def _json_lines_files(folder: Path) -> list[Path]:
@@ -169,7 +171,7 @@ def _lines(path: Path) -> Iterator[bytes]:
             while line := file.readline(LONGEST_LINE + 1):
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror or error}); check the file") from error
 

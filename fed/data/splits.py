@@ -67,7 +67,7 @@ def split_rows(
     validation, pool = split_by_conversation(usable, settings.server_fraction, settings.seed)
     if settings.server_fraction and not validation:
         raise ValueError(
-            f"server_fraction={settings.server_fraction} of {len(usable)} training pairs is no pair; raise it or "
+            f"server_fraction={settings.server_fraction} of {len(usable)} training pairs gives none; raise it or "
             "give more data"
         )
     parts = divide(pool)

@@ -56,8 +56,8 @@ def tokenize(
     """
     if not 1 <= max_prompt_length < max_length:
         raise ValueError(
-            f"max_prompt_length={max_prompt_length} must be at least 1 and below max_length={max_length}: what it "
-            "leaves is for the response"
+            f"max_prompt_length={max_prompt_length} must be at least 1 and below max_length={max_length}: the "
+            "rest is for the response"
         )
 
     def ids(texts: list[str]) -> list[list[int]]:
@@ -71,7 +71,7 @@ def tokenize(
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         if not prompt:
             raise ValueError(
-                f"row {number} has the prompt {row.prompt!r}, which is no token, so nothing predicts its responses' "
+                f"row {number} has the prompt {row.prompt!r}, which has no tokens, so nothing predicts its responses' "
                 f"first token (chosen: {row.chosen[:40]!r}); drop the row or give it a prompt"
             )
     columns = zip(rows, prompts, ids([row.chosen for row in rows]), ids([row.rejected for row in rows]), strict=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 STORE = "FEDPO_STORE"  # names the file through which the processes of one machine find each other
-MISTAKE = 2  # exit code after a mistake of the user's, told in one line
-TOLD = 3  # exit code of the first process after it has told why the run cannot go on
+MISTAKE = 2  # exit code after a mistake of the user's, printed in one line
+REPORTED = 3  # exit code of the first process after it has printed why the run cannot continue
 FIRST_SPEAKS = 20.0  # seconds that the others wait for the first process to say what is wrong; its end ends them
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -50,7 +50,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
     from fed.distributed import stop
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `_told` prints what matters
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `_report_failure` prints what matters
     raise_open_files()
     with tempfile.TemporaryDirectory(prefix="fedpo-ranks-") as folder:
         os.environ[STORE] = str(Path(folder, "store"))
@@ -61,7 +61,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
             with stop.listening(lambda number: Path(folder, "stop").write_text(str(number))):
                 elastic_launch(_launch_config(processes, folder), sys.executable)(*command)
         except ChildFailedError as error:
-            return _told(error.failures, processes)
+            return _report_failure(error.failures, processes)
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
         finally:
@@ -87,13 +87,13 @@ def _launch_config(processes: int, folder: str) -> Any:
     )
 
 
-def _told(failures: dict[int, Any], processes: int) -> int:
+def _report_failure(failures: dict[int, Any], processes: int) -> int:
     """Print why the run failed; return the exit code."""
     reasons = {rank: _reason(failure) for rank, failure in failures.items()}
     # A process that dies breaks the others' connections: what they say of that is not the reason.
     rank = min(failures, key=lambda rank: (_is_lost(reasons[rank]), failures[rank].exitcode == -signal.SIGTERM, rank))
     failure, reason = failures[rank], reasons[rank]
-    if failure.exitcode in (MISTAKE, TOLD):  # rank 0 has printed it
+    if failure.exitcode in (MISTAKE, REPORTED):  # rank 0 has printed it
         return MISTAKE if failure.exitcode == MISTAKE else 1
     if any("Timed out" in other for other in reasons.values()):
         reason = (
@@ -148,7 +148,10 @@ def joined(device: str | None, timeout: float) -> Iterator[Any]:
     except Exception as error:
         handler.record_exception(error)
         if _is_lost(str(error)):  # the place at which it was waiting says nothing
-            print(f"process {os.environ['RANK']} lost the others: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(
+                f"process {os.environ['RANK']} lost its connection to the others: {str(error).splitlines()[0]}",
+                file=sys.stderr,
+            )
             sys.exit(1)
         raise
     dist.destroy_process_group()

@@ -142,7 +142,8 @@ def arrange(groups: int, device: torch.device) -> Mesh:
     count = dist.get_world_size()
     if count % groups:
         raise ValueError(
-            f"clients_in_parallel={groups} does not divide the {count} processes of this run; every group needs as many"
+            f"clients_in_parallel={groups} does not divide the {count} processes of this run; "
+            "every group needs the same number"
         )
     mesh = DeviceMesh(
         device.type, torch.arange(count).view(groups, count // groups), mesh_dim_names=("clients", "shard")

@@ -19,14 +19,14 @@ SAME = 0.5  # seconds within which a second signal is the same request, delivere
 ORDER = "FEDPO_STOP"  # names the file by which a launcher tells the processes it started
 
 
-class _Asked:
+class _Request:
     """The signal by which this process was asked to stop, and when."""
 
     number = 0  # 0: none
     at = 0.0
 
 
-_asked = _Asked()
+_request = _Request()
 
 
 @contextmanager
@@ -34,13 +34,15 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
     """Take note of the first SIGINT or SIGTERM and call `on_first` with it; a second signal has its usual effect."""
 
     def take(number: int, _: FrameType | None) -> None:
-        if _asked.number:
-            if time.monotonic() > _asked.at + SAME:
+        if _request.number:
+            if time.monotonic() > _request.at + SAME:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        _asked.number, _asked.at = number, time.monotonic()
-        print(f"{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
+        _request.number, _request.at = number, time.monotonic()
+        print(
+            f"{signal.Signals(number).name}: stopping after this step; send it again to stop at once", file=sys.stderr
+        )
         on_first(number)
 
     before = {number: signal.signal(number, take) for number in SIGNALS}
@@ -49,16 +51,16 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.number = 0
+        _request.number = 0
 
 
 def requested() -> int:
     """Return the number of the signal by which this process or its launcher was asked to stop; 0: none."""
     order = os.environ.get(ORDER)
-    if not _asked.number and order is not None:
+    if not _request.number and order is not None:
         with suppress(FileNotFoundError):
-            _asked.number = int(Path(order).read_text() or 0)  # empty: it is being written
-    return _asked.number
+            _request.number = int(Path(order).read_text() or 0)  # empty: it is being written
+    return _request.number
 
 
 class Stop:
@@ -67,7 +69,7 @@ class Stop:
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
 
-    def asked(self) -> int:
+    def requested(self) -> int:
         """Return the number of the signal that reached any of the processes; 0: none. All call it."""
         return self._ranks.largest(requested())
 
@@ -77,7 +79,7 @@ class Stop:
         Raises:
             Stopped: In all of them.
         """
-        number = self.asked()
+        number = self.requested()
         if number:
             raise Stopped(number)
 

@@ -1,1 +1,1 @@
-"""How messages travel between strategy and clients."""
+"""Delivers a strategy's messages to the clients and returns their replies, through Flower's `Grid` interface."""

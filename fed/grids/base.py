@@ -67,17 +67,17 @@ class CountingGrid(Grid):
         Raises:
             TooFewClients: When all replies have come, if fewer than `min_fit_clients` can be used.
         """
-        asked = succeeded = 0
+        answered = succeeded = 0
         self.sent += sum(self._bytes(message.content) for message in messages)
         for reply in self.replies(messages):
             self.received += 0 if reply.has_error() else self._bytes(reply.content)
             if reply.metadata.message_type == MessageType.TRAIN:
-                asked, succeeded = asked + 1, succeeded + (not reply.has_error())
+                answered, succeeded = answered + 1, succeeded + (not reply.has_error())
             yield reply
             del reply  # or it would stay alive while the next client trains
-        if asked and succeeded < self.settings.min_fit_clients:
+        if answered and succeeded < self.settings.min_fit_clients:
             raise TooFewClients(
-                f"round {self.server_round}: {succeeded} of {asked} clients succeeded, fewer than "
+                f"round {self.server_round}: {succeeded} of {answered} clients succeeded, fewer than "
                 f"min_fit_clients={self.settings.min_fit_clients}"
             )
 

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fed.distributed.ranks import Ranks
 from fed.errors import Stopped
-from fed.grids.local import DEFAULT_SETTINGS, LocalGrid
+from fed.grids.local import LocalGrid
 from fed.grids.outline import ArrayOutline, Outline, filled, outline
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
@@ -33,11 +33,11 @@ class GroupGrid(LocalGrid):
         self,
         app: ClientApp,
         contexts: Sequence[Context],
-        settings: LocalGridSettings = DEFAULT_SETTINGS,
+        settings: LocalGridSettings,
         *,
         groups: Ranks,
         work: Sequence[float],
-        exchange: Callable[[], None] = lambda: None,
+        exchange: Callable[[], None],
     ) -> None:
         super().__init__(app, contexts, settings)
         self._groups, self._work, self._exchange = groups, work, exchange
@@ -60,8 +60,8 @@ class GroupGrid(LocalGrid):
             except Stopped as error:  # the other groups stop too, when their present clients let them
                 stopped = error.number
                 break
-            told = str(reply.error.reason) if reply.has_error() else outline(reply.content)
-            outlines[place] = told, outline(self.contexts[nodes[place]].state)
+            result = str(reply.error.reason) if reply.has_error() else outline(reply.content)
+            outlines[place] = result, outline(self.contexts[nodes[place]].state)
             if self.settings.streams:
                 yield reply
             else:
@@ -69,7 +69,7 @@ class GroupGrid(LocalGrid):
             del reply  # or it would stay alive while the next client trains
         if stopped := self._groups.largest(stopped):
             raise Stopped(stopped)
-        every = {place: told for found in self._groups.gather(outlines) for place, told in found.items()}
+        every = {place: result for found in self._groups.gather(outlines) for place, result in found.items()}
         self._exchange()
         for place, message in enumerate(messages):
             content, state = every[place]
@@ -85,35 +85,35 @@ class GroupGrid(LocalGrid):
         """Restore the state that `state_dict` returned."""
         self._holders = dict(state["holders"])
 
-    def _remember(self, node: int, owner: int, told: Outline) -> None:
+    def _remember(self, node: int, owner: int, outlined: Outline) -> None:
         """Store what a client left in its context, but for arrays, which the group that trained it has."""
         state = self.contexts[node].state
         if owner != self._groups.index:
-            for key, record in filled(told, lambda _: ArrayRecord()).items():
+            for key, record in filled(outlined, lambda _: ArrayRecord()).items():
                 state[key] = record
-        if any(isinstance(found, list) and found for found in told.values()):
+        if any(isinstance(found, list) and found for found in outlined.values()):
             self._holders[node] = owner
 
-    def _reply(self, message: Message, owner: int, told: str | Outline, own: Message | None) -> Message:
+    def _reply(self, message: Message, owner: int, result: str | Outline, own: Message | None) -> Message:
         """Return a client's reply as all groups get it; the owner of the client has it in `own`."""
-        if isinstance(told, str):  # the client failed
-            return Message(Error(0, told), reply_to=message)
+        if isinstance(result, str):  # the client failed
+            return Message(Error(0, result), reply_to=message)
         if self.settings.streams:
             sent = next(iter(message.content.array_records.values()), ArrayRecord())
-            return Message(filled(told, lambda _: RemoteArrays(sent)), reply_to=message)
+            return Message(filled(result, lambda _: RemoteArrays(sent)), reply_to=message)
 
         def arrays(key: str) -> ArrayRecord:
-            found = told[key]
+            found = result[key]
             assert isinstance(found, list)
             return self._from_owner(owner, found, None if own is None else own.content.array_records[key])
 
-        return Message(filled(told, arrays), reply_to=message)
+        return Message(filled(result, arrays), reply_to=message)
 
-    def _from_owner(self, owner: int, told: list[ArrayOutline], own: ArrayRecord | None) -> ArrayRecord:
+    def _from_owner(self, owner: int, outlines: list[ArrayOutline], own: ArrayRecord | None) -> ArrayRecord:
         """Return, in all groups, the arrays that the owner has in `own`."""
         sent = {} if own is None else to_tensors(own)
         groups = self._groups
-        return to_record({a.name: groups.tensor_from(owner, sent.get(a.name), a.shape, a.dtype) for a in told})
+        return to_record({a.name: groups.tensor_from(owner, sent.get(a.name), a.shape, a.dtype) for a in outlines})
 
 
 def share_out(nodes: Sequence[int], work: Sequence[float], holders: Mapping[int, int], groups: int) -> list[int]:

@@ -15,7 +15,7 @@ from fed.distributed.shards import Shards
 from fed.grids.local import LocalGrid
 from fed.grids.outline import ArrayOutline, Outline, filled, outline, outline_arrays
 from fed.grids.settings import LocalGridSettings
-from fed.model.arrays import to_record, to_tensors
+from fed.model.arrays import same_arrays, to_record, to_tensors
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -92,7 +92,7 @@ class LeaderGrid(LocalGrid):
         for message in messages:
             keys = {}
             for key, record in message.content.array_records.items():
-                keys[key] = next((i for i, other in enumerate(records) if _is_same(record, other)), len(records))
+                keys[key] = next((i for i, other in enumerate(records) if same_arrays(record, other)), len(records))
                 if keys[key] == len(records):
                     records.append(record)
             meta = message.metadata
@@ -105,15 +105,15 @@ class LeaderGrid(LocalGrid):
 
     def evaluate(self, evaluate: Evaluate, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Call `evaluate` in all processes and return what it returns in this one."""
-        told = outline_arrays(arrays)
-        self._order(EvaluateRound(server_round, told))
-        return evaluate(server_round, _received(self._world, arrays, told, self._parts))
+        outlines = outline_arrays(arrays)
+        self._order(EvaluateRound(server_round, outlines))
+        return evaluate(server_round, _received(self._world, arrays, outlines, self._parts))
 
     def finish(self, arrays: ArrayRecord) -> ArrayRecord:
         """End the run in all processes and return this process's parts of its result."""
-        told = outline_arrays(arrays)
-        self._order(Finish(told))
-        return _received(self._world, arrays, told, self._parts)
+        outlines = outline_arrays(arrays)
+        self._order(Finish(outlines))
+        return _received(self._world, arrays, outlines, self._parts)
 
     def _order(self, order: Order) -> None:
         self._world.from_first(order)
@@ -140,24 +140,20 @@ def _answer(grid: LocalGrid, world: Ranks, order: Deliver) -> None:
     """Run the clients that the messages of an order go to; the first process has the same replies."""
     sent = [_received(world, None, of_record) for of_record in order.records]
     messages = []
-    for told in order.messages:
-        own = {key: sent[index] for key, index in told.records.items()}
-        content = filled(told.content, own.__getitem__)
-        messages.append(Message(content, told.node, told.message_type, group_id=told.group_id))
+    for message in order.messages:
+        own = {key: sent[index] for key, index in message.records.items()}
+        content = filled(message.content, own.__getitem__)
+        messages.append(Message(content, message.node, message.message_type, group_id=message.group_id))
     for reply in grid.replies(messages):
         del reply
 
 
-def _is_same(one: ArrayRecord, other: ArrayRecord) -> bool:
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
-
-
 def _received(
-    world: Ranks, record: ArrayRecord | None, told: Sequence[ArrayOutline], parts: Shards | None = None
+    world: Ranks, record: ArrayRecord | None, outlines: Sequence[ArrayOutline], parts: Shards | None = None
 ) -> ArrayRecord:
     """Return, in every process, the arrays that the first one has in `record`, or this process's parts of them."""
     tensors, found = {} if record is None else to_tensors(record), {}
-    for name, shape, dtype in told:
+    for name, shape, dtype in outlines:
         whole = world.tensor_from(0, tensors.get(name), shape, dtype)
         found[name] = whole if parts is None else parts.of(name, whole)
     return to_record(found)

@@ -24,7 +24,7 @@ DEFAULT_SETTINGS = LocalGridSettings()
 
 
 class LocalGrid(CountingGrid):
-    """Delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
+    """A grid that delivers messages to a `ClientApp` in this process, one client at a time, in the order they are sent.
 
     A client that fails answers with an error, which strategies leave out, and `on_failure` is called. If the strategy
     streams, each client runs only when its reply is asked for.
@@ -43,7 +43,7 @@ class LocalGrid(CountingGrid):
         super().__init__(settings)
         self.app = app
         self.contexts = contexts
-        self._asked: Counter[tuple[str, int]] = Counter()
+        self._requests: Counter[tuple[str, int]] = Counter()
         self._ids = itertools.count(1)
         self._pending: dict[str, Message] = {}
         self._run = Run.create_empty(run_id=0)
@@ -53,7 +53,7 @@ class LocalGrid(CountingGrid):
     def begin(self, server_round: int) -> None:
         """Begin a round: the messages from now on belong to it."""
         super().begin(server_round)
-        self._asked.clear()
+        self._requests.clear()
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""
@@ -91,8 +91,8 @@ class LocalGrid(CountingGrid):
         """Run the client that an accepted message goes to, and return its reply, which may be an error."""
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         context = self.contexts[node]
-        self._asked[kind, node] += 1
-        number = self._asked[kind, node]
+        self._requests[kind, node] += 1
+        number = self._requests[kind, node]
         try:
             if self.settings.journal is None:
                 return self.numbered(self._attempt(message, context, number))

@@ -1,4 +1,4 @@
-"""The client number of each of Flower's nodes: a node is asked when it is first seen, or told."""
+"""The client number of each of Flower's nodes: a new node answers a question, or is given its number."""
 
 import itertools
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ class Nodes:
 
     Args:
         grid: Flower's grid.
-        told: The config of the question to a new node; None: no node is asked, and a simulated node is the client that
-            it is told to be.
+        question: The config of the question to a new node; None: no node is asked, and a simulated node is the client
+            that its message names.
     """
 
-    def __init__(self, grid: Grid, told: Mapping[str, str] | None) -> None:
-        self._grid, self._told = grid, told
+    def __init__(self, grid: Grid, question: Mapping[str, str] | None) -> None:
+        self._grid, self._question = grid, question
         self._clients: dict[int, int] = {}  # by node
-        self._asked: dict[str, int] = {}  # nodes that have not answered, by message
+        self._waiting: dict[str, int] = {}  # nodes that have not answered, by message
         self._refused: set[int] = set()
         self.expected: int | None = None  # no client has this number or a larger one
 
@@ -32,11 +32,11 @@ class Nodes:
         """Return the clients whose nodes are online, in order; new nodes are asked, and count once they answer."""
         online = set(self._grid.get_node_ids())
         self._refused &= online
-        new = sorted(online - self._clients.keys() - self._refused - set(self._asked.values()))
-        if self._told is None:
+        new = sorted(online - self._clients.keys() - self._refused - set(self._waiting.values()))
+        if self._question is None:
             self._clients.update(zip(new, itertools.count(len(self._clients))))
         else:
-            self._ask(new, self._told)
+            self._ask(new, self._question)
             self._hear(online)
         return sorted(client for node, client in self._clients.items() if node in online)
 
@@ -46,39 +46,41 @@ class Nodes:
 
     def described(self, online: int) -> str:
         """Describe how many nodes are online, silent or refused."""
-        silent = f", {len(self._asked)} still preparing (give them a longer process_timeout)" if self._asked else ""
+        silent = f", {len(self._waiting)} still preparing (give them a longer process_timeout)" if self._waiting else ""
         refused = f", {len(self._refused)} cannot take part" if self._refused else ""
         return f"{online} online{silent}{refused}"
 
-    def _ask(self, nodes: list[int], told: Mapping[str, str]) -> None:
+    def _ask(self, nodes: list[int], question: Mapping[str, str]) -> None:
         """Ask new nodes for their number, and to get ready."""
         if nodes:
-            contents = (RecordDict({"config": ConfigRecord({**told})}) for _ in nodes)
-            asked = [Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)]
-            sent = zip(self._grid.push_messages(asked), nodes, strict=True)
-            self._asked.update({message: node for message, node in sent if message is not None})  # None: it has left
+            contents = (RecordDict({"config": ConfigRecord({**question})}) for _ in nodes)
+            messages = [
+                Message(content, node, MessageType.QUERY) for content, node in zip(contents, nodes, strict=True)
+            ]
+            sent = zip(self._grid.push_messages(messages), nodes, strict=True)
+            self._waiting.update({message: node for message, node in sent if message is not None})  # None: it has left
 
     def _hear(self, online: set[int]) -> None:
         """Give numbers to the nodes that have answered, first to those that have a number of their own.
 
         A number belongs to the last node that names it, once the one before is gone: it is the same client.
         """
-        if not self._asked:
+        if not self._waiting:
             return
         own: list[tuple[bool, int, int]] = []
-        for answer in self._grid.pull_messages(list(self._asked)):
-            node = self._asked.pop(answer.metadata.reply_to_message_id)
+        for answer in self._grid.pull_messages(list(self._waiting)):
+            node = self._waiting.pop(answer.metadata.reply_to_message_id)
             if answer.has_error():
                 self._refuse(node, (answer.error.reason or "no reason given").splitlines()[0])
             else:
-                told = next(iter(answer.content.metric_records.values())).get(PARTITION_ID)
-                own.append((told is None, int(told or 0), node))  # type: ignore[arg-type]
+                wanted = next(iter(answer.content.metric_records.values())).get(PARTITION_ID)
+                own.append((wanted is None, int(wanted or 0), node))  # type: ignore[arg-type]
         taken = self.by_client()
-        for without, told, node in sorted(own):
-            if not without and told in taken and taken[told] not in online:
-                del self._clients[taken.pop(told)]
+        for without, wanted, node in sorted(own):
+            if not without and wanted in taken and taken[wanted] not in online:
+                del self._clients[taken.pop(wanted)]
             free = next(k for k in itertools.count() if k not in taken)
-            number = free if without or told in taken else told
+            number = free if without or wanted in taken else wanted
             if number < 0 or (self.expected is not None and number >= self.expected):
                 self._refuse(node, f"it would be client {number}, but client_num_in_total={self.expected}")
             else:

@@ -33,6 +33,8 @@ def outline_arrays(record: ArrayRecord) -> list[ArrayOutline]:
     return [ArrayOutline(name, tuple(tensor.shape), tensor.dtype) for name, tensor in to_tensors(record).items()]
 
 
-def filled(told: Outline, arrays: Callable[[str], ArrayRecord]) -> RecordDict:
+def filled(outlined: Outline, arrays: Callable[[str], ArrayRecord]) -> RecordDict:
     """Return the content that an outline describes; `arrays` makes each record of arrays from its key."""
-    return RecordDict({key: arrays(key) if isinstance(found, list) else copied(found) for key, found in told.items()})
+    return RecordDict(
+        {key: arrays(key) if isinstance(found, list) else copied(found) for key, found in outlined.items()}
+    )

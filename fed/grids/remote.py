@@ -15,7 +15,7 @@ from fed.grids.base import CountingGrid
 from fed.grids.nodes import Nodes
 from fed.grids.replies import arrays_of, check_reply
 from fed.grids.settings import RemoteGridSettings
-from fed.model.arrays import copied
+from fed.model.arrays import copied, same_arrays
 
 POLL = 0.2  # seconds between two looks for replies
 # Keys in the config of every message to a client: its number, the digests of the server's model as JSON, a name of
@@ -28,7 +28,7 @@ NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin",
 class RemoteGrid(CountingGrid):
     """Flower's grid with clients 0, 1, ... in place of its node ids, which are drawn anew for every run.
 
-    Messages tell a client its number and the values of `settings.told`.
+    Messages tell a client its number and the values of `settings.message_config`.
     """
 
     settings: RemoteGridSettings
@@ -36,7 +36,7 @@ class RemoteGrid(CountingGrid):
     def __init__(self, grid: Grid, settings: RemoteGridSettings) -> None:
         super().__init__(settings)
         self._grid = grid
-        self.nodes = Nodes(grid, None if settings.simulated else settings.told)
+        self.nodes = Nodes(grid, None if settings.simulated else settings.message_config)
         self._shared: list[_Shared] = []
         self._pending: dict[str, Message] = {}
         self._since = time.monotonic()  # something was sent or asked for, or a round began
@@ -59,7 +59,7 @@ class RemoteGrid(CountingGrid):
             if time.monotonic() > deadline:
                 if online < max(self.settings.min_fit_clients, 1):
                     raise CannotContinue(self._too_few(online))
-                print(f"{online} of {expected} clients came; continuing without the others", flush=True)
+                print(f"{online} of {expected} clients are online; continuing without the others", flush=True)
                 break
             self._stop.check()
             time.sleep(POLL)
@@ -151,7 +151,9 @@ class RemoteGrid(CountingGrid):
                 content[key] = self._packed(record) if isinstance(record, ArrayRecord) else copied(record)
             if not content.config_records:
                 content["config"] = ConfigRecord()
-            next(iter(content.config_records.values())).update({CLIENT: meta.dst_node_id, **self.settings.told})
+            next(iter(content.config_records.values())).update(
+                {CLIENT: meta.dst_node_id, **self.settings.message_config}
+            )
             sent.append(
                 Message(content, nodes[meta.dst_node_id], meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
             )
@@ -165,7 +167,7 @@ class RemoteGrid(CountingGrid):
     def _shared_by(self, record: ArrayRecord) -> "_Shared":
         """Pack arrays for the wire once, although a strategy sends them to all clients of a round."""
         for shared in self._shared:
-            if shared.of.keys() == record.keys() and all(shared.of[name] is record[name] for name in record):
+            if same_arrays(shared.of, record):
                 return shared
         packed = self.settings.wire.pack(record)
         received = record if self.settings.wire.dtype == "float32" else self.settings.wire.unpack(packed)

@@ -53,9 +53,9 @@ class LocalGridSettings(GridSettings):
 class RemoteGridSettings(GridSettings):
     """The settings of a grid whose clients are behind one of Flower's own grids."""
 
-    told: Mapping[str, str]  # added to the config of every message: the values of MODEL, RUN and SETTINGS
+    message_config: Mapping[str, str]  # added to the config of every message: the values of MODEL, RUN and SETTINGS
     wait: float  # seconds that clients may be missing before the run ends
-    simulated: bool  # a node is whichever client it is told to be; otherwise it is asked who it is, and to get ready
+    simulated: bool  # a node is whichever client its message names; otherwise it is asked who it is, and to get ready
     # Seconds from sending after which a client is left out of the round; None: no limit. A node that Flower finds
     # offline is left out at once.
     timeout: float | None

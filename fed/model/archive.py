@@ -42,9 +42,7 @@ def load_archive(model: Any, path: Path) -> None:
     found = {problem: names for problem, names in problems.items() if names}
     if found:
         counts = ", ".join(f"{len(names)} weights {problem} (first: {names[0]})" for problem, names in found.items())
-        raise ValueError(
-            f"archive {path} does not match the model: {counts}; give the archive of this very architecture"
-        )
+        raise ValueError(f"archive {path} does not match the model: {counts}; give an archive of the same architecture")
     model.load_state_dict({name: state[name] for name in common}, strict=False)
 
 

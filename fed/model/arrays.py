@@ -94,6 +94,11 @@ def copied(record: R) -> R:
     return copy
 
 
+def same_arrays(one: ArrayRecord, other: ArrayRecord) -> bool:
+    """Return True if the records hold the same array objects; a client may put others into the same record."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+
+
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Return the record's tensors: not copied if this process made it, decoded if it came from another."""
     return {

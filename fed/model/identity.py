@@ -22,9 +22,9 @@ def identity(policy: Policy, weights: str | None = None) -> dict[str, str]:
     """
     config = {key: value for key, value in policy.model.config.to_dict().items() if key not in NOT_COMPARED}
     tokenizer: Any = policy.tokenizer
-    told = sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer(PROBE)["input_ids"]
+    vocabulary = sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer(PROBE)["input_ids"]
     weights = weights or weights_hash(policy)
-    parts = {"weights": weights, "configuration": _sha(sorted(config.items())), "tokenizer": _sha(told)}
+    parts = {"weights": weights, "configuration": _sha(sorted(config.items())), "tokenizer": _sha(vocabulary)}
     if has_adapter(policy.model):
         parts["adapter before training"] = tensors_hash(model_tensors(policy.model))
     return parts

@@ -33,7 +33,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             "tokenizer_config.json or give model.tokenizer_name_or_path"
         )
     if not tokenizer("text")["input_ids"]:  # what transformers returns for a directory without a tokenizer
-        raise ValueError(f"{name} holds no tokenizer that knows any text; give model.tokenizer_name_or_path")
+        raise ValueError(f"{name} has no tokenizer with a vocabulary; give model.tokenizer_name_or_path")
     with tempfile.TemporaryDirectory() as folder:
         try:
             tokenizer.save_pretrained(folder)

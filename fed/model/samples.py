@@ -37,7 +37,7 @@ class Draws:
 
 
 class Sampler:
-    """Draws a response to each prompt at every evaluation, each time with the same random numbers.
+    """A sampler of a response to each prompt at every evaluation, each time with the same random numbers.
 
     The first call sees an untrained model: its responses are the reference's.
 

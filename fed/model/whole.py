@@ -52,7 +52,7 @@ def _check_block_name(model: Any, block_name: str) -> None:
     classes = {type(module).__name__ for module in model.modules()}
     if block_name not in classes:
         repeated = sorted(name for name in classes if "Block" in name or "Layer" in name)
-        raise ValueError(f"model.block_name={block_name} is no module of the model; it has {', '.join(repeated)}")
+        raise ValueError(f"model.block_name={block_name} is not a module of the model; it has {', '.join(repeated)}")
 
 
 def _home(settings: ModelSettings) -> str | None:

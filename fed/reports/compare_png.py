@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fed.reports.runs import Method
-from fed.reports.series import Clock, Floats, Series, all_series, clock
+from fed.reports.series import Clock, Series, all_series, clock
+from fed.reports.statistics import Floats
 from fed.reports.style import MANY_ROUNDS, PANELS, Style, dress, new_figure, shifted, styles
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import numpy as np
 
 from fed.reports.page_figures import Plot, axis, layout, literal, ticks
 from fed.reports.runs import Method
-from fed.reports.series import CLOCKS, Clock, Floats, Series, all_series, clock
+from fed.reports.series import CLOCKS, Clock, Series, all_series, clock
+from fed.reports.statistics import Floats
 from fed.reports.style import MANY_ROUNDS, PANELS, Style, styles
 
 CLEAR, PALE = 0.16, 0.07  # bands: standard error, spread over clients

@@ -7,17 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fed.reports.runs import Method, Point
-from fed.reports.statistics import mean_and_se
+from fed.reports.statistics import Floats, mean_and_se
 from fed.reports.style import PANELS
-
-Floats = NDArray[np.float64]
 
 
 class Clock(NamedTuple):
-    """The unit in which wall-clock time is told."""
+    """The unit of wall-clock time."""
 
     unit: str
     seconds: float

@@ -91,8 +91,8 @@ def difference(a: Method, b: Method, server_round: int | None = None) -> Differe
     rounds = set.intersection(*(set(run.margins) for runs in matched for run in runs)) - {0}
     if not rounds or (server_round is not None and server_round not in rounds):
         known = ", ".join(map(str, sorted(rounds))) or "none"
-        asked = "any round" if server_round is None else f"round {server_round}"
-        raise ValueError(f"{a.name} and {b.name} lack margins of {asked}; rounds that all their runs have: {known}")
+        wanted = "any round" if server_round is None else f"round {server_round}"
+        raise ValueError(f"{a.name} and {b.name} lack margins of {wanted}; rounds that all their runs have: {known}")
     at = max(rounds) if server_round is None else server_round
     vectors = [_correct(own, at) - _correct(other, at) for own, other in matched]
     return paired_difference(vectors, [own.conversations for own, _ in matched])

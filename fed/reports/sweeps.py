@@ -30,7 +30,7 @@ def draw(runs: Path | Sequence[Run], out_dir: Path) -> Path:
     swept = settings(found, keys)
     if sum(len(setting.runs) for setting in swept) < 2:
         raise ValueError(
-            f"a sweep has two finished runs or more that differ in a setting or the seed; found {len(found)}"
+            f"a sweep needs at least two finished runs that differ in a setting or the seed; found {len(found)}"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     _write_csv(swept, keys, out_dir / "sweep.csv")

@@ -47,7 +47,7 @@ class Log:
     def communication(self, server_round: int, sent: int, received: int) -> None:
         """Report the bytes of all arrays that the server sent and received in a round."""
 
-    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str] = ()) -> None:
+    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str]) -> None:
         """Report the privacy budget that the rounds so far have spent; `remarks` are shown to the user."""
 
     def clients_done(self, server_round: int) -> None:
@@ -112,7 +112,7 @@ class Log:
         return []
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Report what another log was told."""
+        """Report what another log received."""
         for method, arguments, named in events:
             getattr(self, method)(*arguments, **named)
 

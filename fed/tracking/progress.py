@@ -12,7 +12,7 @@ LINE_SECONDS = 30.0  # without a terminal, the longest silence while a client tr
 
 
 class Display:
-    """Shows rounds as lines and clients as a bar.
+    """A console display of rounds as lines and clients as a bar.
 
     Progress counts client visits, the current one by the share of its pairs, so the time left includes evaluation. It
     does not matter whether all clients take turns each round or, as in mode=local, one after the other runs all rounds.

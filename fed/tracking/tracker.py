@@ -130,7 +130,7 @@ class Tracker(Log):
         tags = {f"{COMMUNICATION}/{name}": value for name, value in metrics.items()}
         self._tensorboard.scalars("Server", tags, server_round)
 
-    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str] = ()) -> None:
+    def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str]) -> None:
         """Record the privacy budget spent so far; `remarks` are printed after the round's line."""
         self._append("server", server_round, PRIVACY, spent)
         tags = {f"{PRIVACY}/{name}": value for name, value in spent.items()}

@@ -88,8 +88,8 @@ def _losses(bench: Bench) -> str:
         for precision in {one.variant.precision for one in bench.found.values()}
     }
     parts = [f"{precision} losses within {apart[precision]:.1e}" for precision in sorted(apart, reverse=True)]
-    told = " and ".join(parts)
-    return f"loss      of the first batch {ours:.6f}; {told}"
+    summary = " and ".join(parts)
+    return f"loss      of the first batch {ours:.6f}; {summary}"
 
 
 def _ratios(bench: Bench) -> list[tuple[str, str, float]]:

@@ -88,7 +88,9 @@ def test_a_checkpoint_of_another_run_is_refused(change: dict[str, Any], tmp_path
     save(new(tmp_path), 1)
     before = tree(tmp_path)
     ((key, value),) = change.items()
-    with pytest.raises(CannotContinue, match=f"round-1 is of a run whose {key} was {RUN.get(key)}, here it is {value}"):
+    with pytest.raises(
+        CannotContinue, match=f"round-1 belongs to a run with another {key}: {RUN.get(key)}, now {value}"
+    ):
         new(tmp_path, run={**RUN, **change}).newest(nobody)
     assert tree(tmp_path) == before
 

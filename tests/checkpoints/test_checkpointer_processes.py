@@ -116,5 +116,5 @@ def test_a_run_of_fewer_processes_is_not_taken_for_a_damaged_one(tmp_path: Path)
     model = nn.Linear(2, 1)
     alone = Checkpointer(tmp_path, ONE_PROCESS, Shards(model), {"processes": 1}, every=1, last=2, num_rounds=9)
     alone.save(1, weights(1), Clients(), {}, None)
-    expected = f"{tmp_path / 'round-1'} is of a run whose processes was 1, here it is 2"
+    expected = f"{tmp_path / 'round-1'} belongs to a run with another processes: 1, now 2"
     assert in_ranks(2, newest_of_more, tmp_path) == [expected] * 2

@@ -89,10 +89,10 @@ def test_a_client_keeps_arrays_of_its_own_mods_to_itself() -> None:
     ("run", "demanded", "words"),
     [
         ({"kind": "none"}, {}, None),
-        ({"kind": "none"}, {"privacy.kind": "local_dp"}, "privacy=local_dp only, the run has privacy=none"),
+        ({"kind": "none"}, {"privacy.kind": "local_dp"}, "only with privacy=local_dp; the run has privacy=none"),
         ({"kind": "central_dp"}, {"privacy.kind": "local_dp"}, "the run has privacy=central_dp"),
-        ({"kind": "local_dp"}, {"privacy.kind": "local_dp", "privacy.noise_multiplier": 1}, "multiplier=1 on.* 0.5"),
-        ({"kind": "none"}, {"privacy.noise_multiplier": 0.1}, "multiplier=0.1 on, the run has privacy=none"),
+        ({"kind": "local_dp"}, {"privacy.kind": "local_dp", "privacy.noise_multiplier": 1}, "=1 or more.*=0.5"),
+        ({"kind": "none"}, {"privacy.noise_multiplier": 0.1}, "multiplier=0.1 or more; the run has privacy=none"),
         ({"kind": "local_dp"}, {"privacy.kind": "local_dp", "privacy.noise_multiplier": 0.5}, None),
         ({"kind": "local_dp", "seeded_noise": True}, {}, "whoever knows the seed"),
     ],

@@ -126,7 +126,7 @@ def test_a_path_without_anything_is_refused(path: str) -> None:
 
 
 def test_a_path_to_no_callable_is_refused() -> None:
-    with pytest.raises(ValueError, match="no class or function but str"):
+    with pytest.raises(ValueError, match="not a class or function but of type str"):
         imported("strategy._target_", "os.sep")
 
 

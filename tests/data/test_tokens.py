@@ -108,7 +108,7 @@ def test_a_tokenizer_that_adds_special_tokens_by_itself_is_not_let():
 
 def test_a_prompt_without_tokens_is_refused_naming_the_row():
     rows = [Preference("p", "c", "r"), Preference("", "the answer", "r")]
-    with pytest.raises(ValueError, match=r"row 1 has the prompt '', which is no token.*chosen: 'the answer'"):
+    with pytest.raises(ValueError, match=r"row 1 has the prompt '', which has no tokens.*chosen: 'the answer'"):
         tokens(*rows)
 
 

@@ -88,7 +88,7 @@ def test_a_process_that_waits_longer_than_process_timeout_gives_up(
     typed = ["trainer=FSDPTrainer", "loss._target_=sleeping.loss", "process_timeout=5"]
     (code, err), (other, _) = main_in_ranks(tmp_path / "run", 2, *SMALL, *typed, wait_for=1)
     assert (code, other) == (1, None), err
-    assert "process 0 lost the others" in err and "Timed out" in err
+    assert "process 0 lost its connection to the others" in err and "Timed out" in err
 
 
 # What is refused before any process is started

@@ -50,7 +50,7 @@ def test_two_processes_that_are_asked_to_stop_go_on_to_the_same_bytes(tmp_path: 
     process.send_signal(signal.SIGTERM)
     stopped = end(process, folder)
     assert stopped.code == 143, stopped.err
-    assert "stopped by SIGTERM; what was done is kept, go on with: python main.py resume=" in stopped.err
+    assert "stopped by SIGTERM; progress is saved; resume with: python main.py resume=" in stopped.err
     resumed = end(start(folder, ROOT / "main.py", "resume=latest", "output_dir=runs", opened=Fork), folder)
     whole = end(start(tmp_path / "whole", ROOT / "main.py", *typed, opened=Fork), tmp_path / "whole")
     assert "resuming after round" in resumed.out and resumed.lines() == whole.lines()

@@ -67,7 +67,7 @@ def test_the_first_signal_is_noted_and_nothing_more(number: int, capfd: pytest.C
     def work() -> int:
         told: list[int] = []
         with stop.listening(told.append):
-            before = stop.requested(), Stop().asked()
+            before = stop.requested(), Stop().requested()
             Stop().check()  # nobody asked yet
             send(number)
             try:
@@ -80,7 +80,7 @@ def test_the_first_signal_is_noted_and_nothing_more(number: int, capfd: pytest.C
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 7
     name = signal.Signals(number).name
-    assert capfd.readouterr().err == f"{name}: stopping after this step; once more stops at once\n"
+    assert capfd.readouterr().err == f"{name}: stopping after this step; send it again to stop at once\n"
 
 
 def test_a_second_signal_within_half_a_second_is_the_same_request(capfd: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +143,7 @@ def test_afterwards_the_handlers_are_those_of_before_and_nothing_is_asked(error:
         except RuntimeError:
             pass
         send(signal.SIGINT)
-        return 7 if caught == [signal.SIGINT] and stop.requested() == 0 and Stop().asked() == 0 else 8
+        return 7 if caught == [signal.SIGINT] and stop.requested() == 0 and Stop().requested() == 0 else 8
 
     caught: list[int] = []
     assert os.waitstatus_to_exitcode(in_child(work)) == 7
@@ -203,10 +203,10 @@ def asked_together(numbers: list[int]) -> tuple[int, int, int]:
     """Return what is asked before and after a signal reaches some, and what `check` raises."""
     world = arrange(1, torch.device("cpu")).world
     with stop.listening():
-        before = Stop(world).asked()
+        before = Stop(world).requested()
         if numbers[world.index]:
             send(numbers[world.index])
-        after = Stop(world).asked()
+        after = Stop(world).requested()
         try:
             Stop(world).check()
         except Stopped as stopped:

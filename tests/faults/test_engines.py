@@ -60,7 +60,7 @@ def test_a_run_in_workers_of_ray_that_is_stopped_goes_on(tmp_path: Path, command
     if program.returncode == 0:  # the last round was over before it heard
         pytest.skip("the run was too quick to be stopped")
     assert program.returncode == 130, err
-    assert f"go on with: python main.py resume={run.relative_to(tmp_path)}" in err
+    assert f"progress is saved; resume with: python main.py resume={run.relative_to(tmp_path)}" in err
     again = started(tmp_path, f"resume={run}")
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err

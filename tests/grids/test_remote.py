@@ -45,7 +45,7 @@ def made(configs, **how):
     """Return a grid over nodes with these configurations, Flower's grid, what nodes saw and what was reported."""
     seen, told = [], []
     flower = FlowerGrid([(client(seen), config) for config in configs])
-    usual = {"told": {"model": "abc"}, "wait": 10.0, "simulated": False, "timeout": None, "wire": AS_IT_IS}
+    usual = {"message_config": {"model": "abc"}, "wait": 10.0, "simulated": False, "timeout": None, "wire": AS_IT_IS}
     usual["on_failure"] = lambda *failure: told.append(failure)
     usual["on_reply"] = lambda *reply: told.append(reply)
     return RemoteGrid(flower, RemoteGridSettings(**{**usual, **how})), flower, seen, told
@@ -194,7 +194,7 @@ def test_metrics_that_no_mean_can_use_are_a_failure_of_their_client(metrics):
 def test_a_node_that_refuses_is_asked_again_when_it_was_away(capsys):
     seen = []
     flower = FlowerGrid([(client(seen), {}), (client(seen, answers=False), {})])
-    how = {"told": {"model": "abc"}, "timeout": None, "wire": AS_IT_IS, "on_reply": lambda *_: None}
+    how = {"message_config": {"model": "abc"}, "timeout": None, "wire": AS_IT_IS, "on_reply": lambda *_: None}
     flower.answer, answer = lambda message: told(message), flower.answer
 
     def told(message):

@@ -106,6 +106,6 @@ def test_computing_in_more_bits_than_the_weights_have_is_refused():
 
 
 def test_a_wrong_block_name_is_refused_with_the_right_ones(gpt2):
-    assert "model.block_name=GPTJBlock is no module of the model; it has GPT2Block" in refusal(
+    assert "model.block_name=GPTJBlock is not a module of the model; it has GPT2Block" in refusal(
         gpt2, block_name="GPTJBlock"
     )

@@ -97,4 +97,4 @@ def test_runs_that_differ_in_nothing_are_told_not_drawn(place: Path, capsys: pyt
         callback.on_job_start(job(place, name))
         started(made(place / name / "run", {}), *ARGUMENTS)
     callback.on_multirun_end(job(place, "a"))
-    assert capsys.readouterr().err.startswith("no picture of the sweep: a sweep has two finished runs or more")
+    assert capsys.readouterr().err.startswith("no picture of the sweep: a sweep needs at least two finished runs")

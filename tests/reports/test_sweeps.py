@@ -149,7 +149,7 @@ def test_one_run_is_no_sweep_and_unfinished_ones_do_not_count(make: Make, tmp_pa
     (tmp_path / "runs" / "no run").mkdir()
     (tmp_path / "runs" / "no run" / "summary.json").touch()
     assert [run.folder.name for run in finished([tmp_path, tmp_path / "runs"])] == ["run-000"]
-    with pytest.raises(ValueError, match="two finished runs or more"):
+    with pytest.raises(ValueError, match="at least two finished runs"):
         draw(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -74,7 +74,7 @@ def test_a_client_that_is_promised_too_little_stays_away(federate, files, capfd)
     insists = {**second, "privacy.kind": "local_dp", "privacy.noise_multiplier": 2.0}
     with pytest.raises(CannotContinue, match="1 online, 1 cannot take part"):
         federate([first, insists], process_timeout=2, min_fit_clients=2)
-    assert "takes part with privacy=local_dp only" in capfd.readouterr().out
+    assert "takes part only with privacy=local_dp" in capfd.readouterr().out
     federate([first, insists], privacy="local_dp", strategy="fedavg", comm_round=1, **{"privacy.noise_multiplier": 2})
     assert "privacy: local_dp, updates clipped to 1, noise multiplier 2: epsilon 2.17" in capfd.readouterr().err
 
@@ -145,7 +145,7 @@ def test_the_same_weights_are_not_the_same_model(federate, files, tmp_path, capf
         ({"data": "nowhere.jsonl"}, {}, ["there is no file nowhere.jsonl"]),
         ({"dataset": "demo"}, {}, ["made in code"]),
         ({"dataset": "jsnl"}, {}, ["no data set 'jsnl'", "nearest: jsonl"]),
-        ({"lr": 0.1}, {}, ["--node-config has lr", "a node decides data, dataset, cache_dir"]),
+        ({"lr": 0.1}, {}, ["--node-config has lr", "a node may set only data, dataset, cache_dir"]),
         ({"num_threads": "many"}, {}, ["--node-config: num_threads"]),
         ({}, {"partition": "iid", "accuracy_on": "server"}, ["data of its own", "partition=own"]),
     ],
@@ -167,6 +167,6 @@ def test_what_is_wrong_at_a_node_is_said_there_in_one_line(federate, files, capf
 def test_the_others_go_on_without_a_node_that_cannot_take_part(federate, files, capfd):
     first, second = nodes(files)
     _, run = federate([first, {**second, "data": "nowhere.jsonl"}], process_timeout=3, client_num_in_total=2)
-    assert "1 of 2 clients came; continuing without the others" in capfd.readouterr().out
+    assert "1 of 2 clients are online; continuing without the others" in capfd.readouterr().out
     found = lines(run)
     assert (2, "client-0", "train") in found and (2, "client-1", "train") not in found

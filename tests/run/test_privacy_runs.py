@@ -65,7 +65,7 @@ def test_flowers_adaptive_wrappers_say_that_they_are_not_accounted_for(command_l
 def test_a_round_in_which_a_client_fails_leaves_the_model_and_costs_nothing(command_line: CommandLine) -> None:
     result = command_line(*CENTRAL, *TINY, "comm_round=2", "faults.dropout_rate=1", "min_fit_clients=0")
     assert [(line["releases"], line["epsilon"]) for line in spent(result)] == [(0, 0.0), (0, 0.0)]
-    assert result.out.count("no aggregate, for not every client answered") == 2
+    assert result.out.count("no aggregate, because not every client answered") == 2
     assert [line["accuracy"] for line in result.lines("server", "test")] == [0.0] * 3
     # Under local privacy the server cannot know that nothing was sent.
     local = command_line(*LOCAL, *TINY, "comm_round=2", "faults.dropout_rate=1", "min_fit_clients=0")

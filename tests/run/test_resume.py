@@ -157,7 +157,7 @@ def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     environment.write_text(environment.read_text().replace('"python": "', '"python": "2.'))
     again = call(tmp_path, "resume=latest", "output_dir=runs")
     assert again.code == 0 and outcome(only_run(tmp_path)) == expected
-    assert "warning: was python 2.3" in again.text and again.text.count("warning") == 1
+    assert "warning: the run began with python 2.3" in again.text and again.text.count("warning") == 1
     refused = call(tmp_path, "resume=latest", "output_dir=runs", "comm_round=2")
     assert refused.code == 2 and "comm_round=2 is less than the 3 rounds that are done" in refused.text
 
@@ -193,11 +193,11 @@ def test_data_or_a_model_that_changed_are_refused(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     refused = call(tmp_path, "resume=latest", "output_dir=runs", "comm_round=2")
-    assert refused.code == 1 and "is of a run whose model before training" in refused.text
+    assert refused.code == 1 and "belongs to a run with another model before training" in refused.text
     partition = run / "partition.json"
     partition.write_text(partition.read_text().replace("0", "1", 1))
     refused = call(tmp_path, "resume=latest", "output_dir=runs")
-    assert refused.code == 2 and "the data are not those that its partition.json tells of" in refused.text
+    assert refused.code == 2 and "the data differ from those recorded in its partition.json" in refused.text
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def test_every_other_key_is_refused_by_name(tmp_path: Path) -> None:
     others = set(keys()) - {"resume", "output_dir", "exp_name", *MAY_CHANGE}
     assert {"lr", "seed", "model.name_or_path", "strategy", "faults.nan_rate", "client_num_in_total"} < others
     for key in (*others, "strategy.temp", "loss.delta"):
-        with pytest.raises(ValueError, match=f"^{key} cannot be given with resume: .*comm_round.* can, .*new run$"):
+        with pytest.raises(
+            ValueError, match=f"^{key} cannot be given with resume: .* change only .*comm_round.*new run$"
+        ):
             resumed(Request(Config(resume=str(folder)), frozenset({"resume", "comm_round", key})))
 
 
@@ -192,7 +194,8 @@ def test_without_a_run_latest_says_where_it_looked(exp_name: str | None, tmp_pat
 def test_a_folder_of_no_run_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=rf"^resume={tmp_path / name} is no run that began: it has no config.yaml"):
+    refusal = rf"^resume={tmp_path / name} is not the folder of a run: it has no config.yaml"
+    with pytest.raises(ValueError, match=refusal):
         resumed(typed(tmp_path / name))
 
 
@@ -233,7 +236,7 @@ def test_settings_that_are_cut_off_are_refused(kept: int, tmp_path: Path) -> Non
 def test_an_environment_that_does_not_say_how_is_one_clear_error(text: str, tmp_path: Path) -> None:
     folder = began(tmp_path / "run")
     (folder / "environment.json").write_text(text)
-    expected = r"environment.json does not say what the run was started with: .*; start a new run$"
+    expected = r"environment.json cannot be read as the environment of a run: .*; start a new run$"
     with pytest.raises(ValueError, match=expected) as error:
         resumed(typed(folder))
     assert type(error.value) is ValueError
@@ -243,17 +246,17 @@ def test_an_environment_that_does_not_say_how_is_one_clear_error(text: str, tmp_
 def test_an_environment_without_one_of_its_keys_names_it(key: str, tmp_path: Path) -> None:
     folder = began(tmp_path / "run")
     (folder / "environment.json").write_text(json.dumps({k: v for k, v in ENVIRONMENT.items() if k != key}))
-    with pytest.raises(ValueError, match=f"environment.json does not say .*'{key}'"):
+    with pytest.raises(ValueError, match=f"environment.json cannot be read .*'{key}'"):
         resumed(typed(folder))
 
 
 def test_without_an_environment_or_with_one_of_other_bytes_a_run_is_refused(tmp_path: Path) -> None:
     folder = began(tmp_path / "run")
     (folder / "environment.json").write_bytes(b'{"threads": "\xff"}')
-    with pytest.raises(ValueError, match=r"environment.json does not say"):
+    with pytest.raises(ValueError, match=r"environment.json cannot be read"):
         resumed(typed(folder))
     (folder / "environment.json").unlink()
-    with pytest.raises(ValueError, match=r"environment.json does not say .*No such file"):
+    with pytest.raises(ValueError, match=r"environment.json cannot be read .*No such file"):
         resumed(typed(folder))
 
 
@@ -264,7 +267,7 @@ def test_without_an_environment_or_with_one_of_other_bytes_a_run_is_refused(tmp_
 )
 def test_an_environment_of_other_kinds_of_values_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     folder = began(tmp_path / "run", **change)
-    with pytest.raises(ValueError, match=r"environment.json does not say"):
+    with pytest.raises(ValueError, match=r"environment.json cannot be read"):
         resumed(typed(folder))
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from clients.app import ClientPairs
 from fed.checkpoints.checkpointer import Checkpointer
-from fed.checkpoints.contexts import Contexts, asked
+from fed.checkpoints.contexts import Contexts, accessed
 from fed.checkpoints.journal import Journal
 from fed.data.splits import Split
 from fed.data.tokens import Example
@@ -161,15 +161,15 @@ def test_contexts_exist_for_clients_that_were_asked_only() -> None:
     assert contexts[5] is contexts[5]
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
-    assert list(asked(contexts)) == [5, 999_999]
-    assert list(asked(contexts)) == []
+    assert list(accessed(contexts)) == [5, 999_999]
+    assert list(accessed(contexts)) == []
     contexts[5].state["seen"] = MetricRecord({"n": 1})
-    assert list(asked(contexts)) == [5]
+    assert list(accessed(contexts)) == [5]
 
 
 def test_other_sequences_of_contexts_may_have_changed_everywhere() -> None:
     contexts = [Context(0, node, {}, RecordDict(), {}) for node in range(3)]
-    assert list(asked(contexts)) == list(asked(contexts)) == [0, 1, 2]
+    assert list(accessed(contexts)) == list(accessed(contexts)) == [0, 1, 2]
 
 
 # The reference column of a client, at its first visit

@@ -145,7 +145,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(whole: Path, tmp_path
         wait_for(lambda: list(tmp_path.glob("out/small/runs/*/*/checkpoints/round-2")))
         process.send_signal(number)
         _, err = process.communicate(timeout=240)
-    assert process.returncode == code and "go on with: python scripts/compare.py" in err, err
+    assert process.returncode == code and "are kept; continue with: python scripts/compare.py" in err, err
     assert not next(iter(runs(tmp_path).values())).finished
     done = call(tmp_path, *LONGER)
     assert done.returncode == 0 and "resume=" in done.stdout, done.stdout + done.stderr
@@ -173,14 +173,14 @@ def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> Non
         ("strategies=[fedpp]", "strategy=fedpp is unknown nearest: fedpo"),
         ("strategy=fedavg", "strategy is refused use modes, strategies, seeds"),
         ("seed=3", "seed is refused"),
-        ("--multirun", "'--multirun' is no setting"),
+        ("--multirun", "'--multirun' is not a setting"),
         ("temp=x", "temp=x is of the wrong type"),
         ("learning_rate=1", "use lr"),
         ("modes=[centralized] strategies=[fedavg]", "strategies has no effect"),
         ("modes=[centralized] temp=1", "temp has no effect on any of these methods"),
         ("strategies=[fedavg] temp=1", "temp has no effect on any of these methods"),
         ("experiment=temp_sweep", "experiment= names a sweep"),
-        ("clients_per_round=2", "clients_per_round has no equal in mode=local"),
+        ("clients_per_round=2", "clients_per_round has no counterpart in mode=local"),
         ("modes=[federated] strategies=[fedavg,fedavg temp=1]", "temp has no effect with strategy=fedavg"),
     ],
 )

@@ -42,7 +42,7 @@ def test_options_are_told_from_settings_of_the_run() -> None:
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("quick", "'quick' is no setting; expected KEY=VALUE"),
+        ("quick", "'quick' is not a setting; expected KEY=VALUE"),
         ("clients=few", "clients=few is of the wrong type; expected whole numbers"),
         ("clients=10,1", "clients=1 is too small; expected a whole number of at least 2"),
         ("rounds=1", "rounds=1 is too small"),

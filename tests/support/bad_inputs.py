@@ -220,8 +220,8 @@ DATA = (
     ("half a character", OWN, "a.jsonl:1: 'prompt' whole characters", files(a_jsonl=own_line(prompt="\ud83d"))),
     ("Latin-1", OWN, "a.jsonl:1: UTF-8", files(a_jsonl='{"prompt": "é"}'.encode("latin-1"))),
     ("UTF-16", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
-    ("gzip cut short", OWN, "a.jsonl.gz gzip fetch", files(a_jsonl_gz=gzip.compress(ENOUGH)[:-9])),
-    ("text called gzip", OWN, "a.jsonl.gz gzip fetch", files(a_jsonl_gz=ENOUGH)),
+    ("gzip cut short", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=gzip.compress(ENOUGH)[:-9])),
+    ("text called gzip", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=ENOUGH)),
     ("gzip called text", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=gzip.compress(ENOUGH))),
 )  # fmt: skip
 
