@@ -13,7 +13,8 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import transformers
 from hydra.core.global_hydra import GlobalHydra
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-import main
 from run import experiment
+from support.launched import run_main
 
 ROOT = Path(__file__).parents[2]
 OURS = (ROOT, ROOT / "scripts")
@@ -35,23 +36,40 @@ def fork(work: Callable[[], int]) -> int:
     """Call `work` in a forked process, which ends with the code it returns; return the id of the process."""
     if threading.current_thread() is threading.main_thread():
         _warm_up()
-        wait_for_loaders()
-    gc.freeze()  # or looking for garbage would copy all memory that the processes share
+    with forking():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                code = work()
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            os._exit(code)
+    return pid
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Make this process fit to be forked while the context lasts."""
+    if threading.current_thread() is threading.main_thread():
+        _wait_for_loaders()
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
+        gc.freeze()  # or looking for garbage would copy all memory that the processes share
         try:
-            code = work()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        os._exit(code)
-    gc.unfreeze()
-    return pid
+            yield
+        finally:
+            gc.unfreeze()
+
+
+def _wait_for_loaders() -> None:
+    """Wait for the threads that load weights for transformers, which does not: a fork would cut them off half-way."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
 
 
 @functools.cache
@@ -60,26 +78,24 @@ def _warm_up() -> None:
     threads = torch.get_num_threads()
     sizes = ["client_num_in_total=2", "comm_round=1", "n_train_examples=8", "n_test_examples=2", "num_threads=1"]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["main.py", *sizes])
         patch.setattr(experiment, "curves", without_curves)
-        GlobalHydra.instance().clear()
-        assert main.main() == 0
+        assert run_main(patch, Path(folder), *sizes) == 0
     GlobalHydra.instance().clear()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
 
+def begin_quietly() -> None:
+    """Let this forked process print what a run itself says, and draw nothing."""
+    GlobalHydra.instance().clear()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    experiment.curves = without_curves
+
+
 def without_curves(folder: Path) -> Path:
     """Draw nothing, which takes longer than a small run."""
     return folder / "curves.png"
-
-
-def wait_for_loaders() -> None:
-    """Wait for the threads that load weights for transformers, which does not: a fork would cut them off half-way."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("ThreadPoolExecutor"):
-            thread.join(10)
 
 
 class Fork(subprocess.Popen[Any]):
@@ -116,10 +132,7 @@ def _program(command: list[str], given: dict[str, Any], files: dict[int, int]) -
         os.environ.update(given["env"])
     os.chdir(given["cwd"] or ".")
     subprocess.Popen = subprocess_handler.Popen = Fork  # type: ignore[misc, attr-defined]
-    GlobalHydra.instance().clear()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    experiment.curves = without_curves
+    begin_quietly()
     sys.argv = command
     sys.path[0] = str(Path(command[0]).parent)
     try:

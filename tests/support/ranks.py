@@ -1,10 +1,8 @@
 """Several processes for one test: forked, so that they start within a second, and joined through a file."""
 
 import faulthandler
-import gc
 import os
 import tempfile
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from support.forked import wait_for_loaders
+from support.forked import forking
 
 SECONDS = 20  # that one process waits for the others: a test of processes that wait for each other fails, and ends
 
@@ -24,18 +22,13 @@ def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, **named: Any
     """Run `work(*arguments, **named)` in `count` joined processes and return the results; raise the error of any."""
     if torch.cuda.is_available():
         pytest.skip("a forked process cannot train once a GPU is in use; set CUDA_VISIBLE_DEVICES= to run this")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        wait_for_loaders()
-        gc.freeze()  # or looking for garbage would copy all memory that the processes share
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.start_processes(_rank, (count, folder, work, arguments, named), nprocs=count, start_method="fork")
+            with forking():
+                mp.start_processes(_rank, (count, folder, work, arguments, named), nprocs=count, start_method="fork")
         except mp.ProcessExitedException as error:
             error.add_note("".join(path.read_text() for path in Path(folder).glob("crash-*")))
             raise
-        finally:
-            gc.unfreeze()
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(count)]
 
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from fed.tracking.line_files import read_lines
 from fed.tracking.run_files import MARGINS, METRICS, SAMPLES, TIMING
-from run import experiment
-from support.forked import fork, without_curves
+from support.forked import begin_quietly, fork
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -70,10 +67,7 @@ def call(
 
 def _typed(arguments: Sequence[str]) -> int:
     sys.argv = ["main.py", *arguments]
-    GlobalHydra.instance().clear()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    experiment.curves = without_curves
+    begin_quietly()
     try:
         code = main.main()
     except SystemExit as leaving:
