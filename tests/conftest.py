@@ -1,5 +1,6 @@
 """A tiny model, hand-made pairs and a quiet environment for all tests."""
 
+import gc
 import os
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="1")
@@ -29,6 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function):
             mark(item)
     items.sort(key=lambda item: item.get_closest_marker(SERVERS) is None)
+
+
+def pytest_collection_finish() -> None:
+    """Spare all that is imported by now the search for garbage, which Flower asks for with every message."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let garbage be looked for everywhere again: Hypothesis, imported late, asks who refers to what."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def started(folder: Path, how: str) -> subprocess.Popen[bytes]:
     """Start the program above and wait until both of its processes are at work."""
     folder.mkdir()
     (folder / "program.py").write_text(PROGRAM)
-    process = start(folder, folder / "program.py", how)
+    process = start(folder, folder / "program.py", how, opened=Fork)
     deadline = time.monotonic() + 60
     while not all((folder / f"rank-{rank}").exists() for rank in (0, 1)):
         assert time.monotonic() < deadline and process.poll() is None, (folder / "err").read_text()

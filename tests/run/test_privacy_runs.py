@@ -21,7 +21,7 @@ from support.separate_runs import SMALL, call, only_run, outcome
 
 CENTRAL = ("privacy=central_dp", "strategy=fedavg")
 LOCAL = ("privacy=local_dp", "strategy=fedavg")
-TINY = ("client_num_in_total=3", "n_train_examples=60", "n_test_examples=16", "num_threads=1")
+TINY = ("client_num_in_total=3", "n_train_examples=24", "n_test_examples=6", "num_threads=1")
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64))
 
 
@@ -94,15 +94,15 @@ def test_a_run_whose_budget_is_spent_trains_no_more_when_it_goes_on(tmp_path: Pa
     assert resumed(tmp_path, "comm_round=12") == before
 
 
-@pytest.mark.parametrize("kind", [CENTRAL, LOCAL], ids=lambda kind: kind[0])
 @pytest.mark.parametrize(
-    "instant",
+    ("kind", "instant"),
     [
-        (Tracker, "privacy", 2, "after"),
-        (Tracker, "server", 5, "before"),
-        (fed.checkpoints.checkpointer.Checkpointer, "clean", 2, "before"),
+        (CENTRAL, (Tracker, "privacy", 2, "after")),
+        (LOCAL, (Tracker, "privacy", 2, "after")),
+        (CENTRAL, (Tracker, "server", 5, "before")),
+        (CENTRAL, (fed.checkpoints.checkpointer.Checkpointer, "clean", 2, "before")),
     ],
-    ids=lambda instant: f"{instant[1]} {instant[2]}",
+    ids=lambda value: value[0] if value in (CENTRAL, LOCAL) else f"{value[1]} {value[2]}",
 )
 def test_a_killed_run_goes_on_to_the_same_bytes_and_the_same_epsilon(
     whole: Any,  # noqa: F811

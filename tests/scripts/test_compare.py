@@ -23,7 +23,7 @@ from support.forked import Fork
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *["client_num_in_total=3", "comm_round=2", "n_train_examples=60", "n_test_examples=24", "max_length=112"],
+    *["client_num_in_total=3", "comm_round=2", "n_train_examples=30", "n_test_examples=12", "max_length=112"],
     *["checkpoint_within_round=false", "exp_name=small", "output_dir=out", "cache_dir=cache"],
 ]
 METHODS = ["strategies=[fedpo,fedavg,fedpo temp=5]", "modes=[federated,centralized,local]", "seeds=[0,1]"]

@@ -27,8 +27,6 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 from run import experiment
 from support.launched import run_main
 
-ROOT = Path(__file__).parents[2]
-OURS = (ROOT, ROOT / "scripts")
 _NAMES = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
@@ -58,11 +56,9 @@ def forking() -> Iterator[None]:
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        gc.collect()
         gc.freeze()  # or looking for garbage would copy all memory that the processes share
-        try:
-            yield
-        finally:
-            gc.unfreeze()
+        yield
 
 
 def _wait_for_loaders() -> None:
@@ -99,7 +95,7 @@ def without_curves(folder: Path) -> Path:
 
 
 class Fork(subprocess.Popen[Any]):
-    """`subprocess.Popen([sys.executable, FILE, ...])` for a FILE of ours, forked; other programs are started as ever.
+    """`subprocess.Popen([sys.executable, "FILE.py", ...])`, forked; other programs are started as ever.
 
     All that such a program starts in turn is treated alike. Nothing is drawn: it takes longer than these runs.
     """
@@ -107,7 +103,7 @@ class Fork(subprocess.Popen[Any]):
     def _execute_child(self, *values: Any) -> None:
         given = _NAMES.bind(self, *values).arguments
         command = [os.fspath(word) for word in given["args"]]
-        if command[0] != sys.executable or Path(command[1]).resolve().parent not in OURS:
+        if command[0] != sys.executable or not command[1].endswith(".py"):
             super()._execute_child(*values)  # type: ignore[misc]
             return
         pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]

@@ -19,7 +19,6 @@ SMALL = [
     *["device=cpu", "optimizer=SGD", "lr=0.02", "cpu_matmul=mkl", "tensorboard.enabled=false", "output_dir=runs"],
 ]
 SOON = 20  # seconds after a failure: processes are given 5 to end, and machines that run tests are slow
-MARK = "FEDPO_TEST"  # in the environment of every process of a run
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,10 @@ def start(
         folder: The folder; it is made if there is none.
         program: Its file.
         arguments: What is typed.
-        opened: `Fork` saves the time of imports, but processes that it leaves over are not found.
+        opened: `Fork` saves the time of imports.
     """
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
         return (opened or subprocess.Popen)(
             [sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err
@@ -75,12 +74,12 @@ def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:
 
 
 def living(folder: Path) -> list[int]:
-    """List the processes of the run in that folder."""
+    """List the processes of the run in that folder, which is their working folder."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={folder}\0".encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
+            if Path(os.readlink(entry / "cwd")) == folder.resolve():
+                found.append(int(entry.name))
         except OSError:  # another user's, or just gone
             continue
     return found
