@@ -1,4 +1,7 @@
-"""A tiny model, hand-made pairs and a quiet environment for all tests."""
+"""A tiny model, hand-made pairs and a quiet environment for all tests.
+
+What takes seconds to import is imported where it is used: a process that only hands out tests need not wait for it.
+"""
 
 import gc
 import os
@@ -9,19 +12,15 @@ os.environ.update(RAY_worker_niceness="0")  # by default other tests would starv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from fed.model.demo import demo_tokenizer
-from fed.model.policy import Policy
 from support.command_line import CommandLine, Result
-from support.compositions import share_compositions
 from support.markers import SERVERS, mark
 
-torch.set_num_threads(1)
-share_compositions()
+if TYPE_CHECKING:
+    from fed.model.policy import Policy
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare all that is imported by now the search for garbage, which Flower asks for with every message."""
+    """Compute in one thread, compose settings once, and never look for garbage in what is imported by now."""
+    import torch
+
+    from support.compositions import share_compositions
+
+    torch.set_num_threads(1)
+    share_compositions()
     gc.collect()
     gc.freeze()
 
@@ -44,8 +49,14 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
-def policy() -> Policy:
+def policy() -> "Policy":
     """Return a two-layer Llama of a few thousand random weights over 31 tokens, embeddings tied, always the same."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fed.model.demo import demo_tokenizer
+    from fed.model.policy import Policy
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=31,
@@ -65,10 +76,11 @@ def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[CommandLine]:
     """`python main.py ...` in this process, each call in a working folder of its own."""
+    import torch
     from hydra.core.global_hydra import GlobalHydra
 
     import main
-    from run import experiment  # seconds, that most tests need not wait for
+    from run import experiment
 
     calls = iter(range(100))
     threads = torch.get_num_threads()

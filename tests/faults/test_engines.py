@@ -1,4 +1,4 @@
-"""`make faults`: a SuperNode is killed during a deployment, and a run in Ray's workers is stopped."""
+"""`make faults`: a deployment loses a SuperNode or has no time, and a run in Ray's workers is stopped."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import CommandLine
-from support.deployment import Deployment, lines, same
+from support.deployment import Deployment, lines, same, script
 from support.ray_runs import TYPED, started
 
 pytestmark = pytest.mark.faults
@@ -65,3 +65,9 @@ def test_a_run_in_workers_of_ray_that_is_stopped_goes_on(tmp_path: Path, command
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     same(run, command_line(*TYPED).run)
+
+
+def test_the_script_fails_if_no_round_was_run(tmp_path: Path) -> None:
+    done, left = script(tmp_path, TIMEOUT="3")
+    assert done.returncode == 1 and "error: the run did not end well" in done.stderr
+    assert not left

@@ -145,8 +145,8 @@ def test_a_run_goes_on_after_its_checkpoint(federate, files):
 
 def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
     _, deployed = federate(nodes(files), comm_round=1)
-    here = command_line("comm_round=1", "client_num_in_total=2", "n_train_examples=40").run
+    here = command_line(*(f"{key}={value}" for key, value in SMALL.items()), "n_train_examples=40").run
     with pytest.raises(ValueError, match=r"resume it with: flwr run . NAME -c"):
         resumed(Request(Config(resume=str(deployed)), frozenset({"resume"})))
     with pytest.raises(ValueError, match=r"resume it with: python main.py resume="):
-        server_app.settings_of(through_flower({"resume": str(here), "comm_round": 2}))
+        server_app.settings_of(through_flower({"resume": str(here), "comm_round": 3}))

@@ -128,6 +128,22 @@ class Deployment:
             self.kill(name)
 
 
+def script(
+    folder: Path, *typed: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[psutil.Process]]:
+    """Run `bash scripts/deploy_local.sh ...`, and return it with the processes that it left running."""
+    own = {**os.environ, "KEEP": str(folder / "kept"), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        ["bash", "scripts/deploy_local.sh", *typed], cwd=ROOT, env=own, capture_output=True, text=True, timeout=500
+    )
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
+    return done, left
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
