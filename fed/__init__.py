@@ -1,1 +1,1 @@
-"""The framework: nine subfolders, none of which imports `clients/` or `server/`."""
+"""Holds the framework in nine subfolders, none of which imports `clients/` or `server/`."""

@@ -1,1 +1,1 @@
-"""Log-probabilities in, one number per pair out; knows tensors only."""
+"""Turns log-probabilities into one loss per pair; knows tensors only."""

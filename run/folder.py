@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from clients.optimizers import STATES
 from fed.checkpoints.checkpointer import rounds
 from fed.config.schema import Config
 from fed.data.partition_file import write_partition
@@ -16,8 +17,6 @@ from fed.files import free_space, write_whole
 from fed.tracking import run_folder
 from fed.tracking.run_files import CONFIG, PARTITION_FILE
 from run.plan import Plan
-
-STATES = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps for each weight
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore import log
 from torch import Tensor
 
+from fed.config.sections.federation import WEIGHTINGS
 from fed.distributed.ranks import ALONE, Ranks
 from fed.model.arrays import RemoteArrays, to_record, to_tensors
-
-WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")
 
 
 class StreamingFedAvg(FedAvg):

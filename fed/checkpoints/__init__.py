@@ -1,1 +1,1 @@
-"""Checkpoints: everything that a run needs to resume, on the disk."""
+"""Writes all that a run needs to resume to the disk and reads it back: weights, clients' states, a round's replies."""

@@ -1,1 +1,1 @@
-"""Processes, and a model split over them."""
+"""Starts the processes of a run, joins them, and splits a model over them with FSDP and tensor parallelism."""

@@ -1,1 +1,1 @@
-"""The one model: loaded, run, scored, sampled."""
+"""Loads the policy and computes with it: log-probabilities, references, responses; reads and writes its weights."""

@@ -1,1 +1,1 @@
-"""Pictures, tables and pages of finished runs."""
+"""Draws pictures, tables and pages of finished runs; reads their folders and nothing else."""

@@ -1,1 +1,1 @@
-"""The log of a run: metrics, TensorBoard, progress on the console, and the files of its folder."""
+"""Writes the log of a run: metrics, TensorBoard, progress on the console, and the files of its folder."""

@@ -13,7 +13,7 @@ from fed.config.checks import checked
 from fed.config.explain import REFUSED, explain
 from fed.config.meaning import value_of
 from fed.config.schema import GROUPS, PRESETS, Config, every_key, keys
-from support.configured import DEFAULTS, chosen, settings_of
+from support.configured import DEFAULTS, composed, settings_of
 
 CONFIG = Path(__file__).parents[2] / "config"
 FILES = sorted(path.relative_to(CONFIG) for group in GROUPS for path in CONFIG.glob(f"{group}/*.yaml"))
@@ -239,6 +239,6 @@ def no_hydra_is_left() -> Iterator[None]:
 def test_choices_are_the_file_names(tmp_path: Path) -> None:
     """A strategy that lacks the key is named by its file in the message."""
     choices: Mapping[str, str] = {**DEFAULTS, "strategy": "mine"}
-    node = chosen("strategy=fedavg").copy()
+    node = composed("strategy=fedavg")
     with pytest.raises(ValueError, match="temp has no effect with strategy=mine"):
         checked(node, ["temp=1"], choices)

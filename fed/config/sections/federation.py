@@ -6,6 +6,8 @@ from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION
 from fed.config.groups import FaultSettings
 from fed.config.meaning import Limits, Scope, at, key
 
+WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")  # what FeDPO weights a client's reply by
+
 
 @dataclass
 class FederationKeys:
@@ -51,7 +53,7 @@ class FederationKeys:
     weighting: str = key(
         "accuracy",
         "What a client's weight in the mean depends on.",
-        choices=("accuracy", "samples", "accuracy_times_samples"),
+        choices=WEIGHTINGS,
         idle=NO_FEDERATION,
         read_by=("strategy", "weighting"),
     )
