@@ -101,8 +101,18 @@ def _config(folder: Path) -> Config:
         if "_target_" in config.partition:
             config.partition["_target_"] = _present_name(config.partition["_target_"])
     except Exception as error:  # a damaged file makes the readers raise anything
-        raise ValueError(f"{path} cannot be read as the settings of a run: {error}; start a new run") from error
+        way_out = f"{_version_of(folder)}start a new run"
+        raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error
     return config
+
+
+def _version_of(folder: Path) -> str:
+    """Name the version that the run began with, as a way out; its keys may be others than the present ones."""
+    try:
+        commit = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        commit = None
+    return f"resume it with commit {commit}, with which it began, or " if isinstance(commit, str) else ""
 
 
 def _present_name(path: str) -> str:

@@ -215,6 +215,21 @@ def test_settings_that_cannot_be_read_are_one_clear_error(text: str, tmp_path: P
     assert type(error.value) is ValueError
 
 
+@pytest.mark.parametrize("key", ["a key that is gone", "a key to come"])
+def test_settings_of_another_version_name_the_commit_that_can_resume_them(key: str, tmp_path: Path) -> None:
+    folder = began(tmp_path / "run", commit="8e84eec")
+    settings = asdict(BEGAN)
+    if key == "a key that is gone":
+        settings["gone"], told = 1, "'gone' not in 'Config'"
+    else:
+        del settings["temp"]
+        told = "it lacks temp"
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    with pytest.raises(ValueError, match=told) as error:
+        resumed(typed(folder))
+    assert str(error.value).endswith("; resume it with commit 8e84eec, with which it began, or start a new run")
+
+
 def test_settings_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
     folder = began(tmp_path / "run")
     (folder / "config.yaml").write_bytes(b"lr: \xff\xfe\n")
