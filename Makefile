@@ -33,13 +33,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-quick: setup ## format, lint, types and the tests without whole runs
+quick: setup ## format, lint, types, and the tests that start no run, process or server
 	@$(MAKE) --no-print-directory -j 2 lint types quick-tests
 
 quick-tests: setup
 	$(PYTEST) -n 2 --dist worksteal -m "not runs and not processes and not servers and not faults"
 
-test: setup ## format, lint, types and all tests
+test: setup ## format, lint, types and all tests but `make faults`
 	@$(MAKE) --no-print-directory -j 2 lint types all-tests
 
 all-tests: setup

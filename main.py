@@ -37,7 +37,7 @@ def main() -> int:
     try:
         _compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(explain.explain(f"{error}\n{error.__cause__ or ''}"))
+        return _refuse(explain.refusal(error))
     except KeyboardInterrupt:
         return 130
     finally:

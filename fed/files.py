@@ -1,4 +1,4 @@
-"""Files that are never half written, and what a full or missing disk says."""
+"""Files that are never left half written, and the error that a full or missing disk raises."""
 
 import errno
 import io

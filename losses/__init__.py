@@ -1,1 +1,1 @@
-"""Turns log-probabilities into one loss per pair; knows tensors only."""
+"""Computes log-probabilities from hidden states, and from them one loss per pair; knows tensors only."""

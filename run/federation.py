@@ -1,4 +1,4 @@
-"""One federation of a run: what its server app, evaluation and checkpoints are, wherever its clients run."""
+"""One federation of a run: its server app, evaluation and checkpoints, the same wherever its clients run."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from clients.optimizers import STATES
 from fed.checkpoints.checkpointer import rounds
 from fed.config.schema import Config
+from fed.config.sections.training import STATES_PER_WEIGHT
 from fed.data.partition_file import write_partition
 from fed.files import free_space, write_whole
 from fed.tracking import run_folder
@@ -118,7 +118,7 @@ def _check_space(plan: Plan) -> None:
     kept = size  # the final model
     if config.checkpoint_every:
         met = min(plan.num_clients, plan.clients_per_round * config.comm_round)
-        slots = STATES[config.optimizer] * met if config.client_optimizer == "persist" else 0
+        slots = STATES_PER_WEIGHT[config.optimizer] * met if config.client_optimizer == "persist" else 0
         kept += size * (config.checkpoint_keep + 2 + slots)  # the best one, and the one that is being written
     within = size * plan.clients_per_round if config.checkpoint_every == 1 and config.checkpoint_within_round else 0
     free = free_space(Path(config.output_dir))

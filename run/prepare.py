@@ -1,4 +1,4 @@
-"""Load and check what a run needs, before anything is written."""
+"""Loads and checks what a run needs, before anything is written."""
 
 import functools
 import logging

@@ -12,7 +12,7 @@ from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.config.scopes import on_resume
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
-from fed.tracking.run_folder import newest_run
+from fed.tracking.run_folder import CHANGED, commit, newest_run
 
 LATEST = "latest"
 FINDS = on_resume("finds")  # keys that say which run to resume
@@ -101,18 +101,19 @@ def _config(folder: Path) -> Config:
         if "_target_" in config.partition:
             config.partition["_target_"] = _present_name(config.partition["_target_"])
     except Exception as error:  # a damaged file makes the readers raise anything
-        way_out = f"{_version_of(folder)}start a new run"
+        way_out = f"{_older_commit(folder)}start a new run"
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error
     return config
 
 
-def _version_of(folder: Path) -> str:
-    """Name the version that the run began with, as a way out; its keys may be others than the present ones."""
+def _older_commit(folder: Path) -> str:
+    """Return the way out for a run of another commit, "resume it with commit ..., or "; "" if there is none."""
     try:
-        commit = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["commit"]
-    except (OSError, ValueError, KeyError, TypeError):
-        commit = None
-    return f"resume it with commit {commit}, with which it began, or " if isinstance(commit, str) else ""
+        began = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["commit"].removesuffix(CHANGED)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    here = (commit() or "").removesuffix(CHANGED)
+    return f"resume it with commit {began}, with which it began, or " if began != here else ""
 
 
 def _present_name(path: str) -> str:

@@ -1,1 +1,1 @@
-"""One command per file: compare, sweep, bench, scale, convert, deploy."""
+"""Commands beside `main.py`: compare, sweep, bench, scale, convert, deploy; and the modules that they share."""

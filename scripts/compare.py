@@ -84,9 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         for one in wanted:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        known = isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException)
-        message = str(error) if known else explain.explain(f"{error}\n{error.__cause__ or ''}")
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(explain.refusal(error).split())}", file=sys.stderr)
         return 2
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
     try:

@@ -1,4 +1,4 @@
-"""The ledgers of `privacy=`: what the rounds so far have cost of the clients' privacy."""
+"""The ledgers of `privacy=`: how much of the clients' privacy the rounds so far have spent."""
 
 import functools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A tiny model, hand-made pairs and a quiet environment for all tests.
+"""The fixtures `policy` and `command_line`, and the environment and order of all tests.
 
 What takes seconds to import is imported where it is used: a process that only hands out tests need not wait for it.
 """
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Compute in one thread, compose settings once, and never look for garbage in what is imported by now."""
+    """Use one thread, share compositions of settings, and exempt all present objects from garbage collection."""
     import torch
 
     from support.compositions import share_compositions
@@ -44,7 +44,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Let garbage be looked for everywhere again: Hypothesis, imported late, asks who refers to what."""
+    """Undo `gc.freeze`: Hypothesis may be imported only now, and `gc.get_referrers` sees no frozen object."""
     gc.unfreeze()
 
 
@@ -75,7 +75,7 @@ def policy() -> "Policy":
 def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[CommandLine]:
-    """`python main.py ...` in this process, each call in a working folder of its own."""
+    """Return a function that runs `python main.py ...` in this process, each call in a folder of its own."""
     import torch
     from hydra.core.global_hydra import GlobalHydra
 

@@ -61,8 +61,9 @@ def missing_names(text: str) -> list[str]:
     for name, file in re.findall(r"`([A-Za-z_.]+)`(?: \([^)]*\))? in\s+`([\w/]+\.py)`", text):
         tree = ast.parse((ROOT / file).read_text())
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
-        defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+        plain = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+        typed = (node.target for node in tree.body if isinstance(node, ast.AnnAssign))
+        defined |= {target.id for target in (*plain, *typed) if isinstance(target, ast.Name)}
         if not set(name.split(".")) <= defined:
             missing.append(f"{name} in {file}")
     return missing

@@ -1,1 +1,1 @@
-"""Writes all that a run needs to resume to the disk and reads it back: weights, clients' states, a round's replies."""
+"""Keeps on the disk everything that a run needs to resume: weights, clients' states and the round's replies."""

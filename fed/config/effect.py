@@ -1,4 +1,4 @@
-"""Keys that would do nothing with the other settings are refused."""
+"""Refuses keys that have no effect with the other settings."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

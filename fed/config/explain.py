@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fed.config.meaning import TYPE_WORDS
 from fed.config.schema import CONFIG_DIR, OPEN_GROUPS, PRESETS, Config, keys
@@ -29,6 +31,13 @@ REFUSED = {
 }
 
 WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]"}
+
+
+def refusal(error: Exception) -> str:
+    """Return the one-line message of refused settings, whether this program, Hydra or OmegaConf refused them."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(f"{error}\n{error.__cause__ or ''}")
+    return str(error)
 
 
 def explain(message: str) -> str:

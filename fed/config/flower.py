@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import composing
 from fed.config.checks import Request
-from fed.config.explain import explain, listed, nearest
+from fed.config.explain import explain, listed, nearest, refusal
 from fed.config.schema import Config
 from fed.config.scopes import decided_by
 
@@ -42,7 +42,7 @@ def run_settings(run_config: Mapping[str, Any]) -> Request:
     try:
         return composing.request(arguments, FORCED)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(f"{error}\n{error.__cause__ or ''}")) from error
+        raise ValueError(refusal(error)) from error
 
 
 def to_text(request: Request) -> str:

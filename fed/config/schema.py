@@ -54,9 +54,9 @@ class Config(TrainingKeys, FederationKeys, DataKeys, ComputingKeys, RunKeys, Gro
 def register() -> None:
     """Make the schema and the functions that YAML files call known to Hydra, once in a process."""
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("either", lambda value, default: default if value is None else value, replace=True)
-    OmegaConf.register_new_resolver("fraction", lambda part, whole: 1.0 if part is None else part / whole, replace=True)
-    OmegaConf.register_new_resolver("scratch", lambda: str(scratch()), replace=True)
+    OmegaConf.register_new_resolver("either", lambda value, default: default if value is None else value)
+    OmegaConf.register_new_resolver("fraction", lambda part, whole: 1.0 if part is None else part / whole)
+    OmegaConf.register_new_resolver("scratch", lambda: str(scratch()))
 
 
 def scratch() -> Path:

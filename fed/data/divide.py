@@ -1,4 +1,4 @@
-"""Rows to clients, by a partitioner: conversations are divided, and no conversation is torn."""
+"""Divides rows among clients by a partitioner; all rows of a conversation go to one client."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Ends a run early: after its present step when it is asked by a signal, or when a client's time is up."""
+"""Ends a run after its present step when a signal asks for it, and a client's training when its time is up."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The client number of each of Flower's nodes: a new node answers a question, or is given its number."""
+"""The client number of each Flower node: a new node is asked for its number, or is given one."""
 
 import itertools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""An archive: weights of a trained model, with which a run begins instead of its own."""
+"""Archives: weights of a trained model, which a run loads over those of its own model."""
 
 import pickle
 from pathlib import Path

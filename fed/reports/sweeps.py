@@ -1,4 +1,4 @@
-"""The runs of a sweep to `sweep.png`, `sweep.csv` and `sweep.md`."""
+"""Draws and tabulates the runs of a sweep: `sweep.png`, `sweep.csv` and `sweep.md`."""
 
 import csv
 from collections.abc import Sequence

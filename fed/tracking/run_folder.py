@@ -33,6 +33,8 @@ PACKAGES = (
     "tensorboardX",
 )
 
+CHANGED = "+changes"  # ends a commit from which files differ
+
 
 def check_cache_folder(cache_dir: str) -> None:
     """Create the cache folder now, so that a run does not fail on it later.
@@ -63,7 +65,7 @@ def create_run_folder(
     try:
         folder = _new_folder(Path(output_dir) / exp_name / started.strftime("%Y-%m-%d_%H-%M-%S"))
         environment = {**surroundings(device), "argv": _arguments(), "started": started.isoformat(timespec="seconds")}
-        environment |= {"commit": _commit(), "cpu": cpu, **more}
+        environment |= {"commit": commit(), "cpu": cpu, **more}
         write_whole(folder / ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
         write_whole(folder / CONFIG, config_yaml.encode())
     except OSError as error:
@@ -130,12 +132,12 @@ def surroundings(device: torch.device) -> dict[str, object]:
     }
 
 
-def _commit() -> str | None:
-    """Return the commit of this source tree, with "+changes" if files differ from it; None outside git."""
+def commit() -> str | None:
+    """Return the commit of this source tree, with `CHANGED` if files differ from it; None outside git."""
     here = Path(__file__).parent
     try:
         shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],
+            ["git", "describe", "--always", f"--dirty={CHANGED}", "--abbrev=40", "--exclude=*"],
             cwd=here,
             capture_output=True,
             text=True,

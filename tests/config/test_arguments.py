@@ -4,7 +4,7 @@ import pytest
 from hydra.errors import HydraException
 
 from fed.config.arguments import check_arguments
-from fed.config.explain import explain
+from fed.config.explain import refusal
 from support.configured import composed
 
 
@@ -69,8 +69,8 @@ def test_other_arguments_pass() -> None:
     ],
 )
 def test_what_hydra_refuses_is_told_in_one_line(argument: str, words: str) -> None:
-    with pytest.raises(HydraException) as refusal:
+    with pytest.raises(HydraException) as found:
         composed(argument)
-    text = explain(f"{refusal.value}\n{refusal.value.__cause__ or ''}")
+    text = refusal(found.value)
     assert all(word in text for word in words.split(" ")), text
     assert "\n" not in text and "hydra" not in text.lower()

@@ -44,15 +44,15 @@ def test_two_processes_run_what_one_runs_and_leave_the_same_files(tmp_path: Path
 def test_two_processes_that_are_asked_to_stop_go_on_to_the_same_bytes(tmp_path: Path) -> None:
     typed = [*SMALL, "comm_round=2", "trainer=FSDPTrainer", "trainer_processes=2"]
     folder = tmp_path / "stopped"
-    process = start(folder, ROOT / "main.py", *typed, opened=Fork)
+    process = start(folder, ROOT / "main.py", *typed, popen=Fork)
     while not list(folder.glob("runs/*/*/checkpoints/round-1")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     stopped = end(process, folder)
     assert stopped.code == 143, stopped.err
     assert "stopped by SIGTERM; progress is saved; resume with: python main.py resume=" in stopped.err
-    resumed = end(start(folder, ROOT / "main.py", "resume=latest", "output_dir=runs", opened=Fork), folder)
-    whole = end(start(tmp_path / "whole", ROOT / "main.py", *typed, opened=Fork), tmp_path / "whole")
+    resumed = end(start(folder, ROOT / "main.py", "resume=latest", "output_dir=runs", popen=Fork), folder)
+    whole = end(start(tmp_path / "whole", ROOT / "main.py", *typed, popen=Fork), tmp_path / "whole")
     assert "resuming after round" in resumed.out and resumed.lines() == whole.lines()
     ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (resumed.run, whole.run))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
@@ -80,7 +80,7 @@ def test_a_mistake_that_all_processes_find_is_told_once_and_nothing_is_written(t
     folder.mkdir()
     (folder / "my_ideas.py").write_text(IDEAS)
     typed = ["trainer=FSDPTrainer", "trainer_processes=2", "loss._target_=my_ideas.scalar"]
-    found = end(start(folder, ROOT / "main.py", *SMALL, *typed, opened=Fork), folder)
+    found = end(start(folder, ROOT / "main.py", *SMALL, *typed, popen=Fork), folder)
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith("error: loss: scalar gives a tensor of shape ()") and found.err.count("\n") == 1
     assert {path.name for path in folder.iterdir()} <= {"my_ideas.py", "__pycache__", "out", "err"}
@@ -124,7 +124,7 @@ def started(folder: Path, how: str) -> subprocess.Popen[bytes]:
     """Start the program above and wait until both of its processes are at work."""
     folder.mkdir()
     (folder / "program.py").write_text(PROGRAM)
-    process = start(folder, folder / "program.py", how, opened=Fork)
+    process = start(folder, folder / "program.py", how, popen=Fork)
     deadline = time.monotonic() + 60
     while not all((folder / f"rank-{rank}").exists() for rank in (0, 1)):
         assert time.monotonic() < deadline and process.poll() is None, (folder / "err").read_text()

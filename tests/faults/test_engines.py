@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import CommandLine
-from support.deployment import Deployment, lines, same, script
+from support.deployment import Deployment, assert_same, deploy_local, lines
 from support.ray_runs import TYPED, started
 
 pytestmark = pytest.mark.faults
@@ -30,7 +30,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 
 def start(deployment: Deployment, number: int) -> None:
-    """Start node 1 or 2, whose `partition-id` is its number."""
+    """Start the node at this place in `NODES`; its `partition-id` is the place."""
     node, folder = NODES[number], deployment.folder
     own = {"data": f"{folder}/{node}.jsonl", "cache_dir": f"{folder}/{node}-cache", "partition-id": number}
     deployment.start_node(node, **own)
@@ -64,10 +64,10 @@ def test_a_run_in_workers_of_ray_that_is_stopped_goes_on(tmp_path: Path, command
     again = started(tmp_path, f"resume={run}")
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
-    same(run, command_line(*TYPED).run)
+    assert_same(run, command_line(*TYPED).run)
 
 
 def test_the_script_fails_if_no_round_was_run(tmp_path: Path) -> None:
-    done, left = script(tmp_path, TIMEOUT="3")
+    done, left = deploy_local(tmp_path, TIMEOUT="3")
     assert done.returncode == 1 and "error: the run did not end well" in done.stderr
     assert not left

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from support.deployment import Deployment, same, script
+from support.deployment import Deployment, assert_same, deploy_local
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_strangers_are_told_why_they_are_not_let_in(deployment):
 
 def test_the_script_runs_a_deployment_with_the_results_of_one_process_and_stops_it(tmp_path, command_line):
     servers = ["n_test_examples=32", "n_eval_examples=16"]
-    done, left = script(tmp_path, *servers)
+    done, left = deploy_local(tmp_path, *servers)
     assert done.returncode == 0, done.stderr
     assert re.search(r"2 rounds, 2 clients, 152 pairs; final accuracy 0\.[0-9]{3} \(test\)", done.stdout), done.stdout
     assert not left
@@ -36,4 +36,4 @@ def test_the_script_runs_a_deployment_with_the_results_of_one_process_and_stops_
     (deployed,) = (tmp_path / "kept" / "runs").glob("*/*")
     files = ",".join(f"{tmp_path}/kept/node-{number}.jsonl" for number in (1, 2))
     own = ["partition=own", "accuracy_on=client", "client_num_in_total=2", "comm_round=2", f"client_data=[{files}]"]
-    same(deployed, command_line(*own, *servers).run)
+    assert_same(deployed, command_line(*own, *servers).run)

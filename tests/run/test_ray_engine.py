@@ -10,7 +10,7 @@ import pytest
 from fed.config.schema import Config
 from run import ray_engine
 from support.configured import through_flower
-from support.deployment import BIN, ROOT, free_port, same
+from support.deployment import BIN, ROOT, assert_same, free_port
 from support.ray_runs import SETTINGS, TYPED, started
 
 
@@ -20,7 +20,7 @@ def test_clients_in_two_workers_give_the_results_of_one_process(tmp_path, comman
     assert program.returncode == 0, err
     assert "DEPRECATED" not in err and "Warning" not in err, err
     (run,) = tmp_path.glob("data/fedpo/*")
-    same(run, command_line(*TYPED).run)
+    assert_same(run, command_line(*TYPED).run)
     told = json.loads((run / "environment.json").read_text())
     assert "engine=ray" in out and "engine=ray" in told["argv"]
 
@@ -48,7 +48,7 @@ def test_flwr_run_gives_the_results_of_one_process(tmp_path, command_line):
                     each.kill()
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").glob("fedpo/*")
-    same(run, command_line(*TYPED).run)
+    assert_same(run, command_line(*TYPED).run)
     assert (ROOT / "pyproject.toml").read_bytes() == before
 
 

@@ -20,7 +20,7 @@ def settings_of(*typed: str) -> Request:
     """Return what `main.py *typed` would run, without the tenth of a second that Hydra takes for each composition."""
     pairs = [argument.lstrip("+").split("=", 1) for argument in typed]
     choices = {key: value for key, value in pairs if key in GROUPS}
-    node = pickle.loads(chosen(*(f"{key}={value}" for key, value in choices.items())))
+    node = pickle.loads(pickled(*(f"{key}={value}" for key, value in choices.items())))
     for key, value in pairs:
         if key not in GROUPS:
             OmegaConf.update(node, key, yaml.safe_load(value), force_add=True)
@@ -31,8 +31,8 @@ DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fed
 
 
 @functools.cache
-def chosen(*groups: str) -> bytes:
-    """Return the composition with these files of groups, pickled: it is read in a seventh of the time of a copy."""
+def pickled(*groups: str) -> bytes:
+    """Return the composition with these files of groups, pickled: see support/compositions.py."""
     return pickle.dumps(composed(*groups))
 
 

@@ -62,8 +62,8 @@ class Deployment:
         self.call("flwr", "supernode", "register", f"{self.folder}/certs/{node}.pub", "here")
 
     def start_node(self, node: str, authority: str = "ca.pem", key: str | None = None, **config: object) -> None:
-        """Start a SuperNode with this configuration; points in keys are written as two underscores."""
-        texts = (f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in config.items())
+        """Start a SuperNode with this configuration."""
+        texts = (f"{name}={json.dumps(value)}" for name, value in config.items())
         where = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
         keys = [f"--root-certificates={self.folder}/certs/{authority}"]
         keys.append(f"--auth-supernode-private-key={self.folder}/certs/{key or node}.key")
@@ -76,28 +76,21 @@ class Deployment:
                 command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def call(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=True
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300, check=True
         )
-
-    def run(self, exp_name: str, timeout: float = 500, **settings: object) -> Path:
-        """Start `flwr run`, wait until the run has ended, and return its folder."""
-        self.begin(exp_name, **settings)
-        return self.end(exp_name, timeout)
 
     def begin(self, exp_name: str, **settings: object) -> None:
         """Start `flwr run` without waiting."""
         every = {"exp_name": exp_name, "output_dir": f"{self.folder}/runs", "cache_dir": f"{self.folder}/server"}
-        (typed,) = through_flower(
-            {key.replace("__", "."): value for key, value in {**every, **settings}.items()}
-        ).values()
+        (typed,) = through_flower({**every, **settings}).values()
         self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", f'settings="{typed}"')
 
-    def end(self, exp_name: str, timeout: float = 500) -> Path:
+    def end(self, exp_name: str) -> Path:
         """Wait until a run that has begun ends, and return its folder."""
-        self._started.pop(f"run-{exp_name}").wait(timeout)
+        self._started.pop(f"run-{exp_name}").wait(500)
         (folder,) = (self.folder / "runs" / exp_name).iterdir()
         return folder
 
@@ -106,10 +99,10 @@ class Deployment:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, name: str, words: str, seconds: float = 180, count: int = 1) -> None:
-        """Wait until a program has printed these words so often."""
+    def wait_for(self, name: str, words: str, seconds: float = 180) -> None:
+        """Wait until a program has printed these words."""
         deadline = time.monotonic() + seconds
-        while self.log(name).count(words) < count:
+        while words not in self.log(name):
             assert time.monotonic() < deadline, f"{name} has not said {words!r}:\n{self.log(name)[-3000:]}"
             time.sleep(0.1)
 
@@ -123,7 +116,7 @@ class Deployment:
         program.wait(30)
 
     def close(self) -> None:
-        """End all of them."""
+        """End every program that is still running."""
         for name in list(self._started)[::-1]:
             self.kill(name)
 
@@ -131,7 +124,7 @@ class Deployment:
 def script(
     folder: Path, *typed: str, **environment: str
 ) -> tuple[subprocess.CompletedProcess[str], list[psutil.Process]]:
-    """Run `bash scripts/deploy_local.sh ...`, and return it with the processes that it left running."""
+    """Run `bash scripts/deploy_local.sh ...`; return its result, and the processes that it left running."""
     own = {**os.environ, "KEEP": str(folder / "kept"), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         ["bash", "scripts/deploy_local.sh", *typed], cwd=ROOT, env=own, capture_output=True, text=True, timeout=500
@@ -156,7 +149,7 @@ def lines(run: Path) -> dict[tuple[int, str, str], Mapping[str, Any]]:
     return {(line["round"], line["who"], line["split"]): line for line in found}
 
 
-def same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path) -> None:
     """Assert that metrics and weights of two runs agree within 1e-6, and that the first has learned something."""
     ours, theirs = lines(found), lines(expected)
     assert ours.keys() == theirs.keys()

@@ -1,4 +1,4 @@
-"""Programs of ours in forked processes: `subprocess.Popen` without the seconds that starting and importing take."""
+"""Forked processes that run this project's programs without the seconds that starting and importing take."""
 
 import functools
 import gc
@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 from run import experiment
 from support.launched import run_main
 
-_NAMES = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
 def fork(work: Callable[[], int]) -> int:
@@ -50,19 +50,19 @@ def fork(work: Callable[[], int]) -> int:
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """Make this process fit to be forked while the context lasts."""
+    """Make this process ready to be forked; its present objects stay frozen until the tests end."""
     if threading.current_thread() is threading.main_thread():
         _wait_for_loaders()
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads; these processes use no lock that a thread of ours may hold.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         gc.collect()
-        gc.freeze()  # or looking for garbage would copy all memory that the processes share
+        gc.freeze()  # otherwise a garbage collection would copy all memory that the processes share
         yield
 
 
 def _wait_for_loaders() -> None:
-    """Wait for the threads that load weights for transformers, which does not: a fork would cut them off half-way."""
+    """Wait for the threads in which transformers loads weights: it does not, and a fork would cut them off."""
     for thread in threading.enumerate():
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(10)
@@ -82,7 +82,7 @@ def _warm_up() -> None:
 
 
 def begin_quietly() -> None:
-    """Let this forked process print what a run itself says, and draw nothing."""
+    """Silence transformers in this forked process, and draw no curves."""
     GlobalHydra.instance().clear()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -95,13 +95,13 @@ def without_curves(folder: Path) -> Path:
 
 
 class Fork(subprocess.Popen[Any]):
-    """`subprocess.Popen([sys.executable, "FILE.py", ...])`, forked; other programs are started as ever.
+    """`subprocess.Popen([sys.executable, "FILE.py", ...])`, forked; other programs are started as usual.
 
-    All that such a program starts in turn is treated alike. Nothing is drawn: it takes longer than these runs.
+    Programs that it starts are forked too. No curves are drawn: drawing takes longer than these runs.
     """
 
     def _execute_child(self, *values: Any) -> None:
-        given = _NAMES.bind(self, *values).arguments
+        given = _SIGNATURE.bind(self, *values).arguments
         command = [os.fspath(word) for word in given["args"]]
         if command[0] != sys.executable or not command[1].endswith(".py"):
             super()._execute_child(*values)  # type: ignore[misc]
@@ -113,7 +113,7 @@ class Fork(subprocess.Popen[Any]):
 
 
 def _program(command: list[str], given: dict[str, Any], files: dict[int, int]) -> int:
-    """Make this forked process one that has just started, run the program, and return its exit code."""
+    """Make this forked process like one that has just started, run the program, and return its exit code."""
     if given["start_new_session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,7 +142,7 @@ def _program(command: list[str], given: dict[str, Any], files: dict[int, int]) -
 
 
 def _close_pipes() -> None:
-    """Close the pipes of other processes: who reads them waits for the end of all that hold them open."""
+    """Close the pipes of other processes: their readers wait until all that hold them open have ended."""
     for name in os.listdir("/proc/self/fd"):
         number = int(name)
         try:

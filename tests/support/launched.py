@@ -43,22 +43,20 @@ class Ended:
 
 
 def start(
-    folder: Path, program: Path, *arguments: str, opened: type[subprocess.Popen[bytes]] | None = None
+    folder: Path, program: Path, *arguments: str, popen: type[subprocess.Popen[bytes]] = subprocess.Popen
 ) -> subprocess.Popen[bytes]:
-    """Start the program in a folder of its own; it prints to files, which no process left over can hold open.
+    """Start the program in its folder. It prints to files: a process left over would hold a pipe open.
 
     Args:
         folder: The folder; it is made if there is none.
         program: Its file.
         arguments: What is typed.
-        opened: `Fork` saves the time of imports.
+        popen: The class that starts the process; `Fork` saves the time of imports.
     """
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        return (opened or subprocess.Popen)(
-            [sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err
-        )
+        return popen([sys.executable, program, *arguments], cwd=folder, env=environment, stdout=out, stderr=err)
 
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:
@@ -74,7 +72,7 @@ def end(process: subprocess.Popen[bytes], folder: Path) -> Ended:
 
 
 def living(folder: Path) -> list[int]:
-    """List the processes of the run in that folder, which is their working folder."""
+    """Return the ids of the processes whose working folder is `folder`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, NO_HELD_OUT, NOT_LOCAL
 from fed.config.meaning import Scope, at, key, unless
 
+STATES_PER_WEIGHT = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps
+
 
 @dataclass
 class TrainingKeys:
@@ -49,7 +51,7 @@ class TrainingKeys:
     gradient_accumulation_steps: int = key(2, "Parts of an optimizer step, computed one by one.", AT_LEAST_1)
     local_epochs: int = key(1, "Passes over a client's pairs per round.", AT_LEAST_1)
     local_steps: int | None = key(None, "Optimizer steps per round, in place of `local_epochs`.", AT_LEAST_1)
-    optimizer: str = key("RMSprop", "Optimizer of the clients.", choices=("RMSprop", "AdamW", "Adam", "SGD"))
+    optimizer: str = key("RMSprop", "Optimizer of the clients.", choices=tuple(STATES_PER_WEIGHT))
     lr: float = key(5e-7, "Learning rate.", ABOVE_0)
     warmup_steps: int = key(150, "Optimizer steps in which the learning rate rises from 0.", AT_LEAST_0)
     max_grad_norm: float = key(10.0, "A gradient that is longer is shortened to this norm.", ABOVE_0)
