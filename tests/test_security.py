@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ACCEPTED = {
     ("tests/grids/test_outline.py", "pickle.loads"),  # of what the test itself has just pickled
     ("tests/model/test_archive.py", "torch.load"),  # shows that the file does hold code
+    ("tests/support/compositions.py", "pickle.loads"),  # of what the tests themselves have pickled
     ("tests/support/forked.py", "runpy.run_path"),  # runs the project's own programs
     ("tests/support/ranks.py", "torch.load"),  # what the processes of a test say to each other
 }

@@ -1,6 +1,5 @@
 """Tests of the settings of a resumed run: what its folder says, and what may be typed beside `resume`."""
 
-import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,42 +14,7 @@ from fed.config.groups import FaultSettings, ModelSettings
 from fed.config.schema import Config, keys
 from fed.tracking import run_folder
 from run.resume import MAY_CHANGE, differences, resumed
-
-BEGAN = Config(
-    lr=1e-3,
-    comm_round=5,
-    exp_name="mine",
-    model=ModelSettings(name_or_path="somewhere", fsdp_policy_mp="bfloat16"),
-    strategy={"_target_": "server.strategies.FeDPO", "temp": 0.5},
-    datasets=["a", "b"],
-    faults=FaultSettings(dropout_rate=0.25),
-    alpha=None,
-    num_threads=None,
-    cpu_matmul="auto",
-)
-ENVIRONMENT: dict[str, Any] = {
-    "threads": 3,
-    "library": "onednn",
-    "given": ["lr", "comm_round"],
-    "python": "3.11.7",
-    "device": "cpu",
-    "processor": "some",
-    "packages": {"torch": "2.13.0", "numpy": "2.4"},
-}
-
-
-def began(folder: Path, config: Config = BEGAN, **environment: Any) -> Path:
-    """Make a folder as a run leaves it."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **environment}))
-    return folder
-
-
-def typed(resume: Path | str, **more: Any) -> Request:
-    """Return what `python main.py resume=... key=value` gives."""
-    return Request(replace(Config(), resume=str(resume), **more), frozenset({"resume", *more}))
-
+from support.begun_runs import BEGAN, ENVIRONMENT, began, typed
 
 # What the folder says
 
@@ -185,105 +149,6 @@ def test_without_a_run_latest_says_where_it_looked(exp_name: str | None, tmp_pat
     where = tmp_path / "mine" if exp_name else tmp_path
     with pytest.raises(ValueError, match=f"^resume=latest finds no run in {where}; give its folder$"):
         resumed(typed("latest", output_dir=str(tmp_path), **more))
-
-
-# Wrong and damaged folders
-
-
-@pytest.mark.parametrize("name", ["none", "file", "empty"])
-def test_a_folder_of_no_run_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "empty").mkdir()
-    refusal = rf"^resume={tmp_path / name} is not the folder of a run: it has no config.yaml"
-    with pytest.raises(ValueError, match=refusal):
-        resumed(typed(tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *["lr: [", "a: b: c", "lr: fast", "unknown_key: 1", "comm_round: 1.5"],
-        *["model: 3", "\x00", "- 1\n- 2", "just text", "42"],
-    ],
-)
-def test_settings_that_cannot_be_read_are_one_clear_error(text: str, tmp_path: Path) -> None:
-    folder = began(tmp_path / "run")
-    (folder / "config.yaml").write_text(text)
-    expected = r"(?s)config.yaml cannot be read as the settings of a run: .*; start a new run$"
-    with pytest.raises(ValueError, match=expected) as error:
-        resumed(typed(folder))
-    assert type(error.value) is ValueError
-
-
-@pytest.mark.parametrize("key", ["a key that is gone", "a key to come"])
-def test_settings_of_another_version_name_the_commit_that_can_resume_them(key: str, tmp_path: Path) -> None:
-    folder = began(tmp_path / "run", commit="8e84eec")
-    settings = asdict(BEGAN)
-    if key == "a key that is gone":
-        settings["gone"], told = 1, "'gone' not in 'Config'"
-    else:
-        del settings["temp"]
-        told = "it lacks temp"
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-    with pytest.raises(ValueError, match=told) as error:
-        resumed(typed(folder))
-    assert str(error.value).endswith("; resume it with commit 8e84eec, with which it began, or start a new run")
-
-
-def test_settings_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
-    folder = began(tmp_path / "run")
-    (folder / "config.yaml").write_bytes(b"lr: \xff\xfe\n")
-    with pytest.raises(ValueError, match="cannot be read as the settings of a run"):
-        resumed(typed(folder))
-
-
-@pytest.mark.parametrize("kept", [0, 15, 40])
-def test_settings_that_are_cut_off_are_refused(kept: int, tmp_path: Path) -> None:
-    """A run must not resume with the default learning rate."""
-    folder = began(tmp_path / "run")
-    lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
-    (folder / "config.yaml").write_text("".join(lines[:kept]))
-    with pytest.raises(ValueError, match=r"config\.yaml"):
-        resumed(typed(folder))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"threads"', '{"threads": 1}', "\x00"])
-def test_an_environment_that_does_not_say_how_is_one_clear_error(text: str, tmp_path: Path) -> None:
-    folder = began(tmp_path / "run")
-    (folder / "environment.json").write_text(text)
-    expected = r"environment.json cannot be read as the environment of a run: .*; start a new run$"
-    with pytest.raises(ValueError, match=expected) as error:
-        resumed(typed(folder))
-    assert type(error.value) is ValueError
-
-
-@pytest.mark.parametrize("key", ["threads", "library", "given"])
-def test_an_environment_without_one_of_its_keys_names_it(key: str, tmp_path: Path) -> None:
-    folder = began(tmp_path / "run")
-    (folder / "environment.json").write_text(json.dumps({k: v for k, v in ENVIRONMENT.items() if k != key}))
-    with pytest.raises(ValueError, match=f"environment.json cannot be read .*'{key}'"):
-        resumed(typed(folder))
-
-
-def test_without_an_environment_or_with_one_of_other_bytes_a_run_is_refused(tmp_path: Path) -> None:
-    folder = began(tmp_path / "run")
-    (folder / "environment.json").write_bytes(b'{"threads": "\xff"}')
-    with pytest.raises(ValueError, match=r"environment.json cannot be read"):
-        resumed(typed(folder))
-    (folder / "environment.json").unlink()
-    with pytest.raises(ValueError, match=r"environment.json cannot be read .*No such file"):
-        resumed(typed(folder))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"given": None}, {"given": 3}, {"given": "lr"}, {"threads": "3"}, {"threads": 0}, {"library": 1}],
-    ids=str,
-)
-def test_an_environment_of_other_kinds_of_values_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    folder = began(tmp_path / "run", **change)
-    with pytest.raises(ValueError, match=r"environment.json cannot be read"):
-        resumed(typed(folder))
 
 
 # The same surroundings

@@ -1,7 +1,6 @@
 """Settings as the command line and as Flower give them."""
 
 import functools
-import pickle
 import shlex
 from collections.abc import Mapping
 
@@ -20,7 +19,7 @@ def settings_of(*typed: str) -> Request:
     """Return what `main.py *typed` would run, without the tenth of a second that Hydra takes for each composition."""
     pairs = [argument.lstrip("+").split("=", 1) for argument in typed]
     choices = {key: value for key, value in pairs if key in GROUPS}
-    node = pickle.loads(pickled(*(f"{key}={value}" for key, value in choices.items())))
+    node = of_groups(*(f"{key}={value}" for key, value in choices.items())).copy()
     for key, value in pairs:
         if key not in GROUPS:
             OmegaConf.update(node, key, yaml.safe_load(value), force_add=True)
@@ -31,9 +30,8 @@ DEFAULTS = {"model": "demo", "loss": "dpo", "partition": "iid", "strategy": "fed
 
 
 @functools.cache
-def pickled(*groups: str) -> bytes:
-    """Return the composition with these files of groups, pickled: see support/compositions.py."""
-    return pickle.dumps(composed(*groups))
+def of_groups(*groups: str) -> DictConfig:
+    return composed(*groups)
 
 
 def composed(*overrides: str) -> DictConfig:

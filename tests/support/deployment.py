@@ -121,7 +121,7 @@ class Deployment:
             self.kill(name)
 
 
-def script(
+def deploy_local(
     folder: Path, *typed: str, **environment: str
 ) -> tuple[subprocess.CompletedProcess[str], list[psutil.Process]]:
     """Run `bash scripts/deploy_local.sh ...`; return its result, and the processes that it left running."""
