@@ -33,7 +33,8 @@ def accountant(delta: float, population: int) -> RdpAccountant:
         return RdpAccountant(config)
     except ImportError as error:
         raise ValueError(
-            "privacy=central_dp and local_dp need dp-accounting, which computes epsilon; pip install 'fedpo[privacy]'"
+            "privacy=central_dp and local_dp need dp-accounting, which computes epsilon: "
+            "pip install -c constraints.txt -e '.[privacy]'"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fed.config.checks import Request
+from fed.config.moved import name_as_now
 from fed.config.schema import Config
 from fed.config.scopes import on_resume
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
@@ -21,8 +22,6 @@ MAY_CHANGE = on_resume("free")
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
 # These keys of environment.json decide the last bits of a run.
 DECIDES_BITS = ("python", "device", "processor", "packages")
-# Modules that moved since runs were first kept: the old name in a run's config.yaml, and the present one.
-MOVED = {"fed.partition": "fed.data.partition"}
 
 
 def resumed(request: Request) -> Request:
@@ -98,8 +97,7 @@ def _config(folder: Path) -> Config:
         config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))  # type: ignore[assignment]
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
-        if "_target_" in config.partition:
-            config.partition["_target_"] = _present_name(config.partition["_target_"])
+        name_as_now(config.partition)
     except Exception as error:  # a damaged file makes the readers raise anything
         way_out = f"{_older_commit(folder)}start a new run"
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error
@@ -114,12 +112,6 @@ def _older_commit(folder: Path) -> str:
         return ""
     here = (commit() or "").removesuffix(CHANGED)
     return f"resume it with commit {began}, with which it began, or " if began != here else ""
-
-
-def _present_name(path: str) -> str:
-    """Return the dotted path of a class or function whose module may have moved."""
-    module, _, name = path.rpartition(".")
-    return f"{MOVED.get(module, module)}.{name}"
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,13 @@ FIELDS = ("prompt", "chosen", "rejected", "group")
 
 
 def main(paths: list[str]) -> None:
-    """Write the files; no two hold the same pair."""
+    """Write the files; no two hold the same pair.
+
+    Raises:
+        SystemExit: If no file is named, or an option is given.
+    """
+    if not paths or any(path.startswith("-") or "=" in path for path in paths):
+        sys.exit(f"error: {' '.join(paths) or 'nothing'} is given; expected one or more names of files")
     rows = load(["demo"], "train", data_dir=None, seed=0).rows
     for number, path in enumerate(paths):
         own = rows[number * PAIRS : (number + 1) * PAIRS]

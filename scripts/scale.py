@@ -125,7 +125,9 @@ def measure(clients: int, options: Options, settings: Sequence[str]) -> Row:
         command = [sys.executable, "scripts/scale_run.py", str(folder / "measured.json")]
         command += [*_given(clients, options, folder), *settings]
         quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | quiet)
+        done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL, env=os.environ | quiet)
+        if done.returncode:  # it has said why
+            sys.exit(done.returncode)
         measured = json.loads((folder / "measured.json").read_text())
         (summary,) = (folder / "out").glob("*/*/summary.json")
         return _row(clients, options, measured, summary.parent)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from fed.config.moved import name_as_now
 from fed.config.scopes import of_role
 from fed.tracking.line_files import read_lines
 from fed.tracking.metrics import EVERYONE, Line, read_metrics
@@ -44,6 +45,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved settings."""
         found: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(self.folder / CONFIG))  # type: ignore[assignment]
+        name_as_now(found.get("partition", {}))
         return found
 
     @cached_property

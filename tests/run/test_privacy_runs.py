@@ -121,4 +121,4 @@ def test_a_missing_accountant_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     privacy.epsilon.cache_clear()
-    refused(command_line(*CENTRAL, *TINY), "dp-accounting", "pip install 'fedpo[privacy]'")
+    refused(command_line(*CENTRAL, *TINY), "dp-accounting", "pip install -c constraints.txt -e '.[privacy]'")

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from fed.config.checks import Request
 from fed.config.groups import FaultSettings, ModelSettings
 from fed.config.schema import Config, keys
+from fed.reports.runs import Run
 from fed.tracking import run_folder
 from run.resume import MAY_CHANGE, differences, resumed
 from support.begun_runs import BEGAN, ENVIRONMENT, began, typed
@@ -41,7 +42,9 @@ def test_what_create_run_folder_writes_can_be_resumed(tmp_path: Path) -> None:
 
 def test_a_partitioner_is_found_though_its_module_has_moved(tmp_path: Path) -> None:
     folder = began(tmp_path / "run", replace(BEGAN, partition={"_target_": "fed.partition.OwnData", "client_data": []}))
-    assert resumed(typed(folder)).config.partition == {"_target_": "fed.data.partition.OwnData", "client_data": []}
+    present = {"_target_": "fed.data.partition.OwnData", "client_data": []}
+    assert resumed(typed(folder)).config.partition == present
+    assert Run(folder).config["partition"] == present  # so that a comparison does not train a finished run again
 
 
 @pytest.mark.parametrize(

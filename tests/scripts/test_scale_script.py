@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from load_data import load
-from scripts import scale
+from scripts import demo_files, scale
 from scripts.options import read, split
 
 
@@ -53,3 +53,18 @@ def test_a_wrong_option_is_told_in_one_line(argument: str, told: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         scale.main([argument])
     assert str(stopped.value).startswith("error: ") and told in str(stopped.value)
+
+
+def test_a_wrong_setting_of_the_run_is_told_once_and_is_the_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        scale.main(["clients=2", "rounds=2", "pairs=3", "nonsense=1"])
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err.count("error: unknown key nonsense") == 1
+
+
+@pytest.mark.parametrize("typed", [[], ["--help"], ["pairs.jsonl", "nonsense=1"]])
+def test_files_of_the_demo_are_written_under_names_only(typed: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="expected one or more names of files"):
+        demo_files.main(typed)
+    assert not list(tmp_path.iterdir())
