@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fed.config.checks import Request
+from fed.config.components import imported
 from fed.config.moved import name_as_now
-from fed.config.schema import Config
+from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
 from fed.tracking.run_folder import CHANGED, commit, newest_run
@@ -98,6 +99,9 @@ def _config(folder: Path) -> Config:
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
         name_as_now(config.partition)
+        for group in OPEN_GROUPS:
+            if path := getattr(config, group).get("_target_"):
+                imported(f"{group}._target_", path)
     except Exception as error:  # a damaged file makes the readers raise anything
         way_out = f"{_older_commit(folder)}start a new run"
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error

@@ -37,12 +37,17 @@ def test_settings_that_cannot_be_read_are_one_clear_error(text: str, tmp_path: P
     assert type(error.value) is ValueError
 
 
-@pytest.mark.parametrize("key", ["a key that is gone", "a key to come"])
+@pytest.mark.parametrize("key", ["a key that is gone", "a key to come", "a class that is gone"])
 def test_settings_of_another_version_name_the_commit_that_can_resume_them(key: str, tmp_path: Path) -> None:
     folder = began(tmp_path / "run", commit="8e84eec")
     settings = asdict(BEGAN)
     if key == "a key that is gone":
         settings["gone"], told = 1, "'gone' not in 'Config'"
+    elif key == "a class that is gone":
+        settings["strategy"]["_target_"], told = (
+            "strategies.Gone",
+            "strategy._target_=strategies.Gone cannot be imported",
+        )
     else:
         del settings["temp"]
         told = "it lacks temp"
