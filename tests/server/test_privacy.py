@@ -205,7 +205,7 @@ def test_a_missing_accountant_is_told_in_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     privacy.epsilon.cache_clear()
     for kind in ("central_dp", "local_dp"):
-        with pytest.raises(ValueError, match=r"need dp-accounting.*pip install 'fedpo\[privacy\]'"):
+        with pytest.raises(ValueError, match=r"need dp-accounting.*: pip install .* '\.\[privacy\]'"):
             protected(StreamingFedAvg(**ALL), settings(kind=kind), 3)
 
 
