@@ -100,8 +100,8 @@ def _config(folder: Path) -> Config:
             raise ValueError(f"it lacks {key}")
         name_as_now(config.partition)
         for group in OPEN_GROUPS:
-            if path := getattr(config, group).get("_target_"):
-                imported(f"{group}._target_", path)
+            if target := getattr(config, group).get("_target_"):
+                imported(f"{group}._target_", target)
     except Exception as error:  # a damaged file makes the readers raise anything
         way_out = f"{_older_commit(folder)}start a new run"
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error

@@ -9,7 +9,6 @@ import os
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="1")
 os.environ.update(RAY_worker_niceness="0")  # by default other tests would starve workers of Ray
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,8 +78,8 @@ def command_line(
     import torch
     from hydra.core.global_hydra import GlobalHydra
 
-    import main
     from run import experiment
+    from support.launched import run_main
 
     calls = iter(range(100))
     threads = torch.get_num_threads()
@@ -89,17 +88,11 @@ def command_line(
     def call(*arguments: str) -> Result:
         folder = tmp_path / f"call-{next(calls)}"
         folder.mkdir()
-        monkeypatch.chdir(folder)
         where = {"output_dir": "runs", "cache_dir": str(tmp_path / "cache")}
         typed = {argument.partition("=")[0] for argument in arguments}
         places = [f"{key}={value}" for key, value in where.items() if key not in typed]
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments, *places])
-        GlobalHydra.instance().clear()
         capsys.readouterr()
-        try:
-            code = main.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
+        code = run_main(monkeypatch, folder, *arguments, *places)
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err, folder)
 

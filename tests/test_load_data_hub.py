@@ -45,7 +45,7 @@ def test_a_table_of_the_hub_that_cannot_be_read_is_one_clear_error(monkeypatch):
 
     install_hub(monkeypatch, load_dataset)
     with pytest.raises(
-        ValueError, match=r"^cannot download Anthropic/hh-rlhf from the hub \(the cached file is damaged"
+        ValueError, match=r"^cannot download Anthropic/hh-rlhf from the hub \(the cached file is damaged\)"
     ):
         load(["hh"], "train", data_dir=None, seed=0)
 
