@@ -53,7 +53,7 @@ def _common_prompt(chosen: str, rejected: str) -> str:
     return chosen[:end]
 
 
-@dataset("shp")
+@dataset("shp", validation=True)
 def shp(source: Source) -> Iterator[Preference | Skip]:
     """Yield pairs of Stanford Human Preferences: Reddit comments, one voted at least twice as high as the other."""
     for record in source.records("stanfordnlp/SHP"):
@@ -94,10 +94,22 @@ def se(source: Source) -> Iterator[Preference | Skip]:
 
 @dataset("jsonl")
 def jsonl(source: Source) -> Iterator[Preference | Skip]:
-    """Yield the user's own {"prompt", "chosen", "rejected"[, "group"]} as written; the group defaults to the file."""
+    """Yield the user's own {"prompt", "chosen", "rejected"[, "group", "conversation"]} as written.
+
+    The group defaults to the file, the conversation to the prompt's first human turn. Other fields are not read.
+    """
+    known = {"prompt", "chosen", "rejected", "group", "conversation"}
     for record in source.records(hub=None):
-        group = record.text("group") if "group" in record.fields else record.part
-        yield usable(Preference(record.text("prompt"), record.text("chosen"), record.text("rejected"), group=group))
+        source.unread.update(record.fields.keys() - known)
+        yield usable(
+            Preference(
+                record.text("prompt"),
+                record.text("chosen"),
+                record.text("rejected"),
+                group=record.part if (group := record.label("group")) is None else group,
+                conversation=record.label("conversation") or "",
+            )
+        )
 
 
 @dataset("demo")

@@ -1,4 +1,4 @@
-"""The pairs that each optimizer step of a client's rounds takes."""
+"""The pairs that each optimizer step of a client's rounds takes, and its share of the learning rate."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,3 +50,17 @@ class Schedule:
             return order
         tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
         return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
+
+
+def warmed_up(settings: LocalSettings, steps: int, number: int, updates: int) -> float:
+    """Return the share of the learning rate that a client's step has.
+
+    Args:
+        settings: Of the client's training.
+        steps: Steps of the round.
+        number: Place of this one in the round, from 0.
+        updates: Steps that the client took before, in all rounds.
+    """
+    rising = settings.warmup_steps if settings.warmup_ratio is None else round(settings.warmup_ratio * steps)
+    restarts = settings.warmup_restarts and settings.client_optimizer == "reset"
+    return min(1.0, ((number if restarts else updates) + 1) / (rising + 1))

@@ -19,6 +19,8 @@ class LocalSettings:
     optimizer: str
     lr: float
     warmup_steps: int
+    warmup_ratio: float | None
+    warmup_restarts: bool
     max_grad_norm: float
     batch_size: int  # pairs per optimizer step
     max_tokens_per_step: int | None  # if given, a step takes as many pairs as hold no more tokens

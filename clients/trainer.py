@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from clients.optimizers import load_optimizer_state, make_optimizer, optimizer_state
-from clients.schedule import Schedule
+from clients.schedule import Schedule, warmed_up
 from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from clients.step import Step
@@ -89,7 +89,7 @@ class LocalTrainer:
         for number, indices in list(enumerate(steps))[progress.steps :]:
             if held_out and number == 0 and self.settings.do_first_eval:
                 self._report_evaluation(log, client_id, held_out, state.updates)
-            lr = self._set_lr(optimizer, state.updates, number, this_round.decay)
+            lr = self._set_lr(optimizer, state.updates, number, len(steps), this_round.decay)
             pairs = [(anchored if number else examples)[i] for i in indices]
             metrics = self.step.take(optimizer, pairs, this_round, received)
             progress.add(metrics, len(pairs))
@@ -128,12 +128,11 @@ class LocalTrainer:
             filled[i] = replace(filled[i], anchor=pair)
         return filled
 
-    def _set_lr(self, optimizer: torch.optim.Optimizer, updates: int, number: int, decay: float) -> float:
-        """Set and return the learning rate: lr, decayed and warmed up over the steps of this optimizer."""
+    def _set_lr(self, optimizer: torch.optim.Optimizer, updates: int, number: int, steps: int, decay: float) -> float:
+        """Set and return the learning rate: lr, decayed and warmed up; the round has `steps` steps."""
         settings = self.settings
         decay = decay if settings.decay_target == "lr" else 1.0
-        position = updates if settings.client_optimizer == "persist" else number
-        lr = settings.lr * decay * min(1.0, (position + 1) / (settings.warmup_steps + 1))
+        lr = settings.lr * decay * warmed_up(settings, steps, number, updates)
         for group in optimizer.param_groups:
             group["lr"] = lr
         return lr

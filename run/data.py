@@ -1,22 +1,25 @@
 """The rows of a run, loaded as the configuration says and given to their owners."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple, get_args
 
 from fed.config import components
 from fed.config.schema import Config
 from fed.data.divide import partition
 from fed.data.partition import OwnData
-from fed.data.rows import Loaded
+from fed.data.rows import Loaded, Preference, SplitName, told_apart
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from load_data import load, load_file
 
 
 class OwnedRows(NamedTuple):
-    """All rows of a run by owner, and the number of records left out while loading, by reason."""
+    """All rows of a run by owner."""
 
     split: Split
-    skipped: dict[str, int]
+    skipped: dict[str, int]  # records left out while loading, by reason
+    unread: tuple[str, ...]  # fields of the records that nothing reads
 
 
 def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
@@ -27,31 +30,49 @@ def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
     """
     partitioner = components.create("partition", config.partition, given)
     settings = _settings(config)
-    train, test = _loaded(config, "train"), _loaded(config, "test")
+    train, validation, test = (_loaded(config, split) for split in get_args(SplitName))
+    _check_server_fraction(config, given, validation)
     if isinstance(partitioner, OwnData):
         own = [load_file(path) for path in partitioner.client_data]
-        split = split_own(train.rows, test.rows, [client.rows for client in own], settings)
-        return OwnedRows(split, _skipped(train, test, *own))
+        server = validation.rows or train.rows
+        split = split_own(server, test.rows, [client.rows for client in own], settings)
+        return _owned(split, train, validation, test, *own)
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
             f"partition._target_={config.partition['_target_']} makes something other than a partitioner: "
             f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
         )
+    train_rows, validation_rows, test_rows = _apart(train.rows, validation.rows, test.rows)
     split = split_rows(
-        train.rows,
-        test.rows,
+        train_rows,
+        validation_rows,
+        test_rows,
         lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
-        settings,
+        replace(settings, server_last=getattr(partitioner, "server_last", False)),
     )
-    return OwnedRows(split, _skipped(train, test))
+    return _owned(split, train, validation, test)
 
 
 def one_clients(own: Loaded, config: Config) -> OwnedRows:
     """Return the rows of a process that knows one client's rows and no others."""
-    return OwnedRows(split_own([], [], [own.rows], _settings(config)), own.skipped)
+    return _owned(split_own([], [], [own.rows], _settings(config)), own)
 
 
-def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
+def _check_server_fraction(config: Config, given: frozenset[str], validation: Loaded) -> None:
+    if validation.rows and "server_fraction" in given and config.server_fraction:
+        raise ValueError(
+            f"server_fraction={config.server_fraction} has no effect: the data has validation files, whose pairs are "
+            "the server's; leave it out"
+        )
+
+
+def _apart(*lists: list[Preference]) -> list[list[Preference]]:
+    """Return lists of rows whose conversations are told apart over all lists together."""
+    rows = iter(told_apart([row for rows in lists for row in rows]))
+    return [list(islice(rows, len(each))) for each in lists]
+
+
+def _loaded(config: Config, split: SplitName) -> Loaded:
     if not config.datasets:  # a server without data, which is allowed where clients have their own
         return Loaded([], {})
     return load(
@@ -64,8 +85,9 @@ def _loaded(config: Config, split: Literal["train", "test"]) -> Loaded:
     )
 
 
-def _skipped(*loaded: Loaded) -> dict[str, int]:
-    return dict(sorted(sum((Counter(part.skipped) for part in loaded), Counter()).items()))
+def _owned(split: Split, *loaded: Loaded) -> OwnedRows:
+    skipped = sum((Counter(part.skipped) for part in loaded), Counter[str]())
+    return OwnedRows(split, dict(sorted(skipped.items())), tuple(sorted({name for p in loaded for name in p.unread})))
 
 
 def _settings(config: Config) -> SplitSettings:

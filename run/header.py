@@ -1,15 +1,25 @@
 """The lines that a run prints before it starts."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich.console import Console
 
+from clients.schedule import Schedule, warmed_up
+from clients.settings import RoundSettings
+from clients.state import ClientState
 from fed.config.schema import Config
 from fed.cpu.runtime import has_bfloat16
 from fed.model.policy import Policy
+from fed.model.precision import vanishing
 from fed.privacy import described
-from run.plan import Plan
+from run.local import budget
+from run.plan import Plan, local_settings
+from server.traits import asks
+
+MANY = 0.5  # of the weights
+ENOUGH = 30  # validation pairs; with fewer, an accuracy of one half has a standard error above 0.09
 
 
 def describe(plan: Plan, console: Console) -> None:
@@ -38,17 +48,57 @@ def _settings(plan: Plan) -> Iterator[str]:
         f"data: {'+'.join(config.datasets) or 'none'}; clients train on {_sizes(plan)}, server validates on "
         f"{len(pairs.validation)}, test {len(pairs.test)}"
     )
+    if pairs.clients:
+        yield _learning_rate(plan)
     computes = (plan.policy.compute_dtype, model.dtype)
     if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():
         yield "this CPU has no bfloat16 instructions and emulates them: float32 is faster here"
 
 
+def _learning_rate(plan: Plan) -> str:
+    """Describe how many steps clients take and which learning rate they reach; say so if it is not `lr`."""
+    config, settings = plan.config, local_settings(plan)
+    schedule, train = Schedule(settings, plan.policy.layout), [client.train for client in plan.pairs.clients]
+    sizes = [len(examples) for examples in train]
+    ends = sorted({sizes.index(min(sizes)), sizes.index(max(sizes))}, key=lambda client_id: sizes[client_id])
+    this_round = RoundSettings(pairs=next(iter(budget(plan, schedule)), None))
+    steps = [len(schedule.steps(train[client_id], client_id, ClientState(), this_round)) for client_id in ends]
+    rounds = config.comm_round * plan.clients_per_round // plan.num_clients
+    reached = [config.lr * warmed_up(settings, n, n - 1, n * max(rounds, 1) - 1) for n in steps]
+    text = f"steps: {_span(steps)} per client and round, learning rate up to {_span(reached)}"
+    if min(reached) == config.lr:
+        return text
+    return (
+        f"warning: {text} of lr={config.lr:g}: warm-up takes the rest; lower warmup_steps={config.warmup_steps}, or "
+        "give warmup_ratio=0.1, or warmup_restarts=false, which counts over rounds"
+    )
+
+
+def _span(values: Sequence[float]) -> str:
+    """Return "3" or "3 to 5"."""
+    return " to ".join(dict.fromkeys(f"{value:g}" for value in values))
+
+
 def _data_remarks(plan: Plan) -> Iterator[str]:
     pairs = plan.pairs
+    if len(pairs.validation) < ENOUGH and _scores_decide(plan):
+        yield (
+            f"warning: the server scores clients on {len(pairs.validation)} pairs, so the accuracies that decide "
+            f"weights and decay have a standard error of up to {0.5 / math.sqrt(len(pairs.validation)):.2f}"
+        )
     if pairs.skipped:
         yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in pairs.skipped.items())
+    if pairs.unread:
+        yield f"not read from the data: {', '.join(pairs.unread)}"
     if pairs.split.overlapping:
-        yield f"dropped {pairs.split.overlapping} training pairs whose conversation is in the test pairs"
+        yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
+
+
+def _scores_decide(plan: Plan) -> bool:
+    """Return True if the accuracy of clients on the server's pairs decides their weights or their decay."""
+    config, strategy = plan.config, plan.make_strategy()
+    decides = asks(strategy, "reads_accuracy") or asks(strategy, "needs_server_accuracy")
+    return decides and config.mode == "federated" and config.accuracy_on == "server"
 
 
 def _model_remarks(plan: Plan) -> Iterator[str]:
@@ -59,11 +109,25 @@ def _model_remarks(plan: Plan) -> Iterator[str]:
         yield described(config.privacy, config.comm_round)
     elif "DifferentialPrivacy" in config.strategy["_target_"]:
         yield "privacy: this strategy adds noise, but no epsilon is accounted for; see docs/privacy.md"
+    yield from _vanishing_updates(plan)
     yield from plan.policy.remarks
     if plan.machine.mesh.world.count > 1:
         yield _processes(plan)
     elif config.trainer != "BasicTrainer":
         yield f"trainer={config.trainer}: one process, so the model is not split"
+
+
+def _vanishing_updates(plan: Plan) -> Iterator[str]:
+    config, trained = plan.config, [p for p in plan.policy.model.parameters() if p.requires_grad]
+    if config.optimizer == "SGD" or all(parameter.dtype == torch.float32 for parameter in trained):
+        return
+    share = vanishing(trained, config.lr)
+    if share > MANY:
+        dtype = str(trained[0].dtype).removeprefix("torch.")
+        yield (
+            f"warning: a step of lr={config.lr:g} is lost in rounding for {share:.0%} of the {dtype} weights; "
+            f"precision={dtype} computes in {dtype} and keeps the weights in float32 (model.policy_dtype=float32)"
+        )
 
 
 def _computation(policy: Policy, config: Config) -> str:

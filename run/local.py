@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from flwr.app import ArrayRecord
 
 from clients.app import Client, client_app
+from clients.schedule import Schedule
 from clients.trainer import LocalTrainer
 from fed.checkpoints.journal import Journal
 from fed.distributed.ranks import Ranks
@@ -36,7 +37,7 @@ def train_here(federation: Federation) -> ArrayRecord:
     trainer, recorder = LocalTrainer(plan.policy, local_settings(plan)), Recorder(log)
     journal = _journal(federation, recorder)
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
-    client = Client(trainer, federation.pairs, recorder, journal, _budget(plan, trainer))
+    client = Client(trainer, federation.pairs, recorder, journal, budget(plan, trainer.schedule))
     shared = place.client_ids if mesh.groups.count > 1 else []  # the groups share the work
     work = [trainer.schedule.num_pairs(plan.pairs.clients[k].train, k)[0] for k in shared]
     return simulate(
@@ -81,7 +82,7 @@ def _wire(federation: Federation, parts: Shards | None) -> Wire:
     return Wire(dtype, known)
 
 
-def _budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
+def budget(plan: Plan, schedule: Schedule) -> list[int]:
     """Return how many pairs each round of mode=centralized trains: as many as a federation over the same pairs.
 
     In other modes the list is empty.
@@ -94,7 +95,7 @@ def _budget(plan: Plan, trainer: LocalTrainer) -> list[int]:
     if config.clients_per_round is not None and config.clients_per_round < count:
         rounds = [sampled(count, config.clients_per_round, r + 1, config.seed) for r in range(config.comm_round)]
     often = Counter(client for clients in rounds for client in clients)
-    visits = {k: iter(trainer.schedule.num_pairs(holders[k].train, k, times)) for k, times in often.items()}
+    visits = {k: iter(schedule.num_pairs(holders[k].train, k, times)) for k, times in often.items()}
     return [sum(next(visits[client]) for client in clients) for clients in rounds]
 
 

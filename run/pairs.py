@@ -27,7 +27,7 @@ def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
     if config.mode == "centralized":
         train = [example for client in holders for example in client.train]
         clients = [ClientPairs(train, [example for client in holders for example in client.held_out])]
-    return Pairs(rows.split, rows.skipped, validation, test, clients, holders)
+    return Pairs(*rows, validation, test, clients, holders)
 
 
 def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
@@ -39,7 +39,7 @@ def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
     as_tokens = _tokenizer(once, policy, config)
     validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
     clients = _ClientsOnDemand(rows.split.clients, as_tokens, functools.partial(_check_client, config, policy))
-    return Pairs(rows.split, rows.skipped, validation, test, clients, holders=clients)
+    return Pairs(*rows, validation, test, clients, holders=clients)
 
 
 class _ClientsOnDemand(Sequence[ClientPairs]):

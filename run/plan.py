@@ -32,7 +32,8 @@ class Pairs:
     """The tokenized pairs of a run by owner, without their reference column."""
 
     split: Split  # the rows that they were made from
-    skipped: dict[str, int]  # rows left out while loading, by reason
+    skipped: dict[str, int]  # records left out while loading, by reason
+    unread: tuple[str, ...]  # fields of the records that nothing reads
     validation: Sequence[Example]  # the server's
     test: Sequence[Example]
     clients: Sequence[ClientPairs]  # empty if clients elsewhere have data of their own
@@ -104,6 +105,8 @@ def local_settings(plan: Plan) -> LocalSettings:
         optimizer=config.optimizer,
         lr=config.lr,
         warmup_steps=config.warmup_steps,
+        warmup_ratio=config.warmup_ratio,
+        warmup_restarts=config.warmup_restarts,
         max_grad_norm=config.max_grad_norm,
         batch_size=config.batch_size,
         max_tokens_per_step=config.max_tokens_per_step,

@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fed.data.tokens import Example
+from fed.errors import CannotContinue
 from fed.model.arrays import load_arrays
 from fed.model.evaluation import Evaluation
 from fed.model.policy import Policy
@@ -46,7 +47,11 @@ class ServerEvaluation:
     _round: int = 0  # the last round evaluated
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate these weights and return their metrics; None in a round without a logged evaluation."""
+        """Evaluate these weights and return their metrics; None in a round without a logged evaluation.
+
+        Raises:
+            CannotContinue: If the untrained policy and its reference give a pair different log-probs.
+        """
         if server_round:
             self._log_round(server_round)
         is_last = server_round == self.num_rounds or (server_round > 0 and self.is_over())
@@ -54,6 +59,8 @@ class ServerEvaluation:
         found = self._scored(arrays, due) if due or self.always_accuracy else {}
         if "validation" in found:
             self.train_config["server-accuracy"] = found["validation"].metrics["accuracy"]
+        if server_round == 0:
+            _check_ties(found)
         self._round = server_round
         seed_globals(self.seed, "flower", server_round)
         if not due:
@@ -103,3 +110,19 @@ class ServerEvaluation:
         if self.sampler is not None:
             self.sampler.load_state_dict(state["sampler"])
         seed_globals(self.seed, "flower", self._round)
+
+
+def _check_ties(found: Mapping[str, Evaluation]) -> None:
+    """Check that the untrained policy ties exactly with its reference: they are the same weights.
+
+    Raises:
+        CannotContinue: If they do not tie. Then no margin could be trusted.
+    """
+    for split, (metrics, margins) in found.items():
+        apart = sum(margin != 0 for margin in margins)
+        if apart or metrics["kl"] != 0:
+            raise CannotContinue(
+                f"before training the policy is its own reference, but their log-probs differ on {apart} of "
+                f"{len(margins)} {split} pairs, by {metrics['kl']:.2g} nats in the mean; either the kept reference "
+                "is damaged (remove the folder reference in cache_dir), or this model's log-probs do not repeat"
+            )

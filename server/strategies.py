@@ -103,6 +103,11 @@ class FeDPO(StreamingFedAvg):
         """True if clients must know the accuracy of the model they receive in every round, logged or not."""
         return self.decay == "cumulative" and self.decay_rate < 1
 
+    @property
+    def reads_accuracy(self) -> bool:
+        """True if the accuracy of clients decides their weights; with privacy= there is none to read."""
+        return self.temp != 0 and self.weighting != "samples"
+
     def summary(self) -> None:
         """Log the settings."""
         log(INFO, "\t├──> FeDPO settings: temp %s | weighting %s", self.temp, self.weighting)
@@ -119,8 +124,7 @@ class FeDPO(StreamingFedAvg):
 
     def log_weight(self, metrics: MetricRecord) -> float:
         """Return temp a_k, log n_k, or their sum."""
-        reads = self.temp != 0 and self.weighting != "samples"  # with privacy= there is no accuracy to read
-        by_accuracy = self.temp * float(metrics["accuracy"]) if reads else 0.0  # type: ignore[arg-type]
+        by_accuracy = self.temp * float(metrics["accuracy"]) if self.reads_accuracy else 0.0  # type: ignore[arg-type]
         return by_accuracy + (super().log_weight(metrics) if self.weighting != "accuracy" else 0.0)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -198,6 +199,39 @@ def test_files_named_test_are_the_test_split_and_all_others_train(tmp_path):
     assert [row.prompt for row in test] == ["t"]
     assert sorted(row.prompt for row in train) == [*(f"question {i}" for i in range(5)), "x"]
     assert {row.group for row in train + test} == {"a", "latest"}
+
+
+@pytest.mark.parametrize("word", ["validation", "valid", "val", "dev", "eval"])
+@pytest.mark.parametrize("test", [True, False])
+def test_validation_files_are_neither_trained_nor_tested_on(tmp_path, word, test):
+    write(tmp_path / "train.jsonl", pairs(40))
+    write(tmp_path / f"{word}.jsonl", [{"prompt": "v", "chosen": "y", "rejected": "z"}])
+    if test:
+        write(tmp_path / "test.jsonl", [{"prompt": "t", "chosen": "y", "rejected": "z"}])
+    found = {split: load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows for split in get_args(SplitName)}
+    assert [row.prompt for row in found["validation"]] == ["v"]
+    assert "v" not in {row.prompt for row in found["train"] + found["test"]}
+    assert len(found["train"] + found["test"]) == 40 + test
+
+
+def test_validation_files_alone_are_divided_and_a_file_in_code_has_none(tmp_path):
+    path = write(tmp_path / "eval.jsonl", pairs(10))
+    sizes = [len(load(["jsonl"], split, data_dir=str(path), seed=0).rows) for split in get_args(SplitName)]
+    assert sizes == [9, 0, 1]
+    assert load(["demo"], "validation", data_dir=None, seed=0).rows == []
+
+
+def test_a_number_is_a_group_and_null_is_none(tmp_path):
+    extra = [{"group": 3}, {"group": 2.5}, {"group": None}, {"conversation": 7}]
+    rows = read(write(tmp_path / "mine.jsonl", [{**pair, **more} for pair, more in zip(pairs(4), extra, strict=True)]))
+    assert sorted(row.group for row in rows) == ["2.5", "3", "mine", "mine"]
+    assert "7" in {row.conversation for row in rows}
+
+
+def test_an_empty_prompt_is_skipped_and_counted_and_unread_fields_are_told(tmp_path):
+    path = write(tmp_path / "mine.jsonl", [*pairs(3), {"prompt": "", "chosen": "c", "rejected": "r", "score": 1}])
+    found = load(["jsonl"], "train", data_dir=str(path), seed=0)
+    assert found.skipped == {"empty prompt": 1} and found.unread == ("score",)
 
 
 @pytest.mark.parametrize("name", ["a-train.jsonl", "a-test.jsonl", "a.jsonl"])

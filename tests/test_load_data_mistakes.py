@@ -20,7 +20,7 @@ def test_an_unknown_data_set_names_the_known_and_the_nearest():
         ([], "train", "expected a list of hh"),
         ("hh", "train", "expected a list of hh"),
         (["demo", "demo"], "train", "twice"),
-        (["demo"], "valid", "expected train or test"),
+        (["demo"], "valid", "expected train, validation or test"),
         (["jsonl"], "train", "give data_dir="),
     ],
 )
@@ -63,7 +63,7 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
         ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}', "'chosen' is NoneType, expected a string"),
         ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "whole characters"),
-        ('{"prompt": "p", "chosen": "c", "rejected": "r", "group": 3}', "'group' is int"),
+        ('{"prompt": "p", "chosen": "c", "rejected": "r", "group": [3]}', "'group' is list, expected a string"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):

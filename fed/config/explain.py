@@ -30,7 +30,7 @@ REFUSED = {
     "client_num_per_round": "use clients_per_round",
 }
 
-WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]"}
+WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]", Any: "text or a list, [a,b]"}
 
 
 def refusal(error: Exception) -> str:

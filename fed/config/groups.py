@@ -1,6 +1,7 @@
 """The keys with a point in their name, `model.name_or_path` for one, by group."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fed.config.conditions import ABOVE_0, AT_LEAST_0, NO_LORA, NOT_LOCAL, NOT_PRIVATE, PROBABILITY
 from fed.config.meaning import Idle, Limits, Scope, at, key
@@ -46,9 +47,10 @@ class LoraSettings:
     alpha: float | None = key(
         None, "The adapter's product is scaled by alpha / r; null: 2 r.", ABOVE_0, idle=(NO_LORA,)
     )
-    target_modules: list[str] | None = key(
+    target_modules: Any = key(
         None,
-        "Linear layers that get an adapter; null: those peft knows for the family, or all but the head.",
+        "Linear layers that get an adapter, as a list of names; `all-linear`: all but the head; null: those peft knows "
+        "for the family, or all but the head.",
         idle=(NO_LORA,),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fed.config.explain import REFUSED, listed, nearest
-from fed.config.meaning import value_of
+from fed.config.meaning import shown, value_of
 from fed.config.schema import Config, every_key
 
 
@@ -26,8 +26,7 @@ def check_values(config: Config) -> None:
             raise ValueError(f"{name}={value} is out of range; expected a finite number")
         if known.limits is not None and isinstance(value, int | float) and not known.limits.hold(value):
             raise ValueError(f"{name}={value} is out of range; expected {known.limits.text}")
-    if config.lora.target_modules == []:
-        raise ValueError("lora.target_modules is empty; give at least one, or leave it out")
+    _check_targets(config.lora.target_modules)
     _check_name(config.exp_name)
     _check_loss(config.loss)
 
@@ -36,6 +35,18 @@ def _no_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if reason := REFUSED.get(f"{name}={value}"):
         return f"{name}={value} is refused: {reason}"
     return f"{name}={value} is unknown; expected {listed(choices)}{nearest(value, choices)}"
+
+
+def _check_targets(wanted: object) -> None:
+    """Check the layers that get an adapter, as the user named them."""
+    if wanted == []:
+        raise ValueError("lora.target_modules is empty; give at least one, or leave it out")
+    is_list = isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)
+    if not (wanted is None or is_list or wanted == "all-linear"):
+        raise ValueError(
+            f"lora.target_modules={shown(wanted)} is neither a list of names nor all-linear; give "
+            "'lora.target_modules=[q_proj,v_proj]' or leave it out"
+        )
 
 
 def _check_name(name: str) -> None:

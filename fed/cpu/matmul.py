@@ -93,10 +93,16 @@ def _measured_once(layer: nn.Linear | Conv1D, file: Path) -> Choice:
     known = _read(file)
     if key in known:
         return Choice(**known[key])
-    speeds = measure(as_NK(layer).detach())
+    speeds = measure(_like(layer))
     choice = Choice("onednn" if speeds["onednn"] > CLEARLY * speeds["mkl"] else "mkl", speeds)
     _write(file, {**known, key: vars(choice)})
     return choice
+
+
+def _like(layer: nn.Linear | Conv1D) -> Tensor:
+    """Return random weights of the layer's shape in its order in memory; its own may be split over processes."""
+    weight = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    return weight.t() if isinstance(layer, Conv1D) else weight
 
 
 def measure(weight_NK: Tensor, repeats: int = 5) -> dict[str, float]:

@@ -5,7 +5,7 @@ Shapes: R rows, K inputs, N outputs.
 
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,12 @@ def _forward(layer: nn.Linear | Conv1D, input: Tensor) -> Tensor:
 
 def linear_layers(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
     """Yield the layers that compute x W^T + b and nothing else, adapters and the layers below them included."""
-    for module in model.modules():
-        if type(module).forward in (nn.Linear.forward, Conv1D.forward):  # a subclass may compute something else
-            yield module
+    return (module for module in model.modules() if is_linear(module))
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Return True if the layer computes x W^T + b; a subclass may compute something else, as some routers do."""
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def as_NK(layer: nn.Linear | Conv1D) -> Tensor:

@@ -4,11 +4,12 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from fed.data.records import Source
-from fed.data.rows import Loaded, Preference, Skip, SplitName, split_by_conversation
+from fed.data.rows import Loaded, Preference, Skip, SplitName, split_by_conversation, told_apart
 
 Rows = Callable[[Source], Iterator[Preference | Skip]]
 
@@ -19,16 +20,19 @@ class DataSet(NamedTuple):
     rows: Rows
     test_share: float  # drawn to test on where the data has no test split
     parts: Sequence[str] | None  # files that are read; None: all
+    validation: bool  # the hub has a validation split
 
 
 DATASETS: dict[str, DataSet] = {}  # filled by load_data.py
 
 
-def dataset(name: str, test_share: float = 0.1, parts: Sequence[str] | None = None) -> Callable[[Rows], Rows]:
-    """Register the function below as data set `name`, of which only `parts` are read."""
+def dataset(
+    name: str, test_share: float = 0.1, parts: Sequence[str] | None = None, *, validation: bool = False
+) -> Callable[[Rows], Rows]:
+    """Register the function below as data set `name`; the arguments are those of `DataSet`."""
 
     def register(rows: Rows) -> Rows:
-        DATASETS[name] = DataSet(rows, test_share, parts)
+        DATASETS[name] = DataSet(rows, test_share, parts, validation)
         return rows
 
     return register
@@ -51,7 +55,7 @@ def load(
 
     Args:
         names: Names under which load_data.py has data sets, e.g. ["hh", "shp"].
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         data_dir: A .jsonl or .jsonl.gz file, a folder of such files, or a folder with one folder per data set;
             None: the hub.
         seed: Decides that division and the demo's text.
@@ -59,10 +63,11 @@ def load(
         test_fraction: Share to test on of data without a test split; None: the data set's own.
 
     Raises:
-        ValueError: If a name is unknown, a file cannot be read or a line is no record, or nothing is left.
+        ValueError: If a name is unknown, a file cannot be read or a line is no record, or nothing is left to train or
+            test on.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; expected train or test")
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split is {split!r}; expected train, validation or test")
     _check_names(names)
     loaded = []
     for name in names:
@@ -70,9 +75,9 @@ def load(
         loaded.append(_read(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts)))
     rows = [row for part in loaded for row in part.rows]
     skipped = sum((Counter(part.skipped) for part in loaded), Counter())
-    if not rows:
+    if not rows and split != "validation":
         raise ValueError(f"the {split} split of {', '.join(names)} has no rows {_reasons(skipped)}; check {data_dir=}")
-    return Loaded(rows, dict(skipped))
+    return Loaded(rows, dict(skipped), tuple(sorted({name for part in loaded for name in part.unread})))
 
 
 def load_file(path: str, name: str = "jsonl") -> Loaded:
@@ -93,7 +98,7 @@ def load_file(path: str, name: str = "jsonl") -> Loaded:
     found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
     if not found.rows:
         raise ValueError(f"{path} has no pairs {_reasons(found.skipped)}")
-    return found
+    return replace(found, rows=told_apart(found.rows))
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -120,10 +125,12 @@ def _path(name: str, names: Sequence[str], data_dir: str | None) -> Path | None:
 
 def _read(source: Source) -> Loaded:
     """Read one split of one data set."""
+    if source.split == "validation" and source.path is None and not DATASETS[source.name].validation:
+        return Loaded([], {})
     found = _all(source)
-    if source.undivided:
-        train, test = split_by_conversation(found.rows, 1 - source.test_share, source.seed)
-        return Loaded(train, found.skipped) if source.split == "train" else Loaded(test, {})
+    if source.undivided and source.split != "validation":
+        train, test = split_by_conversation(told_apart(found.rows), 1 - source.test_share, source.seed)
+        return replace(found, rows=train) if source.split == "train" else Loaded(test, {})
     return found
 
 
@@ -131,7 +138,8 @@ def _all(source: Source) -> Loaded:
     """Read all that the source holds of its split, or of both if it is undivided."""
     read = list(DATASETS[source.name].rows(source))
     rows = [item for item in read if isinstance(item, Preference)]
-    return Loaded(rows, Counter(item.reason for item in read if isinstance(item, Skip)))
+    skipped = Counter(item.reason for item in read if isinstance(item, Skip))
+    return Loaded(rows, skipped, tuple(sorted(source.unread)))
 
 
 def _reasons(skipped: dict[str, int]) -> str:

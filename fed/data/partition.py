@@ -36,11 +36,12 @@ class ContiguousPartitioner:
 
     Args:
         num_partitions: K.
-        even: True: K blocks of floor(N / K) rows, the remainder unused; False: K - 1 random cuts, nothing unused.
+        even: True: K blocks of floor(N / K) rows, the remainder the server's; False: K - 1 random cuts, nothing unused.
         seed: Decides the random cuts.
     """
 
     dataset: Dataset
+    server_last = True  # the server's rows come from the end of the data too, with those that clients leave
 
     def __init__(self, num_partitions: int, even: bool = True, seed: int = 0) -> None:
         self.num_partitions = num_partitions

@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,14 @@ from fed.data.rows import SplitName
 
 LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
-SPLIT_WORD = re.compile(r"(?<![a-z])(train|test)(?:ing)?(?![a-z])", re.IGNORECASE)
+# The words for each split in the names of files, as the hub, trl, axolotl and LLaMA-Factory write them.
+SPLIT_NAMES: dict[SplitName, Sequence[str]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF: dict[str, SplitName] = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,13 @@ class Record:
         if HALF_CHARACTER.search(value):
             raise ValueError(f"{self.where}: {name!r} holds half of a \\ud800-\\udfff pair, expected whole characters")
         return value
+
+    def label(self, name: str) -> str | None:
+        """Return a field that is a string or a number, as text; None if there is none or it is null."""
+        value = self.fields.get(name)
+        if value is None or isinstance(value, int | float):
+            return None if value is None else str(value)
+        return self.text(name)
 
     def number(self, name: str) -> float:
         """Return a field that is an int or a float."""
@@ -66,6 +80,7 @@ class Source:
     cache_dir: str | None
     test_share: float  # drawn to test on where the data has no test split
     parts: Sequence[str] | None = None  # only files of these parts are read; None: all
+    unread: set[str] = field(default_factory=set)  # fields of the records that nothing read
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True
@@ -92,13 +107,22 @@ class Source:
         return self.path is not None and self.files["train"] == self.files["test"]
 
     @cached_property
-    def files(self) -> dict[str, list[Path]]:
-        """The files of each split; the same files for both if either split has none."""
+    def files(self) -> dict[SplitName, list[Path]]:
+        """The files of each split; the same files for train and test if either of these has none.
+
+        Files of a validation split are never trained or tested on, unless there are no others.
+        """
         assert self.path is not None
         files = self._of_parts([self.path] if os.path.isfile(self.path) else _json_lines_files(self.path))
-        test = [path for path in files if _named_split(path) == "test"]
-        train = [path for path in files if _named_split(path) != "test"]
-        return {"train": train, "test": test} if train and test else {"train": files, "test": files}
+        validation = [path for path in files if _named_split(path) == "validation"]
+        rest = [path for path in files if path not in validation]
+        if not rest:
+            rest, validation = files, []
+        test = [path for path in rest if _named_split(path) == "test"]
+        train = [path for path in rest if path not in test]
+        if not train or not test:
+            train = test = rest
+        return {"train": train, "validation": validation, "test": test}
 
     def _of_parts(self, files: list[Path]) -> list[Path]:
         if self.parts is None:
@@ -146,10 +170,10 @@ def _ending_in_jsonl(paths: Iterator[Path]) -> list[Path]:
     return sorted(path for path in paths if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file())
 
 
-def _named_split(path: Path) -> str | None:
-    """Return the last word train or test in the file's name; "latest" holds neither."""
+def _named_split(path: Path) -> SplitName | None:
+    """Return the split that the last such word in the file's name tells; "latest" tells none."""
     words = SPLIT_WORD.findall(path.name)
-    return words[-1].lower() if words else None
+    return SPLIT_OF[words[-1].lower()] if words else None
 
 
 def _part(path: Path) -> str:

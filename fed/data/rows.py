@@ -3,11 +3,11 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
-SplitName = Literal["train", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
@@ -44,10 +44,13 @@ class Loaded:
 
     rows: list[Preference]
     skipped: dict[str, int]
+    unread: tuple[str, ...] = ()  # fields of the records that nothing reads
 
 
 def usable(pair: Preference) -> Preference | Skip:
     """Return the pair, or the reason why nothing can be learned from it."""
+    if not pair.prompt:
+        return Skip("empty prompt")
     if not pair.chosen.strip() or not pair.rejected.strip():
         return Skip("empty response")
     if pair.chosen == pair.rejected:
@@ -62,19 +65,44 @@ def first_human_turn(prompt: str) -> str:
     return (after.split(HUMAN, 1)[0] if marker else before_answer).strip()
 
 
+def told_apart(rows: Sequence[Preference]) -> list[Preference]:
+    """Return the rows with their conversations told apart by later turns, if all begin with the same human turns.
+
+    A system text that stands as the first turn of every dialogue says nothing about the conversation. Rows whose
+    conversation was given, and rows that are the same to their last turn, stay as they are.
+    """
+    same = {row.conversation for row in rows}
+    if len(same) != 1 or any(row.conversation != first_human_turn(row.prompt) for row in rows):
+        return list(rows)
+    turns = [row.prompt.split(HUMAN) for row in rows]
+    for depth in range(3, max(map(len, turns)) + 1):  # what stands before the first marker is no turn
+        starts = [_start(parts[:depth]) for parts in turns]
+        if len({*starts}) > 1:
+            return [replace(row, conversation=start) for row, start in zip(rows, starts, strict=True)]
+    return list(rows)
+
+
+def _start(parts: Sequence[str]) -> str:
+    """Return the beginning of a dialogue up to its last human turn of `parts`, without the answer to that."""
+    return HUMAN.join([*parts[:-1], parts[-1].split(ASSISTANT, 1)[0]]).strip()
+
+
 def split_by_conversation(
-    rows: Sequence[Preference], fraction: float, seed: int
+    rows: Sequence[Preference], fraction: float, seed: int | None
 ) -> tuple[list[Preference], list[Preference]]:
     """Draw whole conversations, as near to `fraction` of the rows as they allow; return their rows and the others.
 
-    Both lists keep the order of `rows`, which does not influence the draw. With two conversations or more and
-    0 < fraction < 1 neither list is empty.
+    Both lists keep the order of `rows`, which does not influence the draw. Without a seed the last conversations are
+    taken, in the order of their first rows. With two conversations or more and 0 < fraction < 1 neither list is empty.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}; expected a number from 0 to 1")
     sizes = Counter(row.conversation for row in rows)
-    keys = sorted(sizes)
-    random.Random(seed).shuffle(keys)
+    if seed is None:
+        keys = [*sizes][::-1]
+    else:
+        keys = sorted(sizes)
+        random.Random(seed).shuffle(keys)
     totals = [0, *accumulate(sizes[key] for key in keys)]
     cut = min(range(len(totals)), key=lambda count: abs(totals[count] - fraction * len(rows)))
     if 0 < fraction < 1 and len(keys) > 1:

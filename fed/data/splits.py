@@ -20,6 +20,7 @@ class SplitSettings:
     client_eval_fraction: float
     n_eval_examples: int
     n_test_examples: int
+    server_last: bool = False  # the server's rows are the last ones, and all that clients leave; else they are drawn
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Split:
     pool: list[Preference]  # divided among the clients
     parts: PartitionIndices  # of the pool
     clients: list[ClientRows]
-    overlapping: int  # training rows dropped because their conversation is in the test rows
+    overlapping: int  # rows dropped because their conversation is in the test rows or, of training, the server's
 
 
 def split_rows(
     train: Sequence[Preference],
+    validation: Sequence[Preference],
     test: Sequence[Preference],
     divide: Callable[[Sequence[Preference]], PartitionIndices],
     settings: SplitSettings,
@@ -52,6 +54,7 @@ def split_rows(
 
     Args:
         train: Rows to learn from.
+        validation: The server's rows; none: they are taken from `train`.
         test: Rows to report on; at most `n_test_examples` of them, drawn by seed.
         divide: Returns the numbers of each client's rows.
         settings: Fractions, limits and seed.
@@ -59,26 +62,79 @@ def split_rows(
     Raises:
         ValueError: If a side that is needed would be empty.
     """
-    tested = {row.conversation for row in test}
-    untested = [row for row in train if row.conversation not in tested]
-    usable = _limited(untested, settings)
-    if not usable:
-        raise ValueError(f"no training pairs are left of {len(train)}; give more data or use_small_dataset=false")
-    validation, pool = split_by_conversation(usable, settings.server_fraction, settings.seed)
-    if settings.server_fraction and not validation:
-        raise ValueError(
-            f"server_fraction={settings.server_fraction} of {len(usable)} training pairs gives none; raise it or "
-            "give more data"
-        )
+    server = _without(validation, test)
+    usable = _usable(train, _without(train, [*test, *server]), settings)
+    takes = not server  # from the training rows
+    server, pool = _server_share(usable, settings) if takes else (server, list(usable))
     parts = divide(pool)
+    if takes and server and settings.server_last:
+        left, pool, parts = _left_over(pool, parts)
+        server = [*left, *server]
     return Split(
-        validation=sample(validation, settings.n_eval_examples, settings.seed, "validation"),
+        validation=sample(server, settings.n_eval_examples, settings.seed, "validation"),
         test=sample(test, settings.n_test_examples, settings.seed, "test"),
         pool=pool,
         parts=parts,
         clients=[_client_rows([pool[i] for i in part], k, settings) for k, part in enumerate(parts)],
-        overlapping=len(train) - len(untested),
+        overlapping=_overlapping(train, validation, test),
     )
+
+
+def _without(rows: Sequence[Preference], others: Sequence[Preference]) -> list[Preference]:
+    """Return the rows whose conversation none of the others has."""
+    taken = {row.conversation for row in others}
+    return [row for row in rows if row.conversation not in taken]
+
+
+def _overlapping(train: Sequence[Preference], validation: Sequence[Preference], test: Sequence[Preference]) -> int:
+    server = _without(validation, test)
+    return len(train) - len(_without(train, [*test, *server])) + len(validation) - len(server)
+
+
+def _usable(
+    train: Sequence[Preference], untaken: Sequence[Preference], settings: SplitSettings
+) -> Sequence[Preference]:
+    """Return the rows that the run uses of the training rows whose conversations nobody else has.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if train and not untaken:
+        raise ValueError(
+            f"all {len(train)} training pairs are of conversations that are also in the test or validation pairs, such "
+            f"as {train[0].conversation!r:.60}; pairs with one first human turn are one conversation: tell them apart "
+            "by a field conversation, or give other test pairs"
+        )
+    usable = _limited(untaken, settings)
+    if not usable:
+        raise ValueError(f"no training pairs are left of {len(train)}; give more data or use_small_dataset=false")
+    return usable
+
+
+def _server_share(rows: Sequence[Preference], settings: SplitSettings) -> tuple[list[Preference], list[Preference]]:
+    """Return the server's rows of the training rows, and the others.
+
+    Raises:
+        ValueError: If there are too few for a share of the server's.
+    """
+    seed = None if settings.server_last else settings.seed
+    server, pool = split_by_conversation(rows, settings.server_fraction, seed)
+    if settings.server_fraction and not server:
+        raise ValueError(
+            f"server_fraction={settings.server_fraction} of {len(rows)} training pairs gives none; raise it or "
+            "give more data"
+        )
+    return server, pool
+
+
+def _left_over(
+    rows: Sequence[Preference], parts: PartitionIndices
+) -> tuple[list[Preference], list[Preference], PartitionIndices]:
+    """Return the rows that no client has, the others, and the clients' numbers of these."""
+    divided = sorted(index for part in parts for index in part)
+    place = {index: number for number, index in enumerate(divided)}
+    left = [row for index, row in enumerate(rows) if index not in place]
+    return left, [rows[index] for index in divided], [[place[index] for index in part] for part in parts]
 
 
 def split_own(

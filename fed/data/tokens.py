@@ -68,11 +68,11 @@ def tokenize(
 
     end = tokenizer.eos_token_id
     prompts = ids([row.prompt for row in rows])
-    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+    for row, prompt in zip(rows, prompts, strict=True):
         if not prompt:
             raise ValueError(
-                f"row {number} has the prompt {row.prompt!r}, which has no tokens, so nothing predicts its responses' "
-                f"first token (chosen: {row.chosen[:40]!r}); drop the row or give it a prompt"
+                f"the prompt {row.prompt!r} has no tokens in this tokenizer, so nothing predicts its responses' first "
+                f"token (chosen: {row.chosen[:40]!r}); drop the row or give it a prompt"
             )
     columns = zip(rows, prompts, ids([row.chosen for row in rows]), ids([row.rejected for row in rows]), strict=True)
     return [

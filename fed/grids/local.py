@@ -119,10 +119,11 @@ class LocalGrid(CountingGrid):
         """
         node, kind, client_id = message.metadata.dst_node_id, message.metadata.message_type, _client_id(context)
         wire, faults = self.settings.wire, self.settings.faults
-        for key, record in list(message.content.array_records.items()):
-            message.content[key] = wire.travelled(record)
         # Flower's view refers to itself and would keep the arrays alive after the client is done.
-        received = dict(message.content.array_records)
+        global_arrays = dict(message.content.array_records)
+        received = {key: wire.travelled(record) for key, record in global_arrays.items()}
+        for key, record in received.items():
+            message.content[key] = record
         sent = arrays_of(message) if kind == MessageType.TRAIN else None
         if sent is not None and faults is not None:
             faults.before(client_id, self.server_round)
@@ -135,7 +136,7 @@ class LocalGrid(CountingGrid):
                 faults.after(client_id, self.server_round, sent, reply)
             check_reply(sent, reply, self.settings.own)
             for key in reply.content.array_records.keys() & received.keys():
-                reply.content[key] = wire.travelled(reply.content.array_records[key], received[key])
+                reply.content[key] = wire.returned(reply.content.array_records[key], received[key], global_arrays[key])
         return reply
 
     def numbered(self, message: Message) -> Message:

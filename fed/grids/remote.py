@@ -105,11 +105,11 @@ class RemoteGrid(CountingGrid):
         return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
 
     def accept(self, message: Message) -> Message:
-        """Give the message records of its own, with the arrays as they arrive at the client, and return it."""
-        received: dict[str, Any] = {}
+        """Give the message records of its own, with arrays that all messages of these arrays share, and return it."""
+        own: dict[str, Any] = {}
         for key, record in message.content.items():
-            received[key] = self._shared_by(record).received if isinstance(record, ArrayRecord) else copied(record)
-        message.content = RecordDict(received)
+            own[key] = self._shared_by(record).of if isinstance(record, ArrayRecord) else copied(record)
+        message.content = RecordDict(own)
         return message
 
     def replies(self, messages: list[Message]) -> Iterator[Message]:
@@ -169,22 +169,20 @@ class RemoteGrid(CountingGrid):
         for shared in self._shared:
             if same_arrays(shared.of, record):
                 return shared
-        packed = self.settings.wire.pack(record)
-        received = record if self.settings.wire.dtype == "float32" else self.settings.wire.unpack(packed)
-        self._shared.append(_Shared(record, packed, received))
+        self._shared.append(_Shared(record, self.settings.wire.pack(record)))
         return self._shared[-1]
 
-    def _packed(self, received: ArrayRecord) -> ArrayRecord:
-        return next(shared.packed for shared in self._shared if shared.received is received)
+    def _packed(self, record: ArrayRecord) -> ArrayRecord:
+        return next(shared.packed for shared in self._shared if shared.of is record)
 
     def _taken(self, message: Message, reply: Message) -> Message:
         """Return the client's reply in the form in which the strategy gets it; an error if it cannot be used."""
         if reply.has_error():
             return self._failed(message, reply.error.reason)
-        received, kind = message.content.array_records, message.metadata.message_type
+        sent, kind = message.content.array_records, message.metadata.message_type
         try:
-            for key in reply.content.array_records.keys() & received.keys():
-                reply.content[key] = self.settings.wire.unpack(reply.content.array_records[key], received[key])
+            for key in reply.content.array_records.keys() & sent.keys():
+                reply.content[key] = self.settings.wire.unpack(reply.content.array_records[key], sent[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays_of(message), reply)
         except Failed as error:
@@ -215,8 +213,7 @@ def _unusable(metrics: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class _Shared:
-    """Arrays that go to several clients, in three forms: of the strategy, on the wire, and at the client."""
+    """Arrays that go to several clients, as the strategy has them and as they travel."""
 
     of: ArrayRecord
     packed: ArrayRecord
-    received: ArrayRecord

@@ -2,7 +2,8 @@
 
 Weights themselves in bfloat16 would lose what training changes: it keeps 8 bits, and one round moves a weight by less
 than its last one. So the server sends the difference from the initial weights, which every client has, and a client the
-difference from the weights it received: the error is 2^-8 of each difference at most.
+difference from the weights it received: the error is 2^-8 of each difference at most. The server adds a client's
+difference to its own exact weights, not to what the client received: errors of the way out do not add up over rounds.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Wire:
         return 2 if self.dtype == "bfloat16" else 4
 
     def pack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """Return Flower's own arrays to be sent; `base` holds what the other side knows, None: the initial weights."""
+        """Return Flower's own arrays to be sent, as differences from `base`; None: from the initial weights."""
         packed = ArrayRecord()
         for name, tensor in to_tensors(record).items():
             if self.dtype == "float32":
@@ -49,7 +50,11 @@ class Wire:
         return packed
 
     def unpack(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """Return the weights in float32 that the other side had packed, within the error of the difference.
+        """Return the differences that the other side had packed, added to `base` in float32.
+
+        Args:
+            record: What travelled.
+            base: The weights that this side has in place of those the differences are from; None: the initial ones.
 
         Raises:
             ValueError: If they were packed in another dtype, or do not fit the model.
@@ -65,12 +70,25 @@ class Wire:
                 tensors[name] = self._sum(name, torch.from_numpy(words).view(torch.bfloat16), base)
         return to_record(tensors)
 
-    def travelled(self, record: ArrayRecord, base: ArrayRecord | None = None) -> ArrayRecord:
-        """Return what the other side would unpack of these weights, for sides that are in one process."""
+    def travelled(self, record: ArrayRecord) -> ArrayRecord:
+        """Return what a client in this process unpacks of the server's weights."""
+        return self._moved(record, None, None)
+
+    def returned(self, trained: ArrayRecord, received: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
+        """Return what the server unpacks of the weights that a client in this process has trained.
+
+        Args:
+            trained: The client's weights after training.
+            received: The weights that it received.
+            sent: The server's exact weights that these came from.
+        """
+        return self._moved(trained, received, sent)
+
+    def _moved(self, record: ArrayRecord, base: ArrayRecord | None, onto: ArrayRecord | None) -> ArrayRecord:
         if self.dtype == "float32":
             return record
         tensors = to_tensors(record).items()
-        return to_record({n: self._sum(n, self._difference(n, t, base), base) for n, t in tensors})
+        return to_record({n: self._sum(n, self._difference(n, t, base), onto) for n, t in tensors})
 
     def _difference(self, name: str, tensor: Tensor, base: ArrayRecord | None) -> Tensor:
         return (tensor.cpu().float() - self._known(name, base)).bfloat16()

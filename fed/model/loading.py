@@ -13,7 +13,8 @@ from fed.model.placement import Placement, move
 from fed.model.policy import Policy
 from fed.model.precision import compute_dtype, weights_dtype
 from fed.model.pretrained import load_tokenizer
-from fed.model.probe import head_can_be_split, specimen, start_packing
+from fed.model.probe import check_causal, check_positions, head_can_be_split, specimen, start_packing
+from fed.model.randomness import switch_off
 from fed.model.sharded import sharded_model
 from fed.model.whole import Source, whole_model
 
@@ -41,17 +42,15 @@ def load_policy(
     Raises:
         ValueError: If something cannot be loaded or does not fit together.
     """
-    source = _source(settings, lora)
-    is_whole, root = place.mesh.device_mesh is None, None
-    if is_whole:
-        model = whole_model(source)
-    else:
-        model, root = sharded_model(source, place)
+    source, own = _source(settings, lora), place.mesh.own
+    is_whole = place.mesh.device_mesh is None
+    model, root = (whole_model(source), None) if is_whole else sharded_model(source, place)
     _set_checkpointing(model, activation_checkpointing)
-    split_head, layout, remarks = _possible(layout, model, model if is_whole else specimen(model), max_length)
+    check_positions(model.config, max_length)
+    attention = model.config._attn_implementation
+    possible = _possible(layout, model, model if is_whole else specimen(model), max_length)
     device = move(model, place.device) if is_whole else place.device
-    policy = Policy(model, source.tokenizer, device, source.compute_dtype, split_head, layout, remarks)
-    own = place.mesh.own
+    policy = Policy(model, source.tokenizer, device, source.compute_dtype, *possible, attention)
     return replace(policy, ranks=own if root is not None else ALONE, holders=own, root=root)
 
 
@@ -81,7 +80,7 @@ def _set_checkpointing(model: Any, on: bool) -> None:
         # The first name of newer transformers 5, where the second warns.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    model.train(on)  # checkpointing works in training mode only; dropout is 0 either way
+    switch_off(model)
 
 
 def _possible(layout: Layout, model: Any, trial: Any, max_length: int) -> tuple[bool, Layout, tuple[str, ...]]:
@@ -89,7 +88,11 @@ def _possible(layout: Layout, model: Any, trial: Any, max_length: int) -> tuple[
 
     Returns:
         Whether the head can run alone, as much of the layout as the model can do, and remarks on the rest.
+
+    Raises:
+        ValueError: If the model sees the tokens that it should predict.
     """
+    check_causal(trial)
     split_head, remarks = head_can_be_split(trial), []
     if layout.packing and (problem := start_packing(trial, max_length)):
         layout = replace(layout, packing=False)

@@ -3,7 +3,7 @@
 arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fed.config.groups import LoraSettings
+from fed.cpu.onednn import is_linear
 from fed.distributed.shards import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
+ALL = "all-linear"  # peft's word for every linear layer but the head
+# Their kernels read the weight of this layer beside an adapter of it; peft refuses it too.
+READ_BY_KERNELS = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj")
 
 
 def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
@@ -105,30 +109,38 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
         save_file(prefixed, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _linear_layers(model: Any) -> dict[str, nn.Module]:
-    """Return all linear layers but the head, by their dotted names."""
-    head = model.get_output_embeddings()
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return {name: module for name, module in layers if module is not head}
+def _linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
+    """Return the layers that can have an adapter, by their dotted names: all linear ones but the head."""
+    head, unseen = model.get_output_embeddings(), READ_BY_KERNELS.get(model.config.model_type)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and name.rpartition(".")[2] != unseen
+    }
 
 
-def _targets(model: Any, linear: dict[str, nn.Module], wanted: list[str] | None) -> list[str] | str:
-    """Return the names of the target modules, or peft's word for all linear layers but the head.
+def _targets(model: Any, linear: Mapping[str, nn.Module], wanted: list[str] | str | None) -> list[str]:
+    """Return the names of the target modules: those wanted, else those that peft knows for this family, else all.
 
     Raises:
-        ValueError: If a wanted name matches none of the layers `linear`.
+        ValueError: If a wanted name matches another module than those of `linear`, or none.
     """
-    lacking = [name for name in wanted or () if not _names_any(name, linear)]
-    if lacking:
-        expected = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise ValueError(
-            f"lora.target_modules={lacking[0]} names no linear layer of the model below its head; expected some of "
-            f"{expected}, or leave it out"
-        )
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES_OF_PEFT
 
-    choice = wanted or CHOICES_OF_PEFT.get(model.config.model_type)
-    return choice if isinstance(choice, list) and all(_names_any(name, linear) for name in choice) else "all-linear"
+    if isinstance(wanted, list):
+        others = [name for name, _ in model.named_modules() if name not in linear]
+        for name in wanted:
+            if not _names_any(name, linear) or _names_any(name, others):
+                expected = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise ValueError(
+                    f"lora.target_modules={name} names no linear layer of the model below its head that an adapter "
+                    f"can change; expected some of {expected}, or leave it out"
+                )
+        return wanted
+    family = model.config.model_type
+    choice = CHOICES_OF_PEFT.get(family) if wanted is None else None
+    known = [name for name in choice if name != READ_BY_KERNELS.get(family)] if isinstance(choice, list) else []
+    return known if known and all(_names_any(name, linear) for name in known) else list(linear)
 
 
 def _names_any(name: str, linear: Iterable[str]) -> bool:

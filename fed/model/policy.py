@@ -42,6 +42,7 @@ class Policy:
     split_head: bool = True  # the logits are head(hidden states), so the head can run on response rows only
     layout: Layout = PADDED
     remarks: tuple[str, ...] = ()  # each names a setting that this model cannot follow, and the reason
+    attention: str = "eager"  # transformers' name of the attention for generation; that of packed rows has no cache
     ranks: Ranks = ALONE  # the processes that share the work on a list of pairs
     holders: Ranks = ALONE  # the processes that hold the weights together
     root: Root | None = None  # gathers the weights if FSDP has split them

@@ -1,8 +1,12 @@
 """The dtypes that a model's weights are kept in and computed in."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from fed.config.groups import ModelSettings
+from fed.distributed.shards import local
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +41,21 @@ def compute_dtype(settings: ModelSettings) -> torch.dtype | None:
             f"{settings.policy_dtype}; set policy_dtype=float32, or leave precision out"
         )
     return dtype
+
+
+@torch.no_grad()
+def vanishing(parameters: Iterable[Tensor], update: float) -> float:
+    """Return the share of weights that `update` leaves as they are, because their dtype has no number so near.
+
+    Adaptive optimizers move a weight by about the learning rate. bfloat16 keeps 8 bits: a weight of 0.02 stays where it
+    is unless it moves by 3e-5.
+    """
+    kept = total = 0
+    for parameter in parameters:
+        weights = local(parameter.detach())
+        kept += int(((weights.float() + update).to(weights.dtype) == weights).sum())
+        total += weights.numel()
+    return kept / max(total, 1)
 
 
 def _dtype(key: str, name: str) -> torch.dtype:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fed.config.groups import ModelSettings
 from fed.model.demo import demo_model, demo_tokenizer
+from fed.model.randomness import put_back, without_randomness
 
 # Transformers then names the weights that it left random; by default a log line or an exception names none.
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -55,6 +56,7 @@ def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> A
     if is_demo(settings):
         return demo_model(tokenizer).to(dtype)
     config = load_config(settings)
+    random = without_randomness(config)
     model, report = from_pretrained(
         "model", AutoModelForCausalLM.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
     )
@@ -66,6 +68,7 @@ def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> A
         )
     if gguf is not None:
         model = _without_quantization(model, dtype)
+    put_back(model.config, random)
     check_tokens(model, tokenizer, settings)
     return model
 
@@ -82,17 +85,13 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
 
 
 def load_config(settings: ModelSettings) -> Any:
-    """Load the model's configuration and set its dropout to 0: DPO compares log-probs of the same weights.
+    """Load the model's configuration.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
     name, gguf, trust = settings.name_or_path or ".", settings.gguf_file, settings.trust_remote_code
-    config = from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
-    for key, value in vars(config).items():
-        if "drop" in key and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop, ...
-            setattr(config, key, 0.0)
-    return config
+    return from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
 
 
 def check_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None:

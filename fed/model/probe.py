@@ -20,8 +20,53 @@ PAIRS = (
 )
 
 
+ROUNDING = 1e-4  # what float32 may change in hidden states, relative to the largest
 # The names that configurations give to the number of earlier tokens that a token sees.
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+
+
+# Kinds of rotary positions whose angles depend on the longest sequence of a batch beyond the first training's length.
+BY_LONGEST = ("longrope", "dynamic")
+
+
+def check_positions(config: Any, max_length: int) -> None:
+    """Refuse lengths at which the log-probs of a pair would depend on the pairs beside it.
+
+    Raises:
+        ValueError: If `max_length` is beyond the positions that the model's rotary table was made for.
+    """
+    text = config.get_text_config()
+    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for rope in (found, *(value for value in found.values() if isinstance(value, dict))):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind not in BY_LONGEST:
+            continue
+        known = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        if max_length > known:
+            raise ValueError(
+                f"max_length={max_length} is more than the {known} positions that the model was first trained on: "
+                f"beyond them its {kind} positions depend on the longest pair of a batch, so log-probs would not "
+                f"repeat; give max_length={known} or less"
+            )
+
+
+@torch.no_grad()
+def check_causal(model: Any) -> None:
+    """Refuse a model whose earlier hidden states change with later tokens: it sees what it should predict.
+
+    Raises:
+        ValueError: If they change.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 17, device=model.device)[None].expand(2, -1).clone()
+    ids[1, 8:] += 16
+    with _in_float32(model):
+        hidden = model.base_model(input_ids=ids % known, use_cache=False)[0][:, :8]
+    if _difference(hidden[0], hidden[1]) > ROUNDING:
+        raise ValueError(
+            f"{type(model).__name__} reads later tokens, as encoders do, so it has no log-prob of a response; give a "
+            "causal language model (for some families with is_decoder=true in its config.json)"
+        )
 
 
 @torch.no_grad()
@@ -54,7 +99,7 @@ def _start_packing(model: Any, max_length: int) -> str | None:
         if model.config._attn_implementation != NAME:
             return "its attention is its own"
         differences = [_difference(padded, _hidden(model, pairs, layout, max_length)) for layout in _LAYOUTS]
-        if max(differences) <= 1e-4:
+        if max(differences) <= ROUNDING:
             return None
         problem = f"hidden states would differ by {max(differences):.1g}"
     except Exception as error:  # whatever a model raises that takes no positions or needs another attention

@@ -11,10 +11,10 @@ from transformers import GenerationConfig
 from fed.data.order import by_length
 from fed.data.tokens import Example
 from fed.model.policy import Policy
+from fed.model.randomness import switch_off
 from fed.seeding import generator
 
 NEVER = -1  # the id of no token
-ATTENTION = "sdpa"  # packed attention has no cache of keys and values
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], draws: Draws) -> 
     config = _generation_config(policy, draws)
     batches = by_length(list(map(len, prompts)), draws.batch_size)
     own: dict[int, tuple[int, ...]] = {}
-    with _generating(policy.model), torch.random.fork_rng():
+    with _generating(policy), torch.random.fork_rng():
         for _, place, _ in ranks.turns(len(batches)):
             torch.manual_seed(int(generator(draws.seed, "generate", place).integers(2**31)))
             drawn = _batch(policy, [prompts[i] for i in batches[place]], config)
@@ -114,16 +114,19 @@ def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:
 
 
 @contextmanager
-def _generating(model: Any) -> Iterator[None]:
+def _generating(policy: Policy) -> Iterator[None]:
     """Prepare the model to generate inside the context: attention that has a cache, and evaluation mode."""
-    attention, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(ATTENTION)
+    model, is_packed = policy.model, policy.layout.packing
+    packed = model.config._attn_implementation
+    if is_packed:
+        model.set_attn_implementation(policy.attention)
     model.eval()
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
-        model.train(training)
+        if is_packed:
+            model.set_attn_implementation(packed)
+        switch_off(model)
 
 
 def _batch(policy: Policy, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:

@@ -17,6 +17,7 @@ from fed.model.demo import demo_config
 from fed.model.placement import Placement
 from fed.model.pretrained import check_tokens, is_demo, load_config
 from fed.model.probe import specimen
+from fed.model.randomness import put_back, without_randomness
 from fed.model.whole import Source, prepare, whole_model
 
 
@@ -53,12 +54,14 @@ def _empty_model(source: Source) -> Any:
     """Make the model without memory for its weights."""
     settings, tokenizer = source.settings, source.tokenizer
     config = demo_config(tokenizer) if is_demo(settings) else load_config(settings)
+    random = without_randomness(config)
     with torch.random.fork_rng(devices=[]):  # draws count where the weights are made
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=source.dtype, trust_remote_code=settings.trust_remote_code
             )
         model.tie_weights()
+        put_back(model.config, random)
         prepare(model, source)
     return model
 

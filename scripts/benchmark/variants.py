@@ -98,6 +98,8 @@ def _local_settings(models: Models, batch_size: int) -> LocalSettings:
         optimizer="RMSprop",
         lr=5e-7,
         warmup_steps=0,
+        warmup_ratio=None,
+        warmup_restarts=True,
         max_grad_norm=models.max_grad_norm,
         batch_size=batch_size,
         max_tokens_per_step=None,

@@ -1,5 +1,7 @@
 import math
+from typing import Any
 
+import pytest
 import torch
 from flwr.app import RecordDict
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from clients.state import ClientState, read_state, write_state
 from fed.data.collate import collate
 from fed.data.order import BatchOrder
-from fed.model.policy import response_logps
+from fed.model.policy import Policy, response_logps
 from losses.sft import sft
 from support.federations import dpo_loss
 from support.pairs import examples
@@ -50,6 +52,23 @@ def test_the_learning_rate_warms_up_and_starts_over_only_when_the_optimizer_does
             )
             rates.append([tags["lr"] for _, tags, _ in told])
         assert rates == [[0.25, 0.5], second_round]
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "second_round"),
+    [
+        ({"warmup_steps": 3, "warmup_restarts": False}, [0.75, 1.0]),
+        ({"warmup_ratio": 0.5}, [0.5, 1.0]),  # one of two steps
+        ({"warmup_ratio": 0.0}, [1.0, 1.0]),
+    ],
+)
+def test_warm_up_counts_over_rounds_or_is_a_share_of_a_round(
+    policy: Policy, warm_up: dict[str, Any], second_round: list[float]
+) -> None:
+    pairs, state = referenced(policy, examples(8)), ClientState()
+    for _ in range(2):
+        _, told = train(policy, pairs, state=state, lr=1.0, batch_size=4, client_optimizer="reset", **warm_up)
+    assert [tags["lr"] for _, tags, _ in told] == second_round
 
 
 def test_a_persistent_optimizer_goes_on_as_if_never_stopped(policy):

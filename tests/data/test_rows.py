@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed.data.rows import Preference, first_human_turn, split_by_conversation
+from fed.data.rows import Preference, first_human_turn, split_by_conversation, told_apart
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,25 @@ from fed.data.rows import Preference, first_human_turn, split_by_conversation
 )
 def test_the_first_human_turn_is_the_conversation(prompt, turn):
     assert first_human_turn(prompt) == turn == Preference(prompt, "c", "r").conversation
+
+
+def test_a_system_text_before_every_dialogue_does_not_make_them_one_conversation():
+    texts = ["a", "b", "a\n\nAssistant: x\n\nHuman: y"]
+    rows = [Preference(f"\n\nHuman: Be kind.\n\nAssistant: Yes.\n\nHuman: {text}", "c", "r") for text in texts]
+    assert {row.conversation for row in rows} == {"Be kind."}
+    first, second, longer = (row.conversation for row in told_apart(rows))
+    assert len({first, second}) == 2 and longer == first
+
+
+@pytest.mark.parametrize("turns", [("a", "b"), ("a", "a")])
+def test_rows_that_differ_in_their_first_turn_or_nowhere_keep_their_conversations(turns):
+    rows = [Preference(f"\n\nHuman: {turn}\n\nAssistant:", "c", "r") for turn in turns]
+    assert told_apart(rows) == rows
+
+
+def test_a_given_conversation_is_kept():
+    rows = [Preference(f"\n\nHuman: s\n\nHuman: {i}", "c", "r", conversation="given") for i in range(2)]
+    assert told_apart(rows) == rows
 
 
 def test_a_preference_refuses_an_unknown_truncation():

@@ -106,9 +106,9 @@ def test_a_tokenizer_that_adds_special_tokens_by_itself_is_not_let():
     assert example == Example(ids("p"), (*ids("c"), END), (*ids("r"), END))
 
 
-def test_a_prompt_without_tokens_is_refused_naming_the_row():
+def test_a_prompt_without_tokens_is_refused_with_its_response():
     rows = [Preference("p", "c", "r"), Preference("", "the answer", "r")]
-    with pytest.raises(ValueError, match=r"row 1 has the prompt '', which has no tokens.*chosen: 'the answer'"):
+    with pytest.raises(ValueError, match=r"the prompt '' has no tokens in this tokenizer.*chosen: 'the answer'"):
         tokens(*rows)
 
 

@@ -97,13 +97,14 @@ def without_curves(folder: Path) -> Path:
 class Fork(subprocess.Popen[Any]):
     """`subprocess.Popen([sys.executable, "FILE.py", ...])`, forked; other programs are started as usual.
 
-    Programs that it starts are forked too. No curves are drawn: drawing takes longer than these runs.
+    Programs that it starts are forked too, but not those of installed packages, such as Ray's. No curves are drawn:
+    drawing takes longer than these runs.
     """
 
     def _execute_child(self, *values: Any) -> None:
         given = _SIGNATURE.bind(self, *values).arguments
         command = [os.fspath(word) for word in given["args"]]
-        if command[0] != sys.executable or not command[1].endswith(".py"):
+        if command[0] != sys.executable or not command[1].endswith(".py") or "site-packages" in command[1]:
             super()._execute_child(*values)  # type: ignore[misc]
             return
         pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]

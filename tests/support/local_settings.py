@@ -14,6 +14,8 @@ def local_settings(**changes: Any) -> LocalSettings:
         "optimizer": "RMSprop",
         "lr": 5e-7,
         "warmup_steps": 150,
+        "warmup_ratio": None,
+        "warmup_restarts": True,
         "max_grad_norm": 10.0,
         "batch_size": 4,
         "max_tokens_per_step": None,

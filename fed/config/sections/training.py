@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, NO_HELD_OUT, NOT_LOCAL
+from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, NO_HELD_OUT, NOT_LOCAL, PROBABILITY
 from fed.config.meaning import Scope, at, key, unless
 
 STATES_PER_WEIGHT = {"RMSprop": 1, "AdamW": 2, "Adam": 2, "SGD": 0}  # numbers that an optimizer keeps
@@ -53,7 +53,20 @@ class TrainingKeys:
     local_steps: int | None = key(None, "Optimizer steps per round, in place of `local_epochs`.", AT_LEAST_1)
     optimizer: str = key("RMSprop", "Optimizer of the clients.", choices=tuple(STATES_PER_WEIGHT))
     lr: float = key(5e-7, "Learning rate.", ABOVE_0)
-    warmup_steps: int = key(150, "Optimizer steps in which the learning rate rises from 0.", AT_LEAST_0)
+    warmup_steps: int = key(
+        150,
+        "Optimizer steps in which the learning rate rises from 0.",
+        AT_LEAST_0,
+        idle=(unless("warmup_ratio", None, "warmup_ratio, which gives a share of the steps"),),
+    )
+    warmup_ratio: float | None = key(
+        None, "In place of `warmup_steps`: the share of a round's steps in which the learning rate rises.", PROBABILITY
+    )
+    warmup_restarts: bool = key(
+        True,
+        "The learning rate rises anew in each round, as published; false: only in a client's first steps of the run.",
+        idle=(at("client_optimizer", "persist", "which warms up once"),),
+    )
     max_grad_norm: float = key(10.0, "A gradient that is longer is shortened to this norm.", ABOVE_0)
     client_optimizer: str = key(
         "reset",
