@@ -76,7 +76,7 @@ def _learning_rate(plan: Plan) -> str:
 
 def _span(values: Sequence[float]) -> str:
     """Return "3" or "3 to 5"."""
-    return " to ".join(dict.fromkeys(f"{value:g}" for value in values))
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in values))
 
 
 def _data_remarks(plan: Plan) -> Iterator[str]:

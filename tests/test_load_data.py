@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from fed.data.rows import Preference, usable
+from fed.data.rows import Preference, SplitName, usable
 from load_data import DATASETS, dataset, load
 from support.rows import dialogue, pairs, read, write
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import main
 from fed.reports.curves import curves
-from run import experiment, header
+from run import experiment
 from support.command_line import SMALL, CommandLine, Result, refused
 from support.good_inputs import hh_line, save_gpt2
 
@@ -258,20 +258,3 @@ def test_supervised_training_runs(command_line: CommandLine) -> None:
     result = command_line(*SMALL, "loss=sft", "strategy=fedavg", "debug=true")
     losses = [line["loss"] for line in result.lines(split="test")]
     assert losses[1] < losses[0]
-
-
-def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
-    result = command_line(*SMALL, "cpu_matmul=onednn", "keep_freed_memory=false")
-    text = "1 thread, freed memory returned, float32 matrices by oneDNN"
-    assert f"cpu: {text}\n" in result.out
-    assert json.loads((result.run / "environment.json").read_text())["cpu"] == text
-
-
-@pytest.mark.parametrize("in_hardware", [True, False])
-def test_emulated_bfloat16_is_told(
-    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
-) -> None:
-    monkeypatch.setattr(header, "has_bfloat16", lambda: in_hardware)
-    result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
-    assert result.code == 0, result.err
-    assert ("float32 is faster here" in result.out) != in_hardware

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from fed.cpu.matmul import SMALL as SMALLER
+from fed.model.demo import demo_tokenizer
 from support.forked import Fork
 from support.launched import ROOT, SMALL, SOON, end, living, start
 
@@ -39,6 +42,34 @@ def test_two_processes_run_what_one_runs_and_leave_the_same_files(tmp_path: Path
     ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (found.run, expected.run))
     assert all((ours[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max() for name, tensor in theirs.items())
     assert len(json.loads((found.run / "summary.json").read_text())["processes"]) == 2
+
+
+@pytest.mark.parametrize(
+    "how", ["trainer=FSDPTrainer trainer_processes=2", "trainer=TensorParallelTrainer trainer_processes=2",
+            "clients_in_parallel=2"]
+)  # fmt: skip
+def test_layers_that_are_large_enough_to_be_measured_run_split_in_every_way(
+    tmp_path: Path, large: Path, how: str
+) -> None:
+    typed = [*(word for word in SMALL if word != "cpu_matmul=mkl"), "model=blank_model", "max_length=64"]
+    typed += [f"model.name_or_path={large}", "max_prompt_length=32", "batch_size=2", "gradient_accumulation_steps=1"]
+    found = end(start(tmp_path / "run", ROOT / "main.py", *typed, *how.split(), popen=Fork), tmp_path / "run")
+    assert (found.code, found.err, found.left) == (0, "", [])
+    # Layers that processes share are always MKL's.
+    assert ("GFLOP/s a core" in found.out) == ("TensorParallel" not in how)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a Llama whose layers are above `matmul.SMALL`."""
+    folder, end = tmp_path_factory.mktemp("large"), demo_tokenizer().eos_token_id
+    sizes = {"vocab_size": 257, "hidden_size": 384, "intermediate_size": 384, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=64, eos_token_id=end, bos_token_id=end)
+    assert sizes["hidden_size"] ** 2 > SMALLER
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def test_two_processes_that_are_asked_to_stop_go_on_to_the_same_bytes(tmp_path: Path) -> None:

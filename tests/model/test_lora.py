@@ -155,7 +155,7 @@ def test_activation_checkpointing_gives_the_same_gradients(lora: dict[str, Any])
     found = []
     for checkpointing in (False, True):
         model = load(checkpointing=checkpointing, lora=lora).model
-        assert model.training == checkpointing
+        assert any(layer.training for layer in model.model.layers) == checkpointing
         move(model)
         _loss(model(IDS, use_cache=False).logits).backward()
         found.append([p.grad for p in model.parameters() if p.requires_grad])

@@ -201,7 +201,7 @@ DATA = (
      files(a_jsonl=ENOUGH[: len(own_line()) * 30])),
     ("fewer examples than clients", "n_train_examples=5 client_num_in_total=10", "client_num_in_total=10 lower", None),
     ("one training example", "n_train_examples=1", "server_fraction 1 training pairs more data", None),
-    ("all tested", "datasets=[hh] data_dir={folder}", "no training pairs left",
+    ("all tested", "datasets=[hh] data_dir={folder}", "all 9 training pairs conversations test conversation",
      files(train_jsonl=hh_lines(range(9)), test_jsonl=hh_lines(range(9)))),
     ("only equal answers", OWN, "no rows chosen equals rejected", files(a_jsonl=own_line(chosen="r") * 9)),
     ("only empty answers", OWN, "no rows empty response", files(a_jsonl=own_line(chosen=" ") * 9)),

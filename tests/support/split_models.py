@@ -106,6 +106,7 @@ def train(
         pairs=Pairs(
             split=SimpleNamespace(overlapping=0),
             skipped={},
+            unread=(),
             validation=examples(9, seed=100),
             test=[],
             clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],

@@ -1,0 +1,70 @@
+"""What a run says before it starts, and the check that it starts from its reference."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from run import header
+from support.command_line import SMALL, CommandLine
+
+
+def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "cpu_matmul=onednn", "keep_freed_memory=false")
+    text = "1 thread, freed memory returned, float32 matrices by oneDNN"
+    assert f"cpu: {text}\n" in result.out
+    assert json.loads((result.run / "environment.json").read_text())["cpu"] == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["warmup_steps=1"], "steps: 2 per client and round, learning rate up to 0.001\n"),
+        (["warmup_steps=9"], "warning: steps: 2 per client and round, learning rate up to 0.0002 of lr=0.001: warm-up"),
+        (["warmup_steps=3", "warmup_restarts=false", "comm_round=2"], "learning rate up to 0.001\n"),
+        (["warmup_ratio=0.5"], "learning rate up to 0.001\n"),
+        (["mode=centralized"], "steps: 3 per client and round"),
+        (["client_optimizer=persist", "warmup_steps=1"], "learning rate up to 0.001\n"),
+    ],
+)
+def test_the_header_says_which_learning_rate_clients_reach(
+    command_line: CommandLine, typed: list[str], line: str
+) -> None:
+    assert line in command_line(*SMALL, "lr=1e-3", *typed).out
+
+
+def test_few_validation_pairs_are_told_where_they_decide_weights(command_line: CommandLine) -> None:
+    told = (
+        "scores clients on 2 pairs, so the accuracies that decide weights and decay have a standard error of up to 0.35"
+    )
+    assert told in command_line(*SMALL).out
+    assert "standard error" not in command_line(*SMALL, "strategy=fedavg").out
+
+
+@pytest.mark.parametrize(("lr", "told"), [("5e-7", True), ("1e-1", False)])
+def test_updates_that_bfloat16_weights_lose_are_told(command_line: CommandLine, lr: str, told: bool) -> None:
+    result = command_line(*SMALL, "model.policy_dtype=bfloat16", f"lr={lr}")
+    assert ("of the bfloat16 weights; precision=bfloat16 computes in bfloat16" in result.out) == told
+
+
+def test_a_reference_that_does_not_tie_ends_the_run_before_training(command_line: CommandLine, tmp_path: Path) -> None:
+    """A kept column was damaged: one log-prob differs by a thousandth."""
+    assert command_line(*SMALL).code == 0
+    for file in (tmp_path / "cache" / "reference").glob("*.npy"):
+        column = np.load(file)
+        column[0, 0] += 1e-3
+        np.save(file, column)
+    again = command_line(*SMALL)
+    assert again.code == 1 and "log-probs differ on 1 of" in again.err and "remove the folder reference" in again.err
+    assert "round 0" not in again.out
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_emulated_bfloat16_is_told(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, in_hardware: bool
+) -> None:
+    monkeypatch.setattr(header, "has_bfloat16", lambda: in_hardware)
+    result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
+    assert result.code == 0, result.err
+    assert ("float32 is faster here" in result.out) != in_hardware
