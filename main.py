@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the demo's and most runs' texts are short
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to `main` instead of printing them
 sys.path.insert(0, os.getcwd())  # a user's own my_ideas.py, beside main.py or in the working folder
 

@@ -4,13 +4,10 @@ A SuperNode starts a process for every message, which finds token ids and refere
 worker of Ray keeps its model and serves one client after the other.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a client's texts are few
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp

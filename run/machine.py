@@ -7,17 +7,23 @@ import torch
 from fed.config.schema import Config
 from fed.cpu.matmul import Choice, choose_library
 from fed.cpu.runtime import set_up
+from fed.cpu.threads import ThreadChoice, choose_threads
 from fed.data.collate import Layout
+from fed.data.tokens import Example
 from fed.distributed.launch import is_rank, local_ranks
 from fed.distributed.ranks import Mesh, Ranks
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
-from fed.model.policy import Policy
+from fed.model.policy import Policy, total_loss
 from fed.seeding import seed_globals
+
+LARGE = 10_000_000  # weights; with more, the matrices of a step take longer than threads wait
+MOST_FLOP = 4e9  # operations of one measured step: 40 ms on a fast core
+SHORTEST = 32  # tokens of a measured pair
 
 
 def set_up_torch(config: Config) -> str:
-    """Set threads and memory before anything large is allocated, and describe them."""
+    """Set threads and memory before anything large is allocated, and describe the memory."""
     torch.use_deterministic_algorithms(config.deterministic)
     processes, sharded = local_ranks(), config.trainer == "FSDPTrainer" and is_rank()
     return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=processes, sharded=sharded)
@@ -34,6 +40,37 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
         max_length=config.max_length,
         activation_checkpointing=config.activation_checkpointing,
     )
+
+
+def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice:
+    """Return the number of threads; measure a step of a small model for it, unless `num_threads` is given.
+
+    Large models, and runs of several processes, have the threads that they began with.
+
+    Raises:
+        ValueError: If the choice cannot be kept in `cache_dir`.
+    """
+    most, weights = torch.get_num_threads(), policy.model.num_parameters()
+    is_fixed = config.num_threads is not None or config.deterministic or policy.device.type != "cpu"
+    if is_fixed or world.count > 1 or most == 1 or weights > LARGE:
+        return ThreadChoice(most, {})
+    pairs = max(1, config.batch_size // config.gradient_accumulation_steps)
+    length = min(config.max_length, max(SHORTEST, int(MOST_FLOP / (6 * weights * pairs))))
+    shape = (type(policy.model).__name__, weights, pairs, length, policy.layout, policy.compute_dtype, config.lora.r)
+    batch = policy.collate([_pair(length)] * pairs)
+
+    def step() -> None:
+        total, _ = total_loss(policy, batch, lambda logps, *_: logps.chosen)
+        total.backward()  # type: ignore[no-untyped-call]
+        policy.model.zero_grad()
+
+    return choose_threads(step, most, cache_dir=config.cache_dir, what=repr(shape))
+
+
+def _pair(length: int) -> Example:
+    """Return a pair of so many tokens, half of them in the prompt."""
+    prompt, response = (1,) * (length - length // 2), (1,) * (length // 2)
+    return Example(prompt, response, response)
 
 
 def choose_matmul(policy: Policy, config: Config, world: Ranks) -> Choice | None:

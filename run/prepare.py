@@ -19,7 +19,7 @@ from fed.model.policy import Policy
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, shared_out
 from run.data_checks import check_decay, check_lengths, check_scoring
-from run.machine import choose_matmul, make_policy, set_up_torch
+from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
 from run.pairs import all_pairs, pairs_on_demand
 from run.plan import Machine, Objective, Pairs, Plan
 from run.processes import check_mesh
@@ -82,18 +82,19 @@ def _plan(
     make_pairs: Callable[[OwnedRows, Policy], Pairs],
 ) -> Plan:
     config, given = request.config, request.given
-    cpu = set_up_torch(config)
+    memory = set_up_torch(config)
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     check_mesh(mesh, config, given)
     objective = _objective(config, given)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     rows = load_rows()
     policy = make_policy(config, device, mesh)
-    choice = choose_matmul(policy, config, mesh.world)
+    library = choose_matmul(policy, config, mesh.world)
+    cpu = [str(chosen_threads(policy, config, mesh.world)), memory, *([] if library is None else [str(library)])]
     return Plan(
         config=config,
         given=given,
-        machine=Machine(mesh, cpu, None) if choice is None else Machine(mesh, f"{cpu}, {choice}", choice.library),
+        machine=Machine(mesh, ", ".join(cpu), None if library is None else library.library),
         policy=policy,
         objective=objective,
         pairs=make_pairs(rows, policy),

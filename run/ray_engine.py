@@ -62,7 +62,8 @@ def _settings_of_workers(plan: Plan) -> Config:
         cache_dir=os.path.abspath(config.cache_dir),
         data_dir=None if config.data_dir is None else os.path.abspath(config.data_dir),
         cpu_matmul=plan.machine.library or config.cpu_matmul,
-        num_threads=config.num_threads or allowed_cpus() // config.clients_in_parallel or 1,
+        num_threads=config.num_threads
+        or min(torch.get_num_threads(), allowed_cpus() // config.clients_in_parallel or 1),
     )
 
 

@@ -1,11 +1,8 @@
 """Flower's server app, which `flwr run` starts at a SuperLink or beside Ray; `python main.py` does not use it."""
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp

@@ -3,7 +3,6 @@
 Shapes: R rows, K inputs, N outputs.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fed.cpu.choices import keep, kept
 from fed.cpu.onednn import as_NK, linear_layers, onednn_linear, use_onednn
 from fed.cpu.runtime import cpu_name
-from fed.files import write_whole
 
 NAMES = {"mkl": "MKL", "onednn": "oneDNN"}
 ROWS = 512
@@ -90,12 +89,12 @@ def _measured_once(layer: nn.Linear | Conv1D, file: Path) -> Choice:
     """Choose for matrices of this layer's shape on this machine; read the choice from `file` if it stands there."""
     shape = "x".join(map(str, as_NK(layer).shape))
     key = f"{cpu_name()}, torch {torch.__version__}, {shape}"
-    known = _read(file)
-    if key in known:
-        return Choice(**known[key])
+    known = kept(file, key, frozenset(("library", "speeds")))
+    if known is not None:
+        return Choice(**known)
     speeds = measure(_like(layer))
     choice = Choice("onednn" if speeds["onednn"] > CLEARLY * speeds["mkl"] else "mkl", speeds)
-    _write(file, {**known, key: vars(choice)})
+    keep(file, key, vars(choice))
     return choice
 
 
@@ -135,19 +134,3 @@ def _seconds(linear: Callable[..., Tensor], input_RK: Tensor, weight_NK: Tensor)
     output_RN = linear(input_RK, weight_NK, None)
     torch.autograd.grad(output_RN, (input_RK, weight_NK), output_RN.detach())
     return time.thread_time() - began
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Read the choices of earlier runs; a missing, damaged or foreign file holds none."""
-    try:
-        found = json.loads(file.read_text())
-        return {key: entry for key, entry in found.items() if entry.keys() == {"library", "speeds"}}
-    except Exception:  # whatever reading it raises
-        return {}
-
-
-def _write(file: Path, choices: dict[str, Any]) -> None:
-    try:
-        write_whole(file, (json.dumps(choices, indent=2) + "\n").encode())
-    except OSError as error:
-        raise ValueError(f"cache_dir={file.parent} cannot be written: {error}; give another cache_dir") from error

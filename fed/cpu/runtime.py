@@ -19,7 +19,7 @@ KEPT_WHEN_SHARDED = 4 * MIB
 
 
 def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, sharded: bool = False) -> str:
-    """Set threads and allocator, before the model is allocated, and describe them in words.
+    """Set threads and allocator, before the model is allocated, and describe the allocator in words.
 
     Args:
         num_threads: Threads of this process; None: torch's choice, but no more than the process may use.
@@ -29,11 +29,10 @@ def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, sha
     """
     torch.set_num_threads(num_threads or min(torch.get_num_threads(), max(1, allowed_cpus() // processes)))
     done = keep_freed_memory(keep_freed, up_to=KEPT_WHEN_SHARDED if sharded else None)
-    threads = torch.get_num_threads()
     memory = "kept" if keep_freed and done else "returned" + (" (no glibc)" if keep_freed else "")
     if sharded and keep_freed and done:
         memory += f" up to {KEPT_WHEN_SHARDED // MIB} MiB a block"
-    return f"{threads} thread{'s' * (threads > 1)}, freed memory {memory}"
+    return f"freed memory {memory}"
 
 
 def keep_freed_memory(keep: bool, *, up_to: int | None = None) -> bool:

@@ -68,7 +68,7 @@ class RunKeys:
     )
     num_threads: int | None = key(
         None,
-        "CPU threads; null: torch's choice, but no more than the process may use.",
+        "CPU threads; null: measured once for a small model, else as many as the process may use.",
         THREADS,
         scope=Scope("upkeep", "node"),
     )
