@@ -167,7 +167,9 @@ def _time(found: Timed, on: Stage, batches: Sequence[Sequence[Example]], *, repe
     device = on.models.device
     found.seconds, found.error = {}, ""
     with found.variant.build(on.setting)() as step:
-        found.loss = step(on.batches[0][:SAME_PAIRS])  # compiles what is compiled
+        first = batches[0][:SAME_PAIRS]
+        loss = step(first)  # compiles what is compiled
+        found.loss = loss if len(first) == len(on.batches[0][:SAME_PAIRS]) else float("nan")
         step(batches[0])
         _release(device)
         if device.type == "cuda":

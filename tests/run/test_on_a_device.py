@@ -1,6 +1,7 @@
 """Whole runs on a CPU and on a GPU: precision, resuming, adapters, samples and what a run says of its device."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,37 +9,40 @@ import pytest
 import torch
 
 from support.command_line import SMALL, CommandLine
+from support.launched import run_main
 
-LEARNS = [*SMALL, "local_steps=4", "batch_size=8", "gradient_accumulation_steps=1", "optimizer=AdamW", "lr=2e-3"]
+TRAINS = [*SMALL, "local_steps=4", "batch_size=4", "alpha=0", "warmup_steps=0", "lr=5e-3"]
 
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def test_a_run_in_bfloat16_learns_what_one_in_float32_learns(command_line: CommandLine, device: torch.device) -> None:
+def test_a_run_in_bfloat16_has_nearly_the_curve_of_one_in_float32(
+    command_line: CommandLine, device: torch.device
+) -> None:
     exact, rounded = (
-        losses(command_line(*LEARNS, "comm_round=2", f"device={device}", f"precision={precision}").lines(split="test"))
+        losses(command_line(*TRAINS, f"device={device}", f"precision={precision}").lines(split="test"))
         for precision in ("float32", "bfloat16")
     )
-    assert exact[-1] < exact[0] - 0.01
-    assert exact != rounded == pytest.approx(exact, rel=0.05)
+    moved = abs(exact[-1] - exact[0])
+    assert moved > 0.02
+    assert exact != rounded == pytest.approx(exact, abs=moved / 3)
 
 
 @pytest.mark.parametrize("more", [[], ["lora.r=4", "lr=1e-2"]], ids=["all weights", "an adapter"])
 def test_a_resumed_run_has_the_curve_of_one_that_was_never_stopped(
-    command_line: CommandLine, device: torch.device, more: list[str]
+    command_line: CommandLine, device: torch.device, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit on a CPU; a GPU may add in another order."""
-    typed = [*LEARNS, *more, f"device={device}", "client_optimizer=persist"]
+    typed = [*TRAINS, *more, f"device={device}", "client_optimizer=persist"]
     whole = command_line(*typed, "comm_round=3")
     begun = command_line(*typed, "comm_round=1")
-    resumed = command_line(f"resume={begun.run}", "comm_round=3")
-    assert resumed.code == 0, resumed.err
+    assert run_main(monkeypatch, begun.folder, f"resume={begun.run}", "comm_round=3") == 0
     lines = [json.loads(line) for line in (begun.run / "metrics.jsonl").read_text().splitlines()]
     found = losses([line for line in lines if (line["who"], line["split"]) == ("server", "test")])
     expected = losses(whole.lines(split="test"))
-    assert len(found) == 4 and found[-1] < found[0]
+    assert len(set(found)) == 4
     assert found == (expected if device.type == "cpu" else pytest.approx(expected, rel=1e-4))
 
 
@@ -48,12 +52,15 @@ def test_an_untrained_policy_ties_with_its_reference(command_line: CommandLine, 
 
 
 def test_samples_are_drawn_and_a_deterministic_run_gives_the_same_bits_again(
-    command_line: CommandLine, device: torch.device
+    command_line: CommandLine, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed = [*LEARNS, f"device={device}", "deterministic=true", "sample_during_eval=true", "n_eval_model_samples=2"]
+    """Without a workspace of known size for cuBLAS torch refuses matrix products on a GPU."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    typed = [*TRAINS, f"device={device}", "deterministic=true", "sample_during_eval=true", "n_eval_model_samples=2"]
     one, other = command_line(*typed), command_line(*typed)
     drawn, again = ((result.run / "samples.jsonl").read_bytes() for result in (one, other))
     assert drawn and drawn == again
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert losses(one.lines(split="test")) == losses(other.lines(split="test"))
 
 
