@@ -63,7 +63,7 @@ class Step:
         optimizer.step()
         for parameter in (*self.parameters.values(), *self.weights.values()):
             parameter.grad = None
-        means = {name: value / len(examples) for name, value in self.policy.ranks.sum_metrics(sums).items()}
+        means = {name: value / len(examples) for name, value in self.policy.ranks.sum_metrics(sums.floats()).items()}
         return {**means, "grad_norm": float(norm)}
 
     def _parts_of(self, examples: Sequence[Example]) -> Iterator[Part]:
@@ -164,13 +164,18 @@ class Step:
                 parameter.grad.add_(parameter - received[name], alpha=mu)
 
 
-class _Sums(dict[str, float]):
-    """Sums of metrics over the pairs of a step."""
+class _Sums(dict[str, Tensor]):
+    """Sums of metrics over the pairs of a step, in float64 on the device: reading one there would wait for a GPU."""
 
     def add(self, values: Mapping[str, Tensor], *, counts: bool) -> None:
         """Add the values of a few pairs, or zeros unless the pairs count."""
         for name, value in values.items():
-            self[name] = self.get(name, 0.0) + (float(value.detach().double().sum()) if counts else 0.0)
+            of_pairs = value.detach().double().sum() if counts else torch.zeros((), dtype=torch.float64)
+            self[name] = self[name] + of_pairs if name in self else of_pairs
+
+    def floats(self) -> dict[str, float]:
+        """Return the sums as numbers."""
+        return {name: float(value) for name, value in self.items()}
 
 
 def _on_cpu(logps: Logps | None, pairs: slice) -> Logps | None:

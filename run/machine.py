@@ -1,5 +1,6 @@
 """The computation of a run: threads and memory, the model, and the library that multiplies matrices."""
 
+import os
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,8 @@ SHORTEST = 32  # tokens of a measured pair
 def set_up_torch(config: Config) -> str:
     """Set threads and memory before anything large is allocated, and describe the memory."""
     torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:  # read by cuBLAS; without it torch refuses matrix products on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     processes, sharded = local_ranks(), config.trainer == "FSDPTrainer" and is_rank()
     return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=processes, sharded=sharded)
 

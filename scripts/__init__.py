@@ -1,1 +1,1 @@
-"""Commands beside `main.py`: compare, sweep, bench, scale, convert, deploy; and the modules that they share."""
+"""Commands beside `main.py`: compare, sweep, bench, gpu_check, scale, convert, deploy; and their shared modules."""

@@ -5,7 +5,7 @@
 All steps run in one process and take turns on the same batches of real pairs. They run on one thread, and processor
 time counts, so that a busy machine does not decide. Options:
 
-    shape=smollm2      or gpt2, or tiny (the demo's model: seconds); weights are random
+    shape=smollm2      or gpt2, llama1b (1.2 billion weights), or tiny (the demo's model: seconds); weights are random
     batch=4            pairs in a step
     repeats=3          batches
     threads=1          with more threads, wall-clock time counts

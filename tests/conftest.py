@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.command_line import CommandLine, Result
+from support.devices import DEVICES
 from support.markers import SERVERS, mark
 
 if TYPE_CHECKING:
+    import torch
+
     from fed.model.policy import Policy
 
 
@@ -45,6 +48,23 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Undo `gc.freeze`: Hypothesis may be imported only now, and `gc.get_referrers` sees no frozen object."""
     gc.unfreeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where torch finds none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> "torch.device":
+    """Return the CPU, and in another test a GPU."""
+    import torch
+
+    return torch.device(request.param)
 
 
 @pytest.fixture

@@ -19,8 +19,15 @@ Read = Callable[[Sequence[str], Tensor, tuple[slice, ...]], Tensor]
 
 
 @torch.no_grad()
-def fill(model: nn.Module, device: torch.device, read: Read) -> None:
-    """Give a model on the meta device, split or whole, its memory and its values."""
+def fill(model: nn.Module, device: torch.device, read: Read, *, buffers_on: torch.device | None = None) -> None:
+    """Give a model on the meta device, split or whole, its memory and its values.
+
+    Args:
+        model: The model.
+        device: The device of its weights.
+        read: Reads the values.
+        buffers_on: The device of its buffers, such as rotary tables, where computation takes place; None: `device`.
+    """
     values = {}
     for names, weight in _with_names(model):
         part = read(names, weight, index(weight)).to(device, weight.dtype).clone(memory_format=torch.contiguous_format)
@@ -33,7 +40,7 @@ def fill(model: nn.Module, device: torch.device, read: Read) -> None:
         buffers[name].copy_(read([name], buffers[name], index(buffers[name])))
     for name, buffer in buffers.items():
         module = model.get_submodule(name.rpartition(".")[0])
-        setattr(module, name.rpartition(".")[2], buffer.to(device))
+        setattr(module, name.rpartition(".")[2], buffer.to(buffers_on or device))
 
 
 def from_first(world: Ranks, state: dict[str, Tensor]) -> Read:

@@ -7,6 +7,7 @@ Shapes: T tokens of the packed row, H query heads, K key/value heads, E head siz
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -147,13 +148,14 @@ def flex(
 def block_mask(segments: Segments) -> BlockMask:
     """Find the blocks of tokens that may see each other, from the lengths: a T x T mask never exists."""
     lengths = torch.tensor(segments.lengths, device=segments.device)
-    stretch = torch.repeat_interleave(lengths.flatten())  # 3 a segment: prefix, first, second
+    total = sum(map(sum, segments.lengths))
+    # 3 a segment: prefix, first, second. Without the size a GPU would have to be asked for it.
+    stretch = torch.repeat_interleave(lengths.flatten(), output_size=total)
     segment, part = stretch // 3, stretch % 3
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (segment[q] == segment[k]) & (q >= k) & ~((part[q] == 2) & (part[k] == 1))
 
-    total = len(stretch)
     first = torch.arange(0, total, BLOCK, device=segments.device)
     last = (first + BLOCK - 1).clamp(max=total - 1)
     near = (first[:, None] >= first) & (segment[first][:, None] <= segment[last])  # (query block, key block)
@@ -172,7 +174,10 @@ def compiled_flex() -> Callable[..., Tensor]:
 @functools.cache
 @torch.enable_grad()  # the first call may come within no_grad
 def flex_is_usable(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, size: int) -> bool:
-    """Return whether FlexAttention compiles for such heads there and agrees with `segmentwise`, gradients too."""
+    """Return whether FlexAttention compiles for such heads there and agrees with `segmentwise`, gradients too.
+
+    Otherwise a warning says why packed rows take the slower way.
+    """
     segments = Segments((Segment(70, 20, 30), Segment(5, 1, 130)), device, longest=135)
     generator = torch.Generator(device).manual_seed(0)
     query, key, value = (
@@ -184,10 +189,17 @@ def flex_is_usable(device: torch.device, dtype: torch.dtype, heads: int, key_hea
         with torch.autocast(device.type, enabled=False):
             for attend in (segmentwise, functools.partial(flex, kernel=compiled_flex())):
                 mixed = attend(query, key, value, segments, size**-0.5)
-                found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))])
-    except Exception:  # whatever a missing or foreign compiler raises
-        return False
-    return all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
+                found.append([mixed.detach(), *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))])
+    except Exception as error:  # whatever a missing or foreign compiler raises
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    else:
+        apart = max(float((a - b).float().abs().max()) for a, b in zip(*found, strict=True))
+        if all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True)):
+            return True
+        problem = f"it differs from plain attention by {apart:.1g}"
+    shape = f"{heads} heads of {size} in {str(dtype).removeprefix('torch.')}"
+    warnings.warn(f"packed attention runs segment by segment: no FlexAttention for {shape}: {problem}", stacklevel=2)
+    return False
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)

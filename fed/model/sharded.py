@@ -44,7 +44,8 @@ def sharded_model(source: Source, place: Placement) -> tuple[Any, Root | None]:
         return model, None
     block_name, offload = source.settings.block_name, place.cpu_offload
     root = shard(model, mesh, block_name=block_name, compute_dtype=source.compute_dtype, cpu_offload=offload)
-    fill(model, torch.device("cpu") if offload else place.device, read)
+    # FSDP brings offloaded weights to the GPU when they are used, but no buffers.
+    fill(model, torch.device("cpu") if offload else place.device, read, buffers_on=place.device)
     with torch.no_grad():
         run(root, lambda: None)  # FSDP settles where the parts lie
     return model, root

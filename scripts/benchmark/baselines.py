@@ -34,6 +34,12 @@ class Models:
     beta: float = 0.1
     max_grad_norm: float = 10.0
 
+    @property
+    def device(self) -> torch.device:
+        """The device of all models."""
+        found: torch.device = self.policy.device
+        return found
+
     def update(self) -> None:
         """Clip the gradients, take the optimizer step and drop the gradients, as every variant does."""
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -49,8 +55,8 @@ class Padded(NamedTuple):
     labels: Tensor  # IGNORED for prompt and padding
 
 
-def pad(pairs: Sequence[Example]) -> Padded:
-    """Concatenate the sequences as the original DPO code does."""
+def pad(pairs: Sequence[Example], device: torch.device | str = "cpu") -> Padded:
+    """Concatenate the sequences as the original DPO code does; the tensors lie on `device`."""
     sequences = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     width = max(len(prompt) + len(response) for prompt, response in sequences)
     input_ids, mask, labels = [], [], []
@@ -59,7 +65,7 @@ def pad(pairs: Sequence[Example]) -> Padded:
         input_ids.append([*prompt, *response] + [0] * padding)
         mask.append([1] * (width - padding) + [0] * padding)
         labels.append([IGNORED] * len(prompt) + [*response] + [IGNORED] * padding)
-    return Padded(torch.tensor(input_ids), torch.tensor(mask), torch.tensor(labels))
+    return Padded(*(torch.tensor(rows, device=device) for rows in (input_ids, mask, labels)))
 
 
 def full_logps(model: Any, batch: Padded) -> Tensor:
@@ -81,7 +87,7 @@ def dpo_of(logps_N: Tensor, reference_N: Tensor, beta: float) -> Tensor:
 
 def plain_step(models: Models, pairs: Sequence[Example]) -> float:
     """Take one step of the original DPO code and return the loss."""
-    batch = pad(pairs)
+    batch = pad(pairs, models.device)
     logps = full_logps(models.policy, batch)
     with torch.no_grad():
         reference = full_logps(models.reference, batch)
@@ -97,7 +103,7 @@ def fedpo_step(models: Models, pairs: Sequence[Example], alpha: float = 1.0) -> 
     The policy runs a second time for the anchor term. The server's copy runs with gradients, which nothing reads or
     clears: the published code drops the result of the `.detach()` that should have prevented them.
     """
-    batch = pad(pairs)
+    batch = pad(pairs, models.device)
     logps = full_logps(models.policy, batch)
     with torch.no_grad():
         reference = full_logps(models.reference, batch)
@@ -110,7 +116,7 @@ def fedpo_step(models: Models, pairs: Sequence[Example], alpha: float = 1.0) -> 
 def server_term(models: Models, batch: Padded) -> Tensor:
     """Return the mean squared difference from the server's summed log-probs, chosen plus rejected."""
     pairs = zip(full_logps(models.policy, batch).chunk(2), full_logps(models.server, batch).chunk(2), strict=True)
-    return sum((F.mse_loss(policy, server) for policy, server in pairs), torch.zeros(()))
+    return sum((F.mse_loss(policy, server) for policy, server in pairs), torch.zeros((), device=models.device))
 
 
 def trl_version() -> str | None:
@@ -162,7 +168,7 @@ class Trl:
             per_device_train_batch_size=batch,
             max_length=512,
             beta=self.models.beta,
-            use_cpu=True,
+            use_cpu=self.models.device.type == "cpu",
             report_to="none",
             disable_tqdm=True,
             **configuration,

@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,28 @@ class Federation:
     federation_seconds: float  # in which no model computed
     federation_share: float
     peak_memory_gb: float
+    phases: dict[str, float] = field(default_factory=dict)  # seconds
 
 
-def measure(clients: int, rounds: int) -> Federation:
-    """Run the demo with so many clients and return its cost."""
+def measure(clients: int, rounds: int, settings: Sequence[str] = ()) -> Federation:
+    """Run the demo, or what the settings say, with so many clients and return its cost."""
     with tempfile.TemporaryDirectory() as folder:
-        given = [f"client_num_in_total={clients}", f"comm_round={rounds}"]
+        given = [f"client_num_in_total={clients}", f"comm_round={rounds}", *settings]
         folders = [f"output_dir={folder}/data", f"cache_dir={folder}/cache"]
         subprocess.run([sys.executable, "main.py", *given, *folders], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         (summary,) = Path(folder).glob("data/*/*/summary.json")
         row: dict[str, Any] = json.loads(summary.read_text())
     wall = row["wall_seconds"]
     outside = wall - sum(row["seconds"].get(phase, 0.0) for phase in WORK)
-    return Federation(clients, wall / rounds, row["pairs_per_second"], outside, outside / wall, row["peak_memory_gb"])
+    return Federation(
+        clients,
+        wall / rounds,
+        row["pairs_per_second"],
+        outside,
+        outside / wall,
+        row["peak_memory_gb"],
+        row["seconds"],
+    )
 
 
 def table(rows: list[Federation], rounds: int) -> str:

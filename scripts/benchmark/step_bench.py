@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def bench(shape: str, variants: Sequence[Variant], *, batch: int, repeats: int, 
     peaks = {name: matrix_peak(dtype, now) for name, dtype in DTYPES.items()}
     given = workload(SHAPES[shape], data_dir, batch=batch, repeats=repeats)
     models = shared_models(shape, given)
-    given = replace(given, batches=with_reference(models, given))
+    given = replace(given, batches=with_reference(models, given.tokenizer, given.batches))
     with tempfile.TemporaryDirectory() as folder:
         choice = matrix_library(models, folder)
         setting = Setting(models, given.tokenizer, batch, folder, choice.library)
@@ -131,20 +132,25 @@ def shared_models(shape: str, given: Workload) -> Models:
         random_model(SHAPES[shape], given.tokenizer, name) for name in ("policy", "reference", "server")
     )
     reference.requires_grad_(False)
+    return Models(policy, reference, server, fill_optimizer(policy))
+
+
+def fill_optimizer(policy: Any) -> torch.optim.Optimizer:
+    """Return an optimizer of the policy's weights that moves none, with its state filled."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=STILL, weight_decay=0.0, fused=True)
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Models(policy, reference, server, optimizer)
+    return optimizer
 
 
-def with_reference(models: Models, given: Workload) -> list[list[Example]]:
+def with_reference(models: Models, tokenizer: Any, batches: Sequence[Sequence[Example]]) -> list[list[Example]]:
     """Return the batches with their reference column, for the variants that precompute it."""
-    reference = Policy(models.reference, given.tokenizer, torch.device("cpu"))
+    reference = Policy(models.reference, tokenizer, models.device)
     return [
         [replace(e, reference=logps) for e, logps in zip(b, pair_logps(reference, b, batch_size=len(b)), strict=True)]
-        for b in given.batches
+        for b in batches
     ]
 
 

@@ -54,15 +54,20 @@ class Variant:
     keeps_freed_memory: bool = False
 
 
-def _plain(step: Callable[[Models, Sequence[Example]], float]) -> Any:
+def others_step(step: Callable[[Models, Sequence[Example]], float]) -> Any:
+    """Return a builder of a step that is written from its definition."""
     return lambda setting: lambda: nullcontext(functools.partial(step, setting.models))
 
 
-def _trl(**configuration: Any) -> Any:
+def trl_step(**configuration: Any) -> Any:
+    """Return a builder of TRL's step, with DPOConfig's defaults except for `configuration`."""
     return lambda s: Trl(s.models, s.tokenizer, s.folder, s.batch, **configuration).prepared
 
 
-def _ours(layout: Layout, dtype: torch.dtype | None = None, library: str | None = None, recompute: bool = False) -> Any:
+def our_step(
+    layout: Layout, dtype: torch.dtype | None = None, library: str | None = None, recompute: bool = False
+) -> Any:
+    """Return a builder of this project's step, in that layout, precision, library and with activations recomputed."""
     return lambda s: functools.partial(project_step, s, layout, dtype, library or s.library, recompute)
 
 
@@ -72,7 +77,7 @@ def project_step(
 ) -> Iterator[Step]:
     """Yield the step of a client's local update; meanwhile the shared model is as this project loads it."""
     models = setting.models
-    policy = Policy(models.policy, setting.tokenizer, torch.device("cpu"), dtype, layout=layout)
+    policy = Policy(models.policy, setting.tokenizer, models.device, dtype, layout=layout)
     step = ClientStep(policy, _local_settings(models, setting.batch))
     with restored(models.policy):
         if layout.packing:
@@ -119,27 +124,27 @@ def _local_settings(models: Models, batch_size: int) -> LocalSettings:
 
 
 VARIANTS = (
-    Variant("plain", "the original DPO code", _plain(plain_step), reference=True),
-    Variant("fedpo_original", "FeDPO as published", _plain(fedpo_step), reference=True, server=True),
-    Variant("trl_default", "TRL as it comes: bfloat16, checkpointing", _trl(), BFLOAT16, reference=True),
-    Variant("trl_best", "TRL, bfloat16, reference precomputed", _trl(**TRL_BEST), BFLOAT16),
-    Variant("trl_float32", "TRL, float32", _trl(bf16=False, **TRL_FASTER), reference=True),
-    Variant("trl_best_float32", "TRL, float32, reference precomputed", _trl(bf16=False, **TRL_BEST)),
-    Variant("ours_reference", "reference log-probs as a column", _ours(PADDED), keeps_freed_memory=True),
-    Variant("ours_fused_head", "+ fused head", _ours(HEAD), keeps_freed_memory=True),
-    Variant("ours_packing", "+ packing", _ours(PACKED), keeps_freed_memory=True),
-    Variant("ours_prefix_sharing", "+ packing, prompts shared", _ours(SHARED), keeps_freed_memory=True),
-    Variant("ours_recompute", "all, activations recomputed", _ours(ALL, recompute=True), keeps_freed_memory=True),
+    Variant("plain", "the original DPO code", others_step(plain_step), reference=True),
+    Variant("fedpo_original", "FeDPO as published", others_step(fedpo_step), reference=True, server=True),
+    Variant("trl_default", "TRL as it comes: bfloat16, checkpointing", trl_step(), BFLOAT16, reference=True),
+    Variant("trl_best", "TRL, bfloat16, reference precomputed", trl_step(**TRL_BEST), BFLOAT16),
+    Variant("trl_float32", "TRL, float32", trl_step(bf16=False, **TRL_FASTER), reference=True),
+    Variant("trl_best_float32", "TRL, float32, reference precomputed", trl_step(bf16=False, **TRL_BEST)),
+    Variant("ours_reference", "reference log-probs as a column", our_step(PADDED), keeps_freed_memory=True),
+    Variant("ours_fused_head", "+ fused head", our_step(HEAD), keeps_freed_memory=True),
+    Variant("ours_packing", "+ packing", our_step(PACKED), keeps_freed_memory=True),
+    Variant("ours_prefix_sharing", "+ packing, prompts shared", our_step(SHARED), keeps_freed_memory=True),
+    Variant("ours_recompute", "all, activations recomputed", our_step(ALL, recompute=True), keeps_freed_memory=True),
     Variant(
         "ours_recompute_bfloat16",
         "all, activations recomputed, bfloat16",
-        _ours(ALL, torch.bfloat16, recompute=True),
+        our_step(ALL, torch.bfloat16, recompute=True),
         BFLOAT16,
         keeps_freed_memory=True,
     ),
-    Variant("ours_mkl", "all, but matrices by MKL", _ours(ALL, library="mkl"), keeps_freed_memory=True),
-    Variant(OURS[FLOAT32], "all together", _ours(ALL), keeps_freed_memory=True),
-    Variant(OURS[BFLOAT16], "all together, bfloat16", _ours(ALL, torch.bfloat16), BFLOAT16, keeps_freed_memory=True),
+    Variant("ours_mkl", "all, but matrices by MKL", our_step(ALL, library="mkl"), keeps_freed_memory=True),
+    Variant(OURS[FLOAT32], "all together", our_step(ALL), keeps_freed_memory=True),
+    Variant(OURS[BFLOAT16], "all together, bfloat16", our_step(ALL, torch.bfloat16), BFLOAT16, keeps_freed_memory=True),
 )
 
 

@@ -50,6 +50,22 @@ def _smollm2(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
+def _llama_1b(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **_ends(tokenizer),
+    )
+
+
 def _ends(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
     return {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
 
@@ -58,6 +74,7 @@ SHAPES = {
     "tiny": Shape(512, demo_config),  # the demo's
     "gpt2": Shape(50257, _gpt2),  # 124M
     "smollm2": Shape(49152, _smollm2),  # 135M
+    "llama1b": Shape(128256, _llama_1b),  # 1.24 billion: for a GPU
 }
 
 
@@ -110,11 +127,15 @@ def _texts(rows: Sequence[Preference]) -> Iterator[str]:
         yield from (row.prompt, row.chosen, row.rejected)
 
 
-def random_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, name: str) -> Any:
-    """Return the shape in float32 with random weights, which depend on the name."""
+def random_model(
+    shape: Shape, tokenizer: PreTrainedTokenizerFast, name: str, device: torch.device | str = "cpu"
+) -> Any:
+    """Return the shape in float32 with random weights, which depend on the name and are drawn on the device."""
     seed_globals(0, name)
     config = shape.config(tokenizer)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return model.to(device).eval()
 
 
 def token_means(batches: Sequence[Sequence[Example]]) -> dict[str, float]:

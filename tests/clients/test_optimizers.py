@@ -6,14 +6,21 @@ import pytest
 import torch
 
 from clients import optimizers
-from clients.optimizers import BLOCK, RMSprop, clip_grad_norm, make_optimizer
+from clients.optimizers import (
+    BLOCK,
+    RMSprop,
+    clip_grad_norm,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+)
 
 SHAPES = ((), (1,), (7,), (3, 5), (BLOCK,), (BLOCK + 13,), (2, BLOCK // 2 + 7), (0,))
 
 
-def parameters(shapes=SHAPES, dtype=torch.float32) -> list[torch.nn.Parameter]:
-    torch.manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+def parameters(shapes=SHAPES, dtype=torch.float32, device="cpu") -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in shapes]
 
 
 def walk(optimizer, own, steps, *, seed=1) -> None:
@@ -41,12 +48,13 @@ def states(optimizer, own, slot) -> list[torch.Tensor]:
     ("dtype", "foreach"),  # None is the plain loop on a CPU; in bfloat16 foreach itself differs from it
     [(torch.float32, None), (torch.float32, True), (torch.float64, None), (torch.bfloat16, None)],
 )
-def test_rmsprop_in_blocks_is_torchs_to_the_bit(dtype, foreach):
-    ours, theirs = parameters(dtype=dtype), parameters(dtype=dtype)
+def test_rmsprop_in_blocks_is_torchs_to_the_bit(dtype, foreach, device):
+    """On a GPU it is torch's own step."""
+    ours, theirs = (parameters(dtype=dtype, device=device) for _ in range(2))
     one, other = RMSprop(ours, lr=1e-2), torch.optim.RMSprop(theirs, lr=1e-2, foreach=foreach)
     walk(one, ours, 3)
     walk(other, theirs, 3)
-    assert same(ours, theirs) and not same(ours[:1], parameters(dtype=dtype)[:1])
+    assert same(ours, theirs) and not same(ours[:1], parameters(dtype=dtype, device=device)[:1])
     for slot in ("step", "square_avg"):
         assert same(states(one, ours, slot), states(other, theirs, slot))
 
@@ -117,8 +125,8 @@ def test_either_rmsprop_continues_from_the_state_of_the_other(first):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
-def test_the_others_are_fused_and_agree_with_torchs_plain_form(name):
-    ours, theirs = parameters(), parameters()
+def test_the_others_are_fused_and_agree_with_torchs_plain_form(name, device):
+    ours, theirs = parameters(device=device), parameters(device=device)
     optimizer = make_optimizer(name, iter(ours), 1e-2)
     plain = getattr(torch.optim, name)(theirs, lr=1e-2, foreach=False, fused=False)
     assert type(optimizer) is type(plain) and all(group["fused"] for group in optimizer.param_groups)
@@ -126,6 +134,22 @@ def test_the_others_are_fused_and_agree_with_torchs_plain_form(name):
     walk(plain, theirs, 3)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "RMSprop"])
+def test_a_stored_state_continues_as_if_training_had_not_stopped(name, device):
+    """The state travels by way of main memory; where a fused AdamW counts its steps, it counts them again."""
+    broken, unbroken = (dict(zip("abcdefgh", parameters(device=device), strict=True)) for _ in range(2))
+    first, straight = (make_optimizer(name, own.values(), 1e-2) for own in (broken, unbroken))
+    walk(first, list(broken.values()), 2)
+    stored = optimizer_state(first, broken)
+    assert all(tensor.device.type == "cpu" for tensor in stored.values())
+    second = make_optimizer(name, broken.values(), 1e-2)
+    load_optimizer_state(second, broken, stored)
+    walk(second, list(broken.values()), 2, seed=2)
+    walk(straight, list(unbroken.values()), 2)
+    walk(straight, list(unbroken.values()), 2, seed=2)
+    assert same(broken.values(), unbroken.values())
 
 
 def test_a_parameter_elsewhere_is_not_fused():
@@ -141,9 +165,9 @@ def test_all_settings_but_the_speed_are_torchs_defaults(name):
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 0.999999, 1.0, 1.000001, 2.0, 1e6, math.inf, math.nan])
-def test_clipping_is_torchs_to_the_bit(size):
+def test_clipping_is_torchs_to_the_bit(size, device):
     """Two gradients of norms 6 and 8, so 10 together, the bound, times `size`."""
-    ours, theirs = parameters([(3, 5), (7,), (2,)]), parameters([(3, 5), (7,), (2,)])
+    ours, theirs = (parameters([(3, 5), (7,), (2,)], device=device) for _ in range(2))
     for own in (ours, theirs):
         for parameter, share in zip(own, (0.6, 0.8), strict=False):
             parameter.grad = share * 10 * size * parameter.detach() / parameter.detach().norm()
@@ -178,8 +202,8 @@ def test_no_gradients_have_norm_zero():
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_number_moves_in_every_precision(name, dtype):
-    parameter = torch.nn.Parameter(torch.ones(70, dtype=dtype))
+def test_every_number_moves_in_every_precision(name, dtype, device):
+    parameter = torch.nn.Parameter(torch.ones(70, dtype=dtype, device=device))
     parameter.grad = torch.ones_like(parameter)
     make_optimizer(name, [parameter], 0.1).step()
     assert (parameter < 1).all() and (parameter == parameter[0]).all()

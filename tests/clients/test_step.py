@@ -6,9 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import losses.fused
+from clients.optimizers import make_optimizer
 from clients.settings import RoundSettings
 from clients.state import ClientState
+from clients.step import Step
 from clients.trainer import LocalTrainer
 from fed.data.collate import Layout, collate
 from fed.data.order import BatchOrder
@@ -154,3 +158,27 @@ def test_decay_scales_the_learning_rate_or_the_loss_as_asked(policy):
 def test_supervised_training_can_be_anchored_too(policy):
     _, told = train(policy, examples(8), loss=sft, supervised=True, alpha=1.0)
     assert told[0][1]["anchor/train"] == 0.0 < told[1][1]["anchor/train"]
+
+
+class Readings(TorchDispatchMode):
+    """A count of the numbers that Python reads from tensors: for each it waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_as_few_numbers_from_many_blocks_of_logits_as_from_one(policy, monkeypatch):
+    pairs, counts = referenced(policy, examples(8)), []
+    for rows in (1000, 6):
+        monkeypatch.setattr(losses.fused, "BLOCK_BYTES", 4 * 31 * rows)
+        step = Step(replace(copied(policy), layout=Layout(packing=False)), settings(batch_size=8))
+        optimizer = make_optimizer("SGD", step.parameters.values(), 1e-3)
+        with Readings() as readings:
+            step.take(optimizer, pairs, RoundSettings(), {})
+        counts.append(readings.count)
+    assert counts[0] == counts[1] > 0

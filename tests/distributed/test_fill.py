@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fed.config.groups import ModelSettings
+from fed.distributed.fill import fill
 from fed.distributed.ranks import arrange
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_tokenizer
@@ -19,6 +20,15 @@ from support.ranks import in_ranks
 from support.split_models import CPU, load, loaded, same_bits, save, settings_of, tokenizer
 
 # Loading: the weights of one process, to the bit
+
+
+def test_buffers_may_lie_elsewhere_than_the_weights() -> None:
+    """Weights kept in main memory are brought to the GPU when they are used; rotary tables are not."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**GATED))
+    fill(model, CPU, lambda names, like, stretch: torch.zeros(like.shape), buffers_on=torch.device("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
 
 
 def plain(folder: Path) -> ModelSettings:

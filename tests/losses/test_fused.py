@@ -17,22 +17,23 @@ VOCABULARY, WIDTH = 23, 5
 
 @pytest.fixture(params=[1, 3, 1000], ids=lambda rows: f"blocks of {rows}")
 def block_rows(request, monkeypatch):
-    monkeypatch.setattr(losses.fused, "BLOCK_BYTES", 4 * VOCABULARY * request.param)
+    for name in ("BLOCK_BYTES", "GPU_BLOCK_BYTES"):
+        monkeypatch.setattr(losses.fused, name, 4 * VOCABULARY * request.param)
     return request.param
 
 
-def made(sizes, *, bias=True, dtype=torch.float32):
+def made(sizes, *, bias=True, device="cpu"):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(sum(sizes), WIDTH, generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
-    offset = torch.randn(VOCABULARY, generator=generator).to(dtype).requires_grad_() if bias else None
+    hidden = torch.randn(sum(sizes), WIDTH, generator=generator).to(device).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(device).requires_grad_()
+    offset = torch.randn(VOCABULARY, generator=generator).to(device).requires_grad_() if bias else None
     targets = torch.randint(VOCABULARY, (sum(sizes),), generator=generator)
-    return hidden, weight, offset, targets
+    return hidden, weight, offset, targets.to(device)
 
 
 def by_pair(first, last, logps):
     """Compute a different loss for every pair, so that mixed-up pairs show."""
-    pair = torch.arange(first // 2, last // 2)
+    pair = torch.arange(first // 2, last // 2, device=logps.device)
     return (1 + pair) * torch.sigmoid((logps[1::2] - logps[0::2]) / (2 + pair)) + 0.01 * logps[0::2] ** 2
 
 
@@ -46,15 +47,15 @@ def plain(hidden, weight, bias, targets, sizes, loss):
     hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     bias = None if bias is None else bias.detach().double().requires_grad_()
     logits = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
-    rows = logits.log_softmax(1)[torch.arange(len(targets)), targets]
+    rows = logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
     logps = torch.stack([part.sum() for part in torch.split(rows, sizes)])
     total = loss(0, len(sizes), logps).sum()
     total.backward()
     return total, logps, hidden.grad, weight.grad, None if bias is None else bias.grad
 
 
-def check(sizes, *, bias, loss=by_pair, group=2):
-    hidden, weight, offset, targets = made(sizes, bias=bias)
+def check(sizes, *, bias, loss=by_pair, group=2, device="cpu"):
+    hidden, weight, offset, targets = made(sizes, bias=bias, device=device)
     head = Head(weight, offset, torch.float32)
     total, logps = blockwise_loss(hidden, head, targets, sizes, loss, group=group)
     (3 * total).backward()  # whatever comes from above must be passed on
@@ -69,8 +70,8 @@ def check(sizes, *, bias, loss=by_pair, group=2):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_loss_log_probs_and_gradients_are_those_of_the_plain_path(block_rows, bias):
-    check([2, 1, 4, 7, 1, 1], bias=bias)
+def test_loss_log_probs_and_gradients_are_those_of_the_plain_path(block_rows, bias, device):
+    check([2, 1, 4, 7, 1, 1], bias=bias, device=device)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -157,12 +158,17 @@ def test_no_more_logits_than_a_block_holds_exist_at_once(monkeypatch, group):
     assert living.most == rows * vocabulary
 
 
-def test_bfloat16_products_keep_float32_sums():
+def test_bfloat16_products_keep_float32_sums(device):
     sizes = [300, 200]
-    hidden, weight, _, targets = made(sizes)
+    hidden, weight, _, targets = made(sizes, device=device)
     total, logps = blockwise_loss(hidden, Head(weight, None, torch.bfloat16), targets, sizes, by_pair, group=2)
     total.backward()
     _, exact, _, of_weight, _ = plain(hidden, weight, None, targets, sizes, by_pair)
     assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
     torch.testing.assert_close(logps.double(), exact, rtol=0.01, atol=0.1)
     assert (weight.grad - of_weight).norm() < 0.02 * of_weight.norm()
+
+
+def test_a_gpu_takes_larger_blocks_because_each_costs_it_the_same():
+    blocks = [Head(torch.empty(50257, 8, device=device), None, torch.float32).block_rows for device in ("cpu", "meta")]
+    assert blocks == [333, 2670]  # 64 MiB and 512 MiB of 4 x 50257 bytes

@@ -1,6 +1,7 @@
 """Attention within the segments of a packed row, against one softmax with a T x T mask written by hand, in float64."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -165,18 +166,38 @@ def causal_only(query, key, value, *, block_mask, scale, enable_gqa):
     )
 
 
-@pytest.mark.parametrize(("kernel", "usable"), [(dense, True), (causal_only, False), (None, False)])
-def test_flex_attention_is_used_if_it_agrees_also_when_first_asked_without_gradients(monkeypatch, kernel, usable):
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [(dense, None), (causal_only, "it differs from plain attention by "), (None, "TypeError: 'NoneType' object")],
+)
+def test_flex_attention_is_used_if_it_agrees_also_when_first_asked_without_gradients(monkeypatch, kernel, why):
     monkeypatch.setattr(attention, "compiled_flex", lambda: kernel)
     flex_is_usable.cache_clear()
-    with torch.no_grad():
-        assert flex_is_usable(torch.device("cpu"), torch.float32, 4, 2, 16) is usable
+    told = nullcontext() if why is None else pytest.warns(UserWarning, match=f"no FlexAttention for 4 heads .*{why}")
+    with torch.no_grad(), told:
+        assert flex_is_usable(torch.device("cpu"), torch.float32, 4, 2, 16) is (why is None)
     flex_is_usable.cache_clear()
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 5e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("lengths", [((70, 20, 50), (5, 0, 130)), ((300, 90, 120), (2, 1, 1), (64, 0, 0))])
+def test_compiled_flex_attention_and_its_gradients_are_those_of_one_softmax_in_float64(dtype, near, lengths):
+    """The kernels may round float32 to the 10 bits of TF32."""
+    exact_inputs = inputs(lengths, heads=9, key_heads=3, size=64)
+    own = [x.detach().to("cuda", dtype).requires_grad_() for x in exact_inputs]
+    exact = by_hand(*exact_inputs, lengths, 0.125)
+    found = flex(*own, segments(lengths, "cuda"), 0.125, attention.compiled_flex())
+    weight = torch.linspace(-1, 1, found.numel()).view(found.shape)
+    (found * weight.to(found)).sum().backward()
+    (exact * weight).sum().backward()
+    assert found.dtype == dtype
+    pairs = [(found, exact), *((a.grad, b.grad) for a, b in zip(own, exact_inputs, strict=True))]
+    assert all((a.cpu().double() - b).norm() <= near * b.norm() for a, b in pairs)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_flex_attention_compiles_on_the_gpu_and_agrees(dtype):
+def test_flex_attention_is_used_on_the_gpu(dtype):
     assert flex_is_usable(torch.device("cuda"), dtype, 9, 3, 64)

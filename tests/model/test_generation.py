@@ -17,13 +17,15 @@ CPU = torch.device("cpu")
 TEXTS = ("Hel", "Hello", "Hello you", "He", "Hello you there")
 
 
-def demo_policy() -> Policy:
+def demo_policy(device: torch.device = CPU) -> Policy:
     seed_globals(0, "model")
-    return load_policy(ModelSettings(), Placement(CPU, arrange(1, CPU)), layout=Layout(), max_length=64)
+    return load_policy(ModelSettings(), Placement(device, arrange(1, CPU)), layout=Layout(), max_length=64)
 
 
-def drawn(temperature: float, seed: int = 0, batch_size: int = 2, end: int = 256) -> list[tuple[int, ...]]:
-    policy = demo_policy()
+def drawn(
+    temperature: float, seed: int = 0, batch_size: int = 2, end: int = 256, device: torch.device = CPU
+) -> list[tuple[int, ...]]:
+    policy = demo_policy(device)
     policy.tokenizer.eos_token = policy.tokenizer.convert_ids_to_tokens(end)
     prompts = policy.tokenizer(list(TEXTS))["input_ids"]
     before = torch.random.get_rng_state()
@@ -33,16 +35,16 @@ def drawn(temperature: float, seed: int = 0, batch_size: int = 2, end: int = 256
     return found
 
 
-def test_temperature_0_takes_the_likeliest_token():
-    policy = demo_policy()
+def test_temperature_0_takes_the_likeliest_token(device: torch.device):
+    policy = demo_policy(device)
     policy.model.set_attn_implementation("sdpa")
     expected = []
     for prompt in policy.tokenizer(list(TEXTS))["input_ids"]:
         ids = list(prompt)
         for _ in range(12):
-            ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(policy.model(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
         expected.append(tuple(ids[len(prompt) :]))
-    assert drawn(0.0) == drawn(0.0, batch_size=5) == expected
+    assert drawn(0.0, device=device) == drawn(0.0, batch_size=5, device=device) == expected
 
 
 def test_a_response_ends_with_the_end_of_text_in_one_process_and_in_two():
@@ -55,9 +57,10 @@ def test_a_response_ends_with_the_end_of_text_in_one_process_and_in_two():
     assert in_ranks(2, drawn, 1.0, 0, 2, end) == [expected] * 2
 
 
-def test_draws_depend_on_the_seed_only():
-    assert drawn(1.0) == drawn(1.0) != drawn(1.0, seed=1)
-    assert all(1 <= len(response) <= 12 for response in drawn(1.0))
+def test_draws_depend_on_the_seed_only(device: torch.device):
+    first = drawn(1.0, device=device)
+    assert first == drawn(1.0, device=device) != drawn(1.0, seed=1, device=device)
+    assert all(1 <= len(response) <= 12 for response in first)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -122,17 +122,17 @@ def test_the_chosen_layers_get_an_adapter(make: Callable[[], Any], wanted: list[
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (3.0, 0.75)])
 def test_gradients_are_those_of_the_model_with_w_plus_alpha_over_r_b_a(
-    make: Callable[[], Any], alpha: float | None, scale: float
+    make: Callable[[], Any], alpha: float | None, scale: float, device: torch.device
 ) -> None:
     """Torch alone differentiates the plain model, whose weights are computed from A and B with r = 4, in float64."""
     plain, model = make().double(), make()
     add_adapter(model, LoraSettings(r=4, alpha=alpha), None)
-    model.double()
+    model.double().to(device)
     move(model)
     tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _loss(model(IDS).logits).backward()
+    _loss(model(IDS.to(device)).logits.cpu()).backward()
 
-    by_hand = {name: p.detach().clone().requires_grad_() for name, p in tensors.items()}
+    by_hand = {name: p.detach().cpu().clone().requires_grad_() for name, p in tensors.items()}
     weights = {}
     for name in (name for name in by_hand if ".lora_A." in name):
         product = by_hand[name.replace("lora_A", "lora_B")] @ by_hand[name]
@@ -141,7 +141,7 @@ def test_gradients_are_those_of_the_model_with_w_plus_alpha_over_r_b_a(
     _loss(functional_call(plain, weights, (IDS,)).logits).backward()
     for name, parameter in tensors.items():
         assert parameter.grad.abs().max() > 1e-5
-        torch.testing.assert_close(parameter.grad, by_hand[name].grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(parameter.grad.cpu(), by_hand[name].grad, rtol=1e-9, atol=1e-12)
 
 
 def _loss(logits: Tensor) -> Tensor:
@@ -168,8 +168,10 @@ def test_activation_checkpointing_gives_the_same_gradients(lora: dict[str, Any])
 @pytest.mark.parametrize(
     "model", [{}, {"policy_dtype": "bfloat16"}, {"fsdp_policy_mp": "bfloat16"}], ids=["float32", "bfloat16", "mixed"]
 )
-def test_the_untrained_policy_is_the_reference_bit_for_bit_and_a_trained_one_is_not(model: dict[str, Any]) -> None:
-    policy, plain = load(**model), load(r=0, **model)
+def test_the_untrained_policy_is_the_reference_bit_for_bit_and_a_trained_one_is_not(
+    model: dict[str, Any], device: torch.device
+) -> None:
+    policy, plain = load(**model, device=device), load(r=0, **model, device=device)
     assert logps(policy) == reference(policy) == logps(plain)
     move(policy.model)
     assert reference(policy) == logps(plain)

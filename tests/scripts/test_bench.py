@@ -208,6 +208,12 @@ def test_the_trained_tokenizer_stays_within_the_vocabulary_and_keeps_every_text(
     assert len(ids) < len("Hé hello\n".encode())
 
 
+@pytest.mark.parametrize(("shape", "millions"), [("gpt2", 124.4), ("smollm2", 134.5), ("llama1b", 1235.8)])
+def test_a_shape_has_the_weights_that_its_name_says(shape, millions):
+    model = random_model(SHAPES[shape], demo_tokenizer(), "a", "meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
+
+
 def test_models_of_one_name_are_alike_and_of_two_are_not():
     tokenizer = demo_tokenizer()
     one, same, other = (random_model(SHAPES["tiny"], tokenizer, name) for name in ("a", "a", "b"))

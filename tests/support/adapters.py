@@ -17,20 +17,25 @@ from fed.model.references import weights_hash, with_reference
 from support.policies import PAIRS
 
 
-def load(r: int = 4, *, lora: dict[str, Any] | None = None, checkpointing: bool = False, **model: Any) -> Policy:
+def load(
+    r: int = 4,
+    *,
+    lora: dict[str, Any] | None = None,
+    checkpointing: bool = False,
+    device: torch.device | str = "cpu",
+    **model: Any,
+) -> Policy:
     torch.manual_seed(0)
-    settings = LoraSettings(r=r, **(lora or {}))
-    return load_policy(
-        ModelSettings(**model), Placement(torch.device("cpu")), activation_checkpointing=checkpointing, lora=settings
-    )
+    settings, place = LoraSettings(r=r, **(lora or {})), Placement(torch.device(device))
+    return load_policy(ModelSettings(**model), place, activation_checkpointing=checkpointing, lora=settings)
 
 
 @torch.no_grad()
 def move(model: nn.Module) -> None:
-    """Give the adapter random weights, as training would."""
+    """Give the adapter random weights, as training would; the same on every device."""
     torch.manual_seed(2)
     for tensor in model_tensors(model).values():
-        tensor.normal_(std=0.3)
+        tensor.copy_(torch.empty(tensor.shape, dtype=tensor.dtype).normal_(std=0.3))
 
 
 def logps(policy: Policy) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Measures and tests on a GPU, part by part."""
