@@ -160,7 +160,7 @@ def _ended(reason: str, folder: Path, code: int) -> int:
 def _refuse(message: str) -> int:
     if not launch.is_first():  # the first process tells the mistake of all; its end ends the others
         time.sleep(launch.FIRST_SPEAKS)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {explain.in_one_line(message)}", file=sys.stderr)
     return launch.MISTAKE
 
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         for one in wanted:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {' '.join(explain.refusal(error).split())}", file=sys.stderr)
+        print(f"error: {explain.in_one_line(explain.refusal(error))}", file=sys.stderr)
         return 2
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
     try:
