@@ -226,10 +226,11 @@ DATA = (
     ("number of thousands of digits", OWN, "a.jsonl:1: JSON", files(a_jsonl=b"9" * 5000)),
     ("half a character", OWN, "a.jsonl:1: 'prompt' whole characters", files(a_jsonl=own_line(prompt="\ud83d"))),
     ("Latin-1", OWN, "a.jsonl:1: UTF-8", files(a_jsonl='{"prompt": "é"}'.encode("latin-1"))),
-    ("UTF-16", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
+    ("UTF-16", OWN, "a.jsonl UTF-16 iconv", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
     ("gzip cut short", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=gzip.compress(ENOUGH)[:-9])),
     ("text called gzip", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=ENOUGH)),
-    ("gzip called text", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=gzip.compress(ENOUGH))),
+    ("Parquet", OWN, "a.jsonl Parquet from_parquet", files(a_jsonl=b"PAR1\x15\x04")),
+    ("gzip called text", OWN, "a.jsonl gzip .jsonl.gz", files(a_jsonl=gzip.compress(ENOUGH))),
 )  # fmt: skip
 
 
