@@ -114,6 +114,8 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("+privacy.foo=1", "unknown key privacy.foo privacy.kind"),
         ("local_steps=3 local_epochs=2", "local_steps local_epochs choose one"),
         ("+model.foo=1", "unknown key model.foo model.name_or_path"),
+        ("partition=group partition.partition_by=topic", 'partition.partition_by=topic leave field "group"'),
+        ("partition=dirichlet partition.partition_by=label", "partition.partition_by=label leave"),
         ("+foo=1", "unknown key foo docs/settings.md"),
     ],
 )
