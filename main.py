@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.config import arguments, checks, explain, schema
+from fed.config import arguments, checks, explain, schema, usage
 from fed.config.checks import Request
 from fed.distributed import launch
 from fed.errors import CannotContinue, Stopped
@@ -30,6 +30,14 @@ from fed.errors import CannotContinue, Stopped
 def main() -> int:
     """Run the command line and return the exit code: 0, or 2 after one line on stderr about a mistake of the user's."""
     schema.register()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage.page(), end="")
+        return 0
+    if "--version" in sys.argv[1:]:
+        from fed.tracking import versions
+
+        print(versions.described())
+        return 0
     try:
         arguments.check_arguments(sys.argv[1:])
     except ValueError as error:

@@ -11,9 +11,10 @@ from hydra._internal.utils import get_args_parser  # the parser of hydra.main, w
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
+from fed.config import choices
 from fed.config.explain import malformed, unknown
 from fed.config.quoting import misread, parsed, requoted
-from fed.config.schema import CONFIG_DIR, GROUPS, PRESETS, keys, kinds_of
+from fed.config.schema import GROUPS, PRESETS, keys, kinds_of
 
 # What is typed is kept in config.yaml and environment.json: a secret must not be there.
 SECRET = (
@@ -71,7 +72,7 @@ def _check_sweep(argument: str, override: Override) -> None:
             f"{argument} names no values; expected values, {name}=1,2, or whole numbers, {name}=range(0,3)"
         )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        files = [path.stem for path in (CONFIG_DIR / name).glob("*.yaml")] if name in (*GROUPS, PRESETS) else []
+        files = choices.names(name) if name in (*GROUPS, PRESETS) else []
         values: Sequence[object] = override.value().filter(files)  # type: ignore[union-attr]
     else:
         try:

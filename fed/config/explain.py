@@ -8,12 +8,12 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fed.config import choices
 from fed.config.meaning import TYPE_WORDS
 from fed.config.quoting import requoted
-from fed.config.schema import CONFIG_DIR, GROUPS, OPEN_GROUPS, PRESETS, keys, kinds_of
+from fed.config.schema import GROUPS, OPEN_GROUPS, PRESETS, keys, kinds_of
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -83,7 +83,7 @@ def malformed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+~")
     if equals and name in (*GROUPS, PRESETS):
-        return _no_choice(name, value, sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml")))
+        return _no_choice(name, value, choices.names(name))
     if typed := requoted(argument):
         return f"{argument} needs quotes; write {typed}"
     if equals and name in keys():
@@ -125,8 +125,7 @@ def unknown(key: str) -> str:
     group, _, parameter = key.partition(".")
     found = parameters()
     if key in found:
-        choices = found[key]
-        return f"{key} belongs to {listed(choices)}; choose it too: {choices[0]} {key}=..."
+        return f"{key} belongs to {listed(found[key])}; choose it too: {found[key][0]} {key}=..."
     own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in OPEN_GROUPS and parameter else ""
     near = nearest(key, [*keys(), PRESETS, *found])
     return f"unknown key {key}{near or _its_group(group)}; docs/settings.md lists every key{own}"
@@ -147,10 +146,8 @@ def parameters() -> Mapping[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for group in OPEN_GROUPS:
-        for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
-            node: Any = OmegaConf.to_container(OmegaConf.load(path))
-            is_global = "@package _global_" in path.read_text(encoding="utf-8")
-            for key in node[group] if is_global else node:
+        for path in choices.files(group):
+            for key in choices.own(path, group):
                 found.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
     return found
 
@@ -172,9 +169,9 @@ def in_words(kind: Any) -> str:
     return " or ".join(WORDS[part] for part in get_args(kind) or (kind,))
 
 
-def listed(choices: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return the choices, with commas."""
-    return ", ".join(choices)
+    return ", ".join(names)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
