@@ -25,6 +25,7 @@ from fed.config import arguments, checks, explain, schema, usage
 from fed.config.checks import Request
 from fed.distributed import launch
 from fed.errors import CannotContinue, Stopped
+from fed.tracking import steps
 
 
 def main() -> int:
@@ -72,7 +73,10 @@ def settle(composed: DictConfig) -> Request:
     if _is_sweep() and launch.is_rank():
         raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
     request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
+    if _is_sweep():
+        steps.say(f"run {typed.job.num + 1} of the sweep: {' '.join(typed.overrides.task)}")
     # torch and transformers take seconds to import: not before the command line is known to be right.
+    steps.say_loading()
     if request.config.resume is not None:
         from run.resume import resumed
 
@@ -95,6 +99,7 @@ def launched(request: Request) -> bool:
     count = 1 if launch.is_rank() else num_processes(request.config)
     if count == 1:
         return False
+    steps.say(f"starting {count} processes")
     typed = list(HydraConfig.get().overrides.task)  # of a sweep, those of this run
     command = [sys.argv[0], *typed, "hydra.mode=RUN"] if _is_sweep() else sys.argv
     if code := launch.launch(count, command):
