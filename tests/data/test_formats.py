@@ -81,7 +81,7 @@ def test_the_command_that_is_named_makes_a_file_that_is_read(tmp_path: Path, nam
     written(name, path)
     command = told(path).partition(" it: ")[2] or told(path).partition("UTF-8: ")[2]
     env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, check=True, timeout=120)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, check=True, timeout=120)
     assert len(load_file(str(tmp_path / "pairs.jsonl")).rows) == 60
 
 
