@@ -18,15 +18,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.config import arguments, checks, explain, schema
+from fed.config import arguments, checks, explain, schema, usage
 from fed.config.checks import Request
 from fed.distributed import launch
 from fed.errors import CannotContinue, Stopped
+from fed.tracking import steps
 
 
 def main() -> int:
     """Run the command line and return the exit code: 0, or 2 after one line on stderr about a mistake of the user's."""
     schema.register()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage.page(), end="")
+        return 0
+    if "--version" in sys.argv[1:]:
+        from fed.tracking import versions
+
+        print(versions.described())
+        return 0
     try:
         arguments.check_arguments(sys.argv[1:])
     except ValueError as error:
@@ -61,7 +70,10 @@ def settle(composed: DictConfig) -> Request:
     if _is_sweep() and launch.is_rank():
         raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
     request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
+    if _is_sweep():
+        steps.say(f"run {typed.job.num + 1} of the sweep: {' '.join(typed.overrides.task)}")
     # torch and transformers take seconds to import: not before the command line is known to be right.
+    steps.say_loading()
     if request.config.resume is not None:
         from run.resume import resumed
 
@@ -84,6 +96,7 @@ def launched(request: Request) -> bool:
     count = 1 if launch.is_rank() else num_processes(request.config)
     if count == 1:
         return False
+    steps.say(f"starting {count} processes")
     typed = list(HydraConfig.get().overrides.task)  # of a sweep, those of this run
     command = [sys.argv[0], *typed, "hydra.mode=RUN"] if _is_sweep() else sys.argv
     if code := launch.launch(count, command):
@@ -157,7 +170,7 @@ def _ended(reason: str, folder: Path, code: int) -> int:
 def _refuse(message: str) -> int:
     if not launch.is_first():  # the first process tells the mistake of all; its end ends the others
         time.sleep(launch.FIRST_SPEAKS)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {explain.in_one_line(message)}", file=sys.stderr)
     return launch.MISTAKE
 
 

@@ -17,7 +17,7 @@ from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.policy import save_policy
 from fed.model.references import weights_hash
 from fed.reports.curves import curves
-from fed.tracking import run_folder
+from fed.tracking import run_folder, steps
 from fed.tracking.log import Log, Relay
 from fed.tracking.run_files import CURVES, SUMMARY, TENSORBOARD
 from fed.tracking.tracker import Tracker
@@ -59,8 +59,11 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
         with writing(folder / CURVES):
             picture = curves(folder)
         seconds, board = summary["wall_seconds"], folder / TENSORBOARD
-        console.print(f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}", soft_wrap=True)
-        console.print(f"curves: {picture}  (or: tensorboard --logdir {board})", soft_wrap=True)
+        console.print(
+            f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}", soft_wrap=True, highlight=False
+        )
+        way = f"curves: {picture}  (or: tensorboard --logdir {board})"
+        console.print(way, soft_wrap=True, highlight=False, markup=False)
 
 
 def hyperparameters(config: Config) -> dict[str, object]:
@@ -91,6 +94,7 @@ def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_he
     initial = snapshot(model_tensors(plan.policy.model))
     model_hash = weights_hash(plan.policy)
     pairs = ReferencedPairs(plan.pairs, columns_of(plan, initial, model_hash, log))
+    steps.say(f"reading reference log-probs from {plan.config.cache_dir}, or computing them")
     with log.phase("reference"):
         # Clients elsewhere fill in their own pairs; those that a run may never meet get theirs at the first visit.
         pairs.fill_before_training(log.reference, clients=are_here and plan.meets_all)
@@ -105,6 +109,8 @@ def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_he
         first, checkpoint = _resume_point(checkpointers, log, console, are_here=are_here)
     if checkpoint is None:
         log.settings(hyperparameters(plan.config))
+    if not (checkpoint or plan.config.resume):
+        steps.say("evaluating the model before training")
     for place, checkpointer in list(zip(places, checkpointers, strict=True))[first:]:
         yield Federation(plan, pairs, log, initial, place, checkpointer, checkpoint, console)
         checkpoint = None

@@ -16,6 +16,7 @@ from fed.config.schema import Config
 from fed.data.rows import Loaded
 from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
+from fed.tracking import steps
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, shared_out
 from run.data_checks import check_decay, check_lengths, check_scoring
@@ -41,7 +42,16 @@ def prepare(request: Request, device: torch.device) -> Plan:
     _quiet_libraries()
     strategy = _make_strategy(config, given)
 
+    def load_rows() -> OwnedRows:
+        steps.say(f"reading the data: {'+'.join(config.datasets) or 'none'}")
+        rows = shared_out(config, given)
+        steps.say(f"loading the model: {config.model.gguf_file or config.model.name_or_path}")
+        return rows
+
     def make_pairs(rows: OwnedRows, policy: Policy) -> Pairs:
+        split = rows.split
+        of_clients = sum(len(client.train) + len(client.held_out) for client in split.clients)
+        steps.say(f"making tokens of {of_clients + len(split.validation) + len(split.test):,} pairs")
         pairs = all_pairs(rows, policy, config)
         check_scoring(config, pairs, strategy)
         check_decay(config, pairs, strategy)
@@ -49,7 +59,7 @@ def prepare(request: Request, device: torch.device) -> Plan:
         check_lengths(policy, config.max_length, (*own, *pairs.validation, *pairs.test))
         return pairs
 
-    return _plan(request, device, lambda: shared_out(config, given), make_pairs)
+    return _plan(request, device, load_rows, make_pairs)
 
 
 def prepare_client(request: Request, device: torch.device, own: Loaded | None) -> Plan:

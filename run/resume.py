@@ -14,7 +14,8 @@ from fed.config.moved import name_as_now
 from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
-from fed.tracking.run_folder import CHANGED, commit, newest_run
+from fed.tracking.run_folder import newest_run
+from fed.tracking.versions import CHANGED, commit
 
 LATEST = "latest"
 FINDS = on_resume("finds")  # keys that say which run to resume

@@ -13,19 +13,30 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.config import explain, schema
+from fed.config import explain, schema, usage
 from fed.reports import compare_png, page, statistics, tables
 from fed.reports.runs import Method, Run
 from scripts.compare_runs import ROOT, Wanted, method_arguments, reads
-from scripts.options import at_least, read, split
+from scripts.options import at_least, described, option, read, split
 from scripts.runner import Runner
 
+USES = (
+    ('python scripts/compare.py exp_name=mine model=gpt2 "datasets=[hh]" comm_round=20', "the usual methods and seeds"),
+    ('python scripts/compare.py "strategies=[fedpo,fedpo temp=1,fedavg]"', "one strategy with two settings"),
+    ('python scripts/compare.py "modes=[federated,centralized]" "seeds=[0,1,2,3,4]"', "two modes, five seeds"),
+)
+RESULTS = (
+    ("report.html", "everything on one page: curves, a table, and differences with 95 % intervals"),
+    ("compare.md, .csv, .png", "the table as text and for programs, and the curves as a picture"),
+    ("tensorboard/", "the curves of all runs, for TensorBoard"),
+    ("runs/", "the folder of each run; finished runs are used again, and those cut off are resumed"),
+)
 DECIDED_HERE = ("mode", "strategy", "seed", "resume")  # keys that the comparison sets for each run
 
 
@@ -33,12 +44,18 @@ DECIDED_HERE = ("mode", "strategy", "seed", "resume")  # keys that the compariso
 class Options:
     """The comparison's own options."""
 
-    modes: list[str] = field(default_factory=lambda: ["federated", "centralized", "local"])
-    strategies: list[str] = field(default_factory=lambda: ["fedpo", "fedavg"])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    exp_name: str = "compare"
-    output_dir: str = "data"
-    runs_at_a_time: int = 1
+    modes: list[str] = option(
+        ["federated", "centralized", "local"],
+        "What is compared: a federation, one client with all pairs, every client alone.",
+    )
+    strategies: list[str] = option(
+        ["fedpo", "fedavg"],
+        'Strategies of the federation, with settings of their own if any: "strategies=[fedpo,fedpo temp=1]".',
+    )
+    seeds: list[int] = option([0, 1, 2], "Every method runs once with each; more seeds give narrower intervals.")
+    exp_name: str = option("compare", "Name of the comparison, and of the folder of its results.")
+    output_dir: str = option("data", "Results go to output_dir/exp_name.")
+    runs_at_a_time: int = option(1, "Runs that compute at once, each in a process of its own.")
 
 
 @dataclass(frozen=True)
@@ -75,13 +92,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; return 0, 1 if a run failed, 2 for a mistake, printed in one line, or 128 + signal."""
     sys.path[:0] = [os.getcwd(), str(ROOT)]  # a user's own modules, where main.py finds them too
     schema.register()
+    if {"--help", "-h"} & {*arguments}:
+        print(_page(), end="")
+        return 0
     try:
         comparison = parse(arguments)
         wanted = comparison.wanted()
         for one in wanted:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {' '.join(explain.refusal(error).split())}", file=sys.stderr)
+        print(f"error: {explain.in_one_line(explain.refusal(error))}", file=sys.stderr)
         return 2
     again = "python scripts/compare.py " + " ".join(map(shlex.quote, arguments))
     try:
@@ -97,6 +117,19 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     write(comparison, wanted, again)
     return 0
+
+
+def _page() -> str:
+    """Return the page of `--help`."""
+    title = "Options, each with its default; every other KEY=VALUE is a setting of the runs, see main.py --help"
+    return usage.page_of(
+        ("Usage: python scripts/compare.py OPTION=VALUE ... KEY=VALUE ...", ()),
+        ("Runs every method with every seed on the same pairs and the same budget, and draws the differences.", ()),
+        ("Uses", USES),
+        (title, described(Options)),
+        ("Results, in output_dir/exp_name", RESULTS),
+        ("The rest", (("docs/comparing.md", "what is compared, how, and how to read it"),)),
+    )
 
 
 def parse(arguments: Sequence[str]) -> Comparison:

@@ -1,17 +1,31 @@
 """Options of the scripts: NAME=VALUE on the command line, read into a dataclass."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TypeVar, get_origin, get_type_hints
+from dataclasses import field, fields
+from typing import TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fed.config.explain import WORDS, nearest
+from fed.config.meaning import shown
 
 Options = TypeVar("Options")
+Default = TypeVar("Default")
 EXPECTED = {**WORDS, list[int]: "whole numbers, [1,2]"}
+
+
+def option(default: Default, meaning: str) -> Default:
+    """Return the dataclass field of an option with its meaning, which `described` lists."""
+    if isinstance(default, list):
+        return cast(Default, field(default_factory=default.copy, metadata={"meaning": meaning}))
+    return field(default=default, metadata={"meaning": meaning})
+
+
+def described(kind: type) -> list[tuple[str, str]]:
+    """Return each option of the dataclass `kind` with its default, as typed, and its meaning."""
+    return [(f"{item.name}={shown(getattr(kind(), item.name))}", item.metadata["meaning"]) for item in fields(kind)]
 
 
 def read(kind: type[Options], arguments: Sequence[str]) -> Options:

@@ -1,18 +1,15 @@
 """Write docs/settings.md from the schema and the files of config/: `make docs`."""
 
-import re
 import sys
 from collections import Counter
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from fed.config import effect
+from fed.config import choices, effect
 from fed.config.explain import in_words
 from fed.config.meaning import Key, shown, value_of
-from fed.config.schema import CONFIG_DIR, GROUPS, OPEN_GROUPS, PRESETS, Config, GroupKeys, flat
+from fed.config.schema import GROUPS, OPEN_GROUPS, PRESETS, Config, GroupKeys, flat
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "settings.md"
@@ -80,8 +77,8 @@ def _keys(title: str, more: str, section: Any, prefix: str) -> str:
 
 def _value(kind: Any, known: Key) -> str:
     limits = f", {known.limits.text}" if known.limits else ""
-    choices = ", ".join(f"`{choice}`" for choice in known.choices)
-    return _cell(choices or in_words(kind).replace(" or null", "") + limits)
+    listed = ", ".join(f"`{choice}`" for choice in known.choices)
+    return _cell(listed or in_words(kind).replace(" or null", "") + limits)
 
 
 def _meaning(name: str, known: Key) -> str:
@@ -99,7 +96,7 @@ def _meaning(name: str, known: Key) -> str:
 
 def _readers(group: str, read: str) -> str:
     """Return the choices of a group whose files read a key."""
-    files = _files(group)
+    files = choices.files(group)
     reading = [path for path in files if effect.reads(path.read_text(encoding="utf-8"), read)]
     return f"every `{group}=`" if reading == files else ", ".join(f"`{group}={path.stem}`" for path in reading)
 
@@ -113,7 +110,7 @@ def _setting(reason: str) -> str:
 def _choices(group: str) -> str:
     """Return the table of a group's files, with their parameters where the schema does not list them."""
     rows = [["choice", "meaning"], ["---", "---"]]
-    rows += [[f"`{path.stem}`", _cell(_first_comment(path))] for path in _files(group)]
+    rows += [[f"`{path.stem}`", _cell(choices.comment(path))] for path in choices.files(group)]
     more = ""
     if group in OPEN_GROUPS:
         parameters = _parameters(group)
@@ -129,24 +126,12 @@ def _choices(group: str) -> str:
     )
 
 
-def _files(group: str) -> list[Path]:
-    return sorted((CONFIG_DIR / group).glob("*.yaml"))
-
-
-def _first_comment(path: Path) -> str:
-    comments = re.findall(r"(?m)^# (?!@package)(.*)$", path.read_text(encoding="utf-8"))
-    if not comments:
-        raise ValueError(f"{path} has no comment that says what it is; begin it with one line")
-    return str(comments[0])
-
-
 def _parameters(group: str) -> dict[str, list[str]]:
     """Return the parameters in each file of a group, as typed."""
     found = {}
-    for path in _files(group):
-        node: Any = OmegaConf.to_container(OmegaConf.load(path))
-        own = node[group] if "@package _global_" in path.read_text(encoding="utf-8") else node
-        found[path.stem] = [f"`{key}: {shown(value)}`" for key, value in flat(own) if not key.endswith("_target_")]
+    for path in choices.files(group):
+        own = flat(choices.own(path, group))
+        found[path.stem] = [f"`{key}: {shown(value)}`" for key, value in own if not key.endswith("_target_")]
     return found
 
 

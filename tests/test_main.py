@@ -53,14 +53,6 @@ def test_the_real_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("flags", "words"), [("--help", "Configuration groups strategy:"), ("--cfg job", "temp: 0.1")])
-def test_hydra_flags_work(command_line: CommandLine, flags: str, words: str) -> None:
-    result = command_line(*flags.split())
-    assert result.code == 0 and result.err == ""
-    assert all(word in result.out for word in words.split())
-    assert list(result.folder.iterdir()) == []
-
-
 def test_multirun_makes_one_folder_per_run_and_leaves_nothing_else(command_line: CommandLine) -> None:
     result = command_line("--multirun", *SMALL[1:], "comm_round=1,2")
     assert result.code == 0, result.err

@@ -11,6 +11,8 @@ CLIPPING_MODS = {
     "DifferentialPrivacyClientSideAdaptiveClipping": "flwr.clientapp.mod.adaptiveclipping_mod",
 }
 
+COLUMNS = ("group", "rows", "first_row")  # of the table that partitioners divide, as fed/data/divide.py makes it
+
 
 def check_combinations(config: Config) -> None:
     """Refuse values that cannot work together.
@@ -21,6 +23,7 @@ def check_combinations(config: Config) -> None:
     _check_clients(config)
     _check_engine(config)
     _check_own_data(config)
+    _check_partition(config)
     _check_sizes(config)
     _check_strategy(config)
     _check_privacy(config)
@@ -76,6 +79,16 @@ def _check_own_data(config: Config) -> None:
         )
     if config.accuracy_on == "client" and not config.client_eval_fraction:
         raise ValueError("accuracy_on=client but client_eval_fraction=0 leaves clients nothing to score on; raise it")
+
+
+def _check_partition(config: Config) -> None:
+    """Refuse a column that the table of conversations, which partitioners divide, does not have."""
+    column = config.partition.get("partition_by", COLUMNS[0])
+    if isinstance(column, str) and column not in COLUMNS:
+        raise ValueError(
+            f"partition.partition_by={column} is no column of the table that is divided; leave it out, and have the "
+            f'data name the {column} of each pair in its field "group"'
+        )
 
 
 def _check_sizes(config: Config) -> None:

@@ -1,17 +1,19 @@
 """Messages about the command line, in one line that names the way out."""
 
 import difflib
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from fed.config import choices
 from fed.config.meaning import TYPE_WORDS
-from fed.config.schema import CONFIG_DIR, OPEN_GROUPS, PRESETS, Config, keys
+from fed.config.quoting import requoted
+from fed.config.schema import GROUPS, OPEN_GROUPS, PRESETS, keys, kinds_of
 
 # Keys of the original code bases that are not taken over, and what to use instead.
 REFUSED = {
@@ -35,9 +37,16 @@ WORDS: dict[Any, str] = {**TYPE_WORDS, list[str]: "a list, [a,b]", Any: "text or
 
 def refusal(error: Exception) -> str:
     """Return the one-line message of refused settings, whether this program, Hydra or OmegaConf refused them."""
+    if isinstance(error, OverrideParseException):
+        return malformed(error.override)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain(f"{error}\n{error.__cause__ or ''}")
     return str(error)
+
+
+def in_one_line(message: str) -> str:
+    """Return the message without line breaks. Spaces stay: a setting that it advises may hold several in a row."""
+    return " ".join(filter(None, map(str.strip, message.splitlines())))
 
 
 def explain(message: str) -> str:
@@ -48,65 +57,109 @@ def explain(message: str) -> str:
     if found := re.search(
         r"Could not find '(.+?)/([^'/]*)'(?: Available options in '\w+': (.*?) Config search)?", text
     ):
-        group, name, options = found.group(1), found.group(2), (found.group(3) or "").split()
-        return f"{group}={name} is unknown; expected {listed(options)}{nearest(name, options)}"
-    if found := re.search(r"Error parsing override '(.*?)' |LexerNoViableAltException: (.*?)(?: \^|$)", text):
-        return malformed(found.group(1) or found.group(2))
+        return _no_choice(found.group(1), found.group(2), (found.group(3) or "").split())
     if found := re.search(
         r"Error merging override \+*([\w.]+)=(.*?) (?:Value|field|Invalid|Incompatible|Cannot)", text
     ):
-        return f"{found.group(1)}={found.group(2)} is of the wrong type; expected {_expected(found.group(1))}"
+        return wrong_type(*found.groups())
     if found := re.search(r"Multiple values for (\w+)", text):
         return f"{found.group(1)} is chosen twice; write {found.group(1)}=name once and without +"
-    if found := re.search(r"Ambiguous value for argument '(.*?)' ", text):
-        key, _, value = found.group(1).partition("=")
-        return f"{found.group(1)} has several values; use {key}=[{value}] for a list or add --multirun for several runs"
-    found = re.search(r"(?:Could not override|Key|key) '\+?([\w.]+)'", text)
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' (?:1\.|requires)", text):
+        return _several(found.group(1))
+    if found := re.search(r"An item is already at '(.*?)'.*?prefix: '(.*)' Or add", text):
+        return f"+{found.group(2)} is refused: {found.group(1)} has a value already; write {found.group(2)} without +"
+    found = re.search(r"(?:Could not override|Key|key) '\+?([\w.@/]+)'", text)
     if found and ("not in" in text or "override" in text):
         return unknown(found.group(1))
+    if found := re.search(r"Cannot find primary config '(.*?)'|Additional config directory '(.*?)' not found", text):
+        return f"there is no configuration {found.group(1) or found.group(2)}; leave --config-name and --config-dir out"
     if text.startswith("Interpolation key"):
         return f"{text}; ${{...}} must name a key, e.g. ${{lr}}"
     return f"{full_key.group(1)}: {text}" if full_key and full_key.group(1) not in text else text
 
 
 def malformed(argument: str) -> str:
-    """Return the message about an argument that is not a setting."""
-    return f"{argument!r} is not a setting; expected key=value, special characters quoted as in 'exp_name=\"a=b\"'"
+    """Return the message about an argument that Hydra's grammar does not read."""
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+~")
+    if equals and name in (*GROUPS, PRESETS):
+        return _no_choice(name, value, choices.names(name))
+    if typed := requoted(argument):
+        return f"{argument} needs quotes; write {typed}"
+    if equals and name in keys():
+        return wrong_type(name, value) if value.isprintable() else f"{argument!r} holds characters that do not print"
+    if equals and re.fullmatch(r"[A-Za-z_][\w.]*", name):
+        return unknown(name)
+    return f"{argument!r} is not a setting; expected key=value, without spaces around the equals sign"
+
+
+def wrong_type(key: str, value: str) -> str:
+    """Return the message about a value that is not of its key's type."""
+    typed = requoted(f"{key}={value}") if str in kinds_of(key) else None
+    way_out = f"; as text it is {typed}" if typed else ""
+    return f"{key}={value} is of the wrong type; expected {_expected(key)}{way_out}"
+
+
+def _no_choice(group: str, name: str, options: Sequence[str]) -> str:
+    return f"{group}={name} is unknown; expected {listed(options)}{nearest(name, options)}"
+
+
+def _several(argument: str) -> str:
+    """Return the message about an argument with the values of several runs, typed without --multirun."""
+    key, _, value = argument.partition("=")
+    kinds = kinds_of(key.lstrip("+"))
+    ways = ["add --multirun, as the last word, for several runs"]
+    if {str, Any} & {*kinds} and (typed := requoted(f"{key}={value}")):
+        ways.append(f"write {typed} for one text")
+    if {list[str], Any} & {*kinds} and (typed := requoted(f"{key}=[{value}]")):
+        ways.append(f"write {typed} for a list")
+    return f"{argument} has several values; {', or '.join(ways)}"
 
 
 def unknown(key: str) -> str:
-    """Return the message about a key that is not in the schema: why it is refused, or the nearest key that exists."""
-    refused = REFUSED.get(key) or REFUSED.get(key.split(".")[0])
+    """Return the message about a key that is not in the schema: why it is refused, or a key that is nearly the same."""
+    old = difflib.get_close_matches(key, REFUSED, n=1, cutoff=0.85)
+    refused = REFUSED.get(key) or REFUSED.get(key.split(".")[0]) or (REFUSED[old[0]] if old else None)
     if refused:
         return f"{key} is refused: {refused}"
-    group = key.split(".")[0]
-    own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in OPEN_GROUPS else ""
-    near = nearest(key, [*keys(), PRESETS, *group_keys()])
-    return f"unknown key {key}{near}; docs/settings.md lists every key{own}"
+    group, _, parameter = key.partition(".")
+    found = parameters()
+    if key in found:
+        return f"{key} belongs to {listed(found[key])}; choose it too: {found[key][0]} {key}=..."
+    own = f", and +{key}=... gives your own {group}._target_ a parameter" if group in OPEN_GROUPS and parameter else ""
+    near = nearest(key, [*keys(), PRESETS, *found])
+    return f"unknown key {key}{near or _its_group(group)}; docs/settings.md lists every key{own}"
 
 
-def group_keys() -> list[str]:
-    """Return the dotted parameters in all files of the groups whose keys the schema leaves open."""
-    found = set()
+def _its_group(group: str) -> str:
+    """Return the keys of a group whose keys the schema lists, as a remark."""
+    own = [key for key in keys() if key.startswith(f"{group}.")]
+    return f"; {group} has {listed(own)}" if own else ""
+
+
+@functools.cache
+def parameters() -> Mapping[str, list[str]]:
+    """Return the dotted parameters in the files of the groups whose keys the schema leaves open.
+
+    Returns:
+        The choices whose files have it, by parameter: {"partition.alpha": ["partition=dirichlet"]}.
+    """
+    found: dict[str, list[str]] = {}
     for group in OPEN_GROUPS:
-        for path in (CONFIG_DIR / group).glob("*.yaml"):
-            node: Any = OmegaConf.to_container(OmegaConf.load(path))
-            is_global = "@package _global_" in path.read_text(encoding="utf-8")
-            found |= {f"{group}.{key}" for key in (node[group] if is_global else node)}
-    return sorted(found)
+        for path in choices.files(group):
+            for key in choices.own(path, group):
+                found.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
+    return found
 
 
 def _expected(key: str) -> str:
     """Return the type that the schema wants for a key, in words."""
-    schema: Any = Config
-    for name in key.split("."):
-        item = {item.name: item for item in fields(schema)}.get(name) if is_dataclass(schema) else None
-        if item is None:
-            return "another type"
-        schema = item.type
-    if is_dataclass(schema):
-        return f"its own keys, e.g. {key}.{fields(schema)[0].name}=..."
-    return in_words(schema)
+    kinds = kinds_of(key)
+    if not kinds:
+        return "another type"
+    if is_dataclass(kinds[0]):
+        return f"its own keys, e.g. {key}.{fields(kinds[0])[0].name}=..."
+    return " or ".join(WORDS.get(kind, "another type") for kind in kinds)
 
 
 def in_words(kind: Any) -> str:
@@ -116,22 +169,40 @@ def in_words(kind: Any) -> str:
     return " or ".join(WORDS[part] for part in get_args(kind) or (kind,))
 
 
-def listed(choices: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return the choices, with commas."""
-    return ", ".join(choices)
+    return ", ".join(names)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (nearest: NAME)" with the known name that is most like `name`.
+    """Return " (nearest: NAME)" with the known name that is most like `name`, or "" if none is near.
 
-    A name with the same last part comes first, then one that begins `name` or that `name` begins, then one spelled
-    alike.
+    Points, underscores and capitals make no difference. Near is a name with the same last part, unless `name` belongs
+    to a group that is known. Otherwise a name of the same group is near if one of both begins with the other, if they
+    share a word, or if difflib's usual measure finds them alike.
     """
-    known = list(known)
+    known = [other for other in known if other != name]
     parent, _, last = name.rpartition(".")
-    same = [other for other in known if other.rpartition(".")[2] == last]
-    siblings = [other for other in known if other.rpartition(".")[0] == parent] or known
-    begins = [other for other in siblings if len(other) > 1 and (other.startswith(name) or name.startswith(other))]
-    alike = difflib.get_close_matches(name, siblings, n=1, cutoff=0)
-    found = same or sorted(begins, key=len, reverse=True) or alike
+    siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    same = [other for other in known if _plain(other) == _plain(name)]
+    if not same and not (parent and siblings):
+        same = [other for other in known if other.rpartition(".")[2] == last]
+    likeness = {other: _likeness(_plain(last), _plain(other.rpartition(".")[2])) for other in siblings or known}
+    found = same or sorted(filter(likeness.get, likeness), key=lambda other: -likeness[other])
     return f" (nearest: {found[0]})" if found else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[._-]+", "_", name.casefold())
+
+
+def _likeness(name: str, other: str) -> float:
+    """Return how alike two names of lower case are, 0 if they are not."""
+    words = {word.rstrip("s") for word in name.split("_")}
+    shared = words & {word.rstrip("s") for word in other.split("_")}
+    begins = min(len(name), len(other)) > 1 and (name.startswith(other) or other.startswith(name))
+    ratio = difflib.SequenceMatcher(None, name, other).ratio()
+    telling = sum(len(word) > 3 for word in shared)  # not "max" or "num"
+    if begins or ratio >= 0.6 or shared == words or telling:
+        return ratio + telling + begins
+    return 0

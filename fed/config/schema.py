@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -77,6 +77,23 @@ def keys(schema: type = Config, prefix: str = "") -> list[str]:
         if isinstance(item.type, type) and is_dataclass(item.type):
             found += keys(item.type, f"{prefix}{item.name}.")
     return found
+
+
+def kinds_of(key: str) -> tuple[Any, ...]:
+    """Return the types that a dotted key accepts: (int, NoneType); () for a key that the schema does not have.
+
+    A parameter of an open group, such as `loss.beta`, accepts `Any`.
+    """
+    group, _, parameter = key.partition(".")
+    if group in OPEN_GROUPS and parameter:
+        return (Any,)
+    kind: Any = Config
+    for name in key.split("."):
+        found = {item.name: item.type for item in fields(kind)} if is_dataclass(kind) else {}
+        if name not in found:
+            return ()
+        kind = found[name]
+    return (kind,) if get_origin(kind) in (list, dict) else get_args(kind) or (kind,)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
+from fed.config.combinations import COLUMNS
 from fed.data.partition import Partitioner
 from fed.data.rows import Preference
 from fed.seeding import generator
@@ -55,13 +56,12 @@ def _check_num_clients(num_clients: int, num_rows: int, num_conversations: int) 
 
 def _table(rows: Sequence[Preference], conversations: Sequence[Sequence[int]]) -> Dataset:
     """Make the partitioner's table: one line per conversation, whose group is that of its first row."""
-    return Dataset.from_dict(
-        {
-            "group": [rows[indices[0]].group for indices in conversations],
-            "rows": [len(indices) for indices in conversations],
-            "first_row": [indices[0] for indices in conversations],
-        }
+    columns = (
+        [rows[indices[0]].group for indices in conversations],
+        [len(indices) for indices in conversations],
+        [indices[0] for indices in conversations],
     )
+    return Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def _divide(partitioner: Partitioner, num_clients: int) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """Loads the rows of data sets by name: who provides a data set, where its files lie, and how one is split."""
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from fed.config.explain import nearest
 from fed.data.records import Source
 from fed.data.rows import Loaded, Preference, Skip, SplitName, split_by_conversation, told_apart
 
@@ -106,8 +106,7 @@ def _check_names(names: Sequence[str]) -> None:
         raise ValueError(f"datasets={names!r}; expected a list of {', '.join(DATASETS)}, e.g. datasets=[hh]")
     for name in names:
         if name not in DATASETS:
-            near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)
-            raise ValueError(f"no data set {name!r}; load_data.py has {', '.join(DATASETS)} (nearest: {near[0]})")
+            raise ValueError(f"no data set {name!r}; load_data.py has {', '.join(DATASETS)}{nearest(name, DATASETS)}")
     if len(set(names)) < len(names):
         raise ValueError(f"datasets={list(names)} names a data set twice; name each once")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fed.data.formats import GZIP, LONGEST, check_format
 from fed.data.rows import SplitName
 
 LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
@@ -190,8 +191,14 @@ def _file_records(path: Path, part: str) -> Iterator[Record]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    packed = path.name.endswith(".gz")
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        with open(path, "rb") as file:
+            beginning = file.read(LONGEST)
+        if not (packed and beginning.startswith(GZIP.magic)):
+            check_format(path, beginning)
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            check_format(path, file.peek(LONGEST), unpacked=packed)
             while line := file.readline(LONGEST_LINE + 1):
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -30,11 +30,17 @@ class Display:
         self._start: tuple[float, int] | None = None  # the time, and the visits before it: not 0 after a resume
 
     def reference(self, pairs: int, total: int) -> None:
-        """Show how many of all pairs have their reference log-probabilities."""
-        if self._is_silent():
-            elapsed = time.monotonic() - self._began
-            pace = [f"elapsed {_clock(elapsed)}", f"left {_clock(elapsed * (total - pairs) / pairs)}"]
-            self._print(f"reference log-probs  {pairs} of {total} pairs", pace)
+        """Show how many of all pairs have their reference log-probabilities: on a terminal by a bar of their own."""
+        elapsed = time.monotonic() - self._began
+        left = f"left {_clock(elapsed * (total - pairs) / pairs)}"
+        what = f"reference log-probs  {pairs:,} of {total:,} pairs"
+        if self._console.is_interactive:
+            self._bar = self._bar or self._new_bar(total)
+            self._bar.update(self._bar.task_ids[0], completed=pairs, description=what, status=left)
+            if pairs == total:
+                self.close()
+        elif self._is_silent():
+            self._print(what, [f"elapsed {_clock(elapsed)}", left])
 
     def start_client(self, server_round: int, client_id: int, pairs: int) -> None:
         """Begin the visit of a client."""
@@ -42,7 +48,7 @@ class Display:
         self._visits += 1
         self._visit = _Visit(server_round, client_id, max(pairs, 1))
         if self._console.is_interactive:
-            self._bar = self._bar or self._new_bar()
+            self._bar = self._bar or self._new_bar(self._num_rounds * self._clients_per_round)
             self._update_bar(None)
 
     def advance(self, pairs: int, pairs_per_second: float | None) -> None:
@@ -119,11 +125,11 @@ class Display:
         """Return the visits of this process, the current one as a fraction."""
         return self._visits - 1 + min(self._visit.trained / self._visit.pairs, 1.0) if self._visits else 0.0
 
-    def _new_bar(self) -> Progress:
+    def _new_bar(self, total: int) -> Progress:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(16), TimeElapsedColumn())
         status = TextColumn("{task.fields[status]}", markup=False)
         bar = Progress(*columns, status, console=self._console, transient=True, refresh_per_second=4)
-        bar.add_task("", total=self._num_rounds * self._clients_per_round, status="")
+        bar.add_task("", total=total, status="")
         bar.tasks[0].start_time = self._began
         bar.start()
         return bar
@@ -154,11 +160,13 @@ class RoundFigures:
 
     def texts(self) -> Iterator[tuple[str, float, float | None]]:
         """Yield (label, value, standard error) for the round's line."""
+        last = next(reversed(self.server), None)  # the test pairs where there are any
         for split, metrics in self.server.items():
             if "accuracy" in metrics:
                 yield f"{split} accuracy", metrics["accuracy"], metrics.get("accuracy_se")
-            elif "loss" in metrics:
-                yield f"{split} loss", metrics["loss"], None
+            for name in ("loss", "margin"):
+                if name in metrics and (split == last or "accuracy" not in metrics):
+                    yield f"{split} {name}", metrics[name], None
         for split, accuracies in self.clients.items():
             who = "clients'" if len(accuracies) > 1 else f"client-{next(iter(accuracies))}"
             yield f"{who} {split} accuracy", fmean(accuracies.values()), None

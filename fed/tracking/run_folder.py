@@ -2,12 +2,10 @@
 
 import fcntl
 import glob
-import importlib.metadata
 import itertools
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +17,7 @@ import torch
 from fed.cpu.runtime import cpu_name
 from fed.files import write_whole
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "flwr",
-    "flwr-datasets",
-    "datasets",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "tensorboardX",
-)
-
-CHANGED = "+changes"  # ends a commit from which files differ
+from fed.tracking.versions import commit, packages
 
 
 def check_cache_folder(cache_dir: str) -> None:
@@ -128,22 +112,5 @@ def surroundings(device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processor": cpu_name(),
         "threads": torch.get_num_threads(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": packages(),
     }
-
-
-def commit() -> str | None:
-    """Return the commit of this source tree, with `CHANGED` if files differ from it; None outside git."""
-    here = Path(__file__).parent
-    try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", f"--dirty={CHANGED}", "--abbrev=40", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None

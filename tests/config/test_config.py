@@ -111,10 +111,12 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("privacy=local_dp privacy.max_epsilon=-1", "privacy.max_epsilon=-1 more than 0"),
         ("privacy=local_dp privacy.delta=0.1", "privacy.delta=0.1 less than 1/client_num_in_total"),
         ("privacy=local_dp privacy.delta=0", "privacy.delta=0 more than 0"),
-        ("+privacy.foo=1", "unknown key privacy.foo nearest"),
+        ("+privacy.foo=1", "unknown key privacy.foo privacy.kind"),
         ("local_steps=3 local_epochs=2", "local_steps local_epochs choose one"),
-        ("+model.foo=1", "unknown key model.foo nearest"),
-        ("+foo=1", "unknown key foo nearest"),
+        ("+model.foo=1", "unknown key model.foo model.name_or_path"),
+        ("partition=group partition.partition_by=topic", 'partition.partition_by=topic leave field "group"'),
+        ("partition=dirichlet partition.partition_by=label", "partition.partition_by=label leave"),
+        ("+foo=1", "unknown key foo docs/settings.md"),
     ],
 )
 def test_bad_values_are_refused_by_name(typed: str, words: str) -> None:

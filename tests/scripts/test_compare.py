@@ -49,6 +49,15 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_help_lists_the_options_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["exp_name=x", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: python scripts/compare.py OPTION=VALUE")
+    for default in ("modes=[federated,centralized,local]", "strategies=[fedpo,fedavg]", "seeds=[0,1,2]"):
+        assert default in out
+    assert "runs_at_a_time=1  " in out and "report.html" in out
+
+
 def runs(folder: Path) -> dict[str, Run]:
     return {path.parent.name: Run(path) for path in sorted(folder.glob("out/small/runs/*/*"))}
 

@@ -40,13 +40,13 @@ class BadInput:
 CONFIG = (
     # no such key or choice
     ("comm_rounds=3", "comm_rounds comm_round)"),
-    ("+model.foo=1", "model.foo nearest"),
+    ("+model.foo=1", "model.foo model.name_or_path, model.archive"),
     ("+strategy.foo=1", "strategy.foo FeDPO weighting"),
     ("+loss.gamma=1", "loss.gamma label_smoothing"),
     ("+partition.foo=1", "partition.foo IidPartitioner num_partitions"),
     ("+wandb.enabled=true", "wandb refused TensorBoard"),
     ("lora.foo=1", "lora.foo lora.r"),
-    ("strategy=foo", "strategy=foo fedavg nearest"),
+    ("strategy=foo", "strategy=foo fedavg"),
     ("model=gpt", "model=gpt blank_model nearest"),
     ("mode=fedrated", "mode=fedrated centralized nearest: federated"),
     ("trainer=DeepSpeedTrainer", "trainer=DeepSpeedTrainer BasicTrainer"),
@@ -54,9 +54,16 @@ CONFIG = (
     ("--config-name=nowhere", "nowhere config"),
     ("--nonsense", "--nonsense --help"),
     ("--cfg=nonsense", "--cfg nonsense job --help"),
+    ("--shell-completion", "--shell-completion install=SHELL"),
+    ("--resolve", "--resolve --cfg"),
     ("--experimental-rerun=config.pickle", "--experimental-rerun pickle code"),
     # no setting at all
-    ("a==b", "a==b key=value"),
+    ("a==b", "unknown key a"),
+    ("exp_name=beta=0.1", "exp_name=beta=0.1 'exp_name=\"beta=0.1\"'"),
+    ("exp_name=1e3", "exp_name=1e3 1000.0 'exp_name=\"1e3\"'"),
+    ("lr=1e-5)", "lr=1e-5) number"),
+    ("+loss.beta=2", "+loss.beta=2 loss.beta=2 without"),
+    ("partition.partition_by=group", "partition.partition_by partition=group"),
     ("foo", "'foo' key=value"),
     ("exp_name=${nope}", "nope ${lr}"),
     ("exp_name=${oc.env:FEDPO_NOT_SET}", "FEDPO_NOT_SET"),
@@ -219,10 +226,11 @@ DATA = (
     ("number of thousands of digits", OWN, "a.jsonl:1: JSON", files(a_jsonl=b"9" * 5000)),
     ("half a character", OWN, "a.jsonl:1: 'prompt' whole characters", files(a_jsonl=own_line(prompt="\ud83d"))),
     ("Latin-1", OWN, "a.jsonl:1: UTF-8", files(a_jsonl='{"prompt": "é"}'.encode("latin-1"))),
-    ("UTF-16", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
+    ("UTF-16", OWN, "a.jsonl UTF-16 iconv", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
     ("gzip cut short", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=gzip.compress(ENOUGH)[:-9])),
     ("text called gzip", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=ENOUGH)),
-    ("gzip called text", OWN, "a.jsonl:1: UTF-8", files(a_jsonl=gzip.compress(ENOUGH))),
+    ("Parquet", OWN, "a.jsonl Parquet from_parquet", files(a_jsonl=b"PAR1\x15\x04")),
+    ("gzip called text", OWN, "a.jsonl gzip .jsonl.gz", files(a_jsonl=gzip.compress(ENOUGH))),
 )  # fmt: skip
 
 

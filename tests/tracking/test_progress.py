@@ -113,6 +113,32 @@ def test_the_reference_column_is_not_filled_in_silence(tmp_path: Path, clock: li
     ]
 
 
+def test_on_a_terminal_a_bar_shows_the_reference_column_and_goes_away(tmp_path: Path, clock: list[float]) -> None:
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, force_interactive=True, width=120, _environ={"TERM": "xterm"})
+    with make(tmp_path, console=console) as tracker:
+        for done in (400, 800):
+            clock[0] += 10
+            tracker.reference(done, 800)
+        assert output.getvalue().count("\x1b[?25h") == 1  # the cursor is given back before training
+    assert "reference log-probs  800 of 800 pairs" in output.getvalue()
+    assert output.getvalue().endswith("\x1b[2K")  # the bar's line is erased
+
+
+def test_loss_and_margin_stand_beside_the_last_accuracy(tmp_path: Path, clock: list[float]) -> None:
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output)) as tracker:
+        tracker.server(1, "validation", {"accuracy": 0.5, "loss": 0.7, "margin": 0.1})
+        tracker.server(1, "test", {"accuracy": 0.6, "loss": 0.625, "margin": -0.25})
+        tracker.end_round()
+        tracker.server(2, "validation", {"accuracy": 0.5, "loss": 0.7, "margin": 0.1})
+    lines = [line.partition("  elapsed")[0] for line in output.getvalue().splitlines()]
+    assert lines == [
+        "round 1/2  validation accuracy 0.500  test accuracy 0.600  test loss 0.625  test margin -0.250",
+        "round 2/2  validation accuracy 0.500  validation loss 0.700  validation margin 0.100",
+    ]
+
+
 def test_an_ascii_console_gets_ascii(tmp_path: Path) -> None:
     class Ascii(StringIO):
         encoding = "ascii"

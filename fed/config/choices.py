@@ -1,0 +1,44 @@
+"""The files of config/, by group: each is a choice, `GROUP=NAME`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fed.config.schema import CONFIG_DIR
+
+
+def files(group: str) -> list[Path]:
+    """Return the files of a group, or of the presets, by name."""
+    return sorted((CONFIG_DIR / group).glob("*.yaml"), key=lambda path: path.stem)
+
+
+def names(group: str) -> list[str]:
+    """Return the choices of a group, or the presets."""
+    return [path.stem for path in files(group)]
+
+
+def comment(path: Path) -> str:
+    """Return the first comment of a file, which says what it is.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    comments = re.findall(r"(?m)^# (?!@package)(.*)$", path.read_text(encoding="utf-8"))
+    if not comments:
+        raise ValueError(f"{path} has no comment that says what it is; begin it with one line")
+    return str(comments[0])
+
+
+def own(path: Path, group: str) -> dict[str, Any]:
+    """Return the parameters in a file of a group, those of other groups left out."""
+    text = path.read_text(encoding="utf-8")
+    node: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return dict(node[group] if "@package _global_" in text else node)
+
+
+def usual() -> dict[str, str | None]:
+    """Return the choice of each group that a run has if nothing is typed."""
+    listed: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))["defaults"]  # type: ignore[index,call-overload]
+    return {group: name for item in listed if isinstance(item, dict) for group, name in item.items()}

@@ -1,0 +1,63 @@
+"""Formats of files that hold no lines of JSON, known by their first bytes, and how to make lines of JSON of them."""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """A format, the bytes that tell it, and the way to a file that can be read, in which FILE is the file's path."""
+
+    name: str
+    magic: bytes
+    way_out: str
+    offset: int = 0  # of the magic bytes
+
+
+LONGEST = 262  # bytes from the beginning that tell every format
+CONVERT = (
+    "convert it: python -c 'import sys, {import_as} as d; d.{read}(sys.argv[1]).to_json(\"pairs.jsonl\"{more})' FILE"
+)
+BY_PANDAS = CONVERT.format(import_as="pandas", read="read_feather", more=', orient="records", lines=True')
+EXPORT = "save it as JSON lines, one object per line"
+GZIP = Format("packed by gzip", b"\x1f\x8b", "let its name end in .jsonl.gz, or unpack it: gzip -dc FILE > pairs.jsonl")
+
+FORMATS = (
+    GZIP,
+    Format("a Parquet file", b"PAR1", CONVERT.format(import_as="datasets", read="Dataset.from_parquet", more="")),
+    Format("an Arrow file", b"ARROW1", BY_PANDAS),
+    Format(
+        "an Arrow stream", b"\xff\xff\xff\xff", CONVERT.format(import_as="datasets", read="Dataset.from_file", more="")
+    ),
+    Format("packed by zstd", b"\x28\xb5\x2f\xfd", "unpack it: zstd -dc FILE > pairs.jsonl"),
+    Format("packed by xz", b"\xfd7zXZ\0", "unpack it: xz -dc FILE > pairs.jsonl"),
+    Format("packed by bzip2", b"BZh", "unpack it: bzip2 -dc FILE > pairs.jsonl"),
+    Format("a 7z archive", b"7z\xbc\xaf\x27\x1c", "unpack it: 7z x FILE"),
+    Format("a zip archive", b"PK\x03\x04", f"unpack it: unzip FILE; if it is a spreadsheet, {EXPORT}"),
+    Format("a tar archive", b"\0ustar", "unpack it: tar -xf FILE", 256),
+    Format("an SQLite database", b"SQLite format 3\0", EXPORT),
+    Format("an HDF5 file", b"\x89HDF\r\n\x1a\n", EXPORT),
+    Format("text in UTF-16", b"\xff\xfe", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > pairs.jsonl"),
+    Format("text in UTF-16", b"\xfe\xff", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > pairs.jsonl"),
+)
+
+
+def check_format(path: Path, beginning: bytes, *, unpacked: bool = False) -> None:
+    """Refuse a file that holds no lines of JSON but is of a format that its first bytes tell.
+
+    Args:
+        path: The file.
+        beginning: Its first `LONGEST` bytes.
+        unpacked: True if these are the bytes that gzip has unpacked.
+
+    Raises:
+        ValueError: Naming the format, and the way out.
+    """
+    for each in FORMATS:
+        if beginning[each.offset :].startswith(each.magic):
+            if unpacked:
+                raise ValueError(
+                    f"{path} holds, inside gzip, what is {each.name}, not JSON lines; unpack it, then {each.way_out}"
+                )
+            way_out = each.way_out.replace("FILE", shlex.quote(str(path)))
+            raise ValueError(f"{path} is {each.name}, not JSON lines; {way_out}")

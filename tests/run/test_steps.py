@@ -1,0 +1,65 @@
+"""A run says what it does before it trains, from before the libraries are loaded, and in one voice."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from support.command_line import SMALL, CommandLine
+from support.launched import ROOT, start
+
+STEPS = (
+    "reading the data: demo ...",
+    "loading the model: demo ...",
+    r"making tokens of \d+ pairs ...",
+    "fedpo: federated, 2 clients x 1 rounds, FeDPO",
+    r"reading reference log-probs from .*cache, or computing them ...",
+    "evaluating the model before training ...",
+    "round 0/1  .*test loss 0.693  test margin 0.000",
+    "round 1/1  .*test loss 0.[0-9]+  test margin -?[0-9.]+",
+)
+
+
+def steps_in(text: str) -> list[str]:
+    """Return the steps whose lines the text holds, in its order; a line that comes twice is twice there."""
+    return [step for line in text.splitlines() for step in STEPS if re.match(step, line)]
+
+
+def test_every_step_is_told_once_and_in_order_without_control_characters(command_line: CommandLine) -> None:
+    result = command_line(*SMALL, "debug=true")
+    assert result.code == 0, result.err
+    assert steps_in(result.out) == [*STEPS]
+    assert all(character.isprintable() or character == "\n" for character in result.out)
+
+
+def test_the_first_line_comes_before_the_libraries(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("loading torch, transformers and Flower ...\n", "torch is imported\n")
+
+
+def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
+    arguments = [*SMALL, "clients_in_parallel=2", "device=cpu", "debug=true", "output_dir=runs", "num_threads=1"]
+    process = start(tmp_path / "two", ROOT / "main.py", *arguments)
+    code = process.wait(timeout=300)
+    out = (tmp_path / "two" / "out").read_text()
+    assert code == 0, (tmp_path / "two" / "err").read_text()
+    assert out.splitlines()[:2] == ["loading torch, transformers and Flower ...", "starting 2 processes ..."]
+    assert out.count("loading torch") == 1 and steps_in(out) == [*STEPS]
+
+
+def test_a_sweep_says_which_values_run_now(command_line: CommandLine) -> None:
+    result = command_line("--multirun", *SMALL, "debug=true", "seed=3,4")
+    assert result.code == 0, result.err
+    told = [line for line in result.out.splitlines() if line.startswith("run ")]
+    assert [line[:20] for line in told] == ["run 1 of the sweep: ", "run 2 of the sweep: "]
+    assert [re.findall("seed=.", line) for line in told] == [["seed=3"], ["seed=4"]]
