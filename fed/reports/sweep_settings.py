@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from fed.config.schema import flat
 from fed.reports.runs import OF_THE_RUN, Run
@@ -52,6 +53,12 @@ def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
         by_values.setdefault(tuple(values.get(key) for key in keys), {})[run.seed] = run
     found = [Setting(values, [of_seed[seed] for seed in sorted(of_seed)]) for values, of_seed in by_values.items()]
     return sorted(found, key=lambda setting: [order(value) for value in setting.values])
+
+
+def best_first(swept: Iterable[Setting]) -> list[Setting]:
+    """Return the settings that have an accuracy, the highest mean first."""
+    known = [setting for setting in swept if setting.final("accuracy")]
+    return sorted(known, key=lambda setting: -fmean(setting.final("accuracy")))
 
 
 def order(value: Value) -> tuple[bool, float, str]:
