@@ -71,7 +71,7 @@ def _notes(swept: Sequence[Setting], keys: Sequence[str]) -> list[str]:
     said = []
     if any(len(setting.runs) > 1 for setting in swept):
         said.append("small points: single runs; bars: standard error over seeds")
-    if any(len(setting.runs) == 1 and setting.final("accuracy_se") for setting in swept):
+    if any(len(setting.runs) == 1 and not math.isnan(setting.noise) for setting in swept):
         said.append("bars of a single run: its binomial standard error")
     if any(len(_groups(swept, index)) > MOST_LINES for index in range(len(keys))):
         said.append("thin lines: runs alike in all other keys; thick line: their mean")
@@ -169,13 +169,12 @@ def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
 def mean_accuracy(swept: Sequence[Setting]) -> tuple[float, float]:
     """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown.
 
-    The standard error is that over seeds; of a single run, the binomial one that the run recorded.
+    The standard error is that over seeds, or of a single run the binomial one.
     """
     known = [mean_and_se(values) for setting in swept if (values := setting.final("accuracy"))]
     if not known:
         return math.nan, math.nan
-    recorded = swept[0].final("accuracy_se")
-    error = recorded[0] if len(recorded) == 1 else known[0].se
+    error = swept[0].noise if len(swept[0].runs) == 1 else known[0].se
     return fmean(found.mean for found in known), error if len(swept) == 1 else math.nan
 
 
@@ -250,8 +249,8 @@ def _draw_ranking(axes: "Axes", ranked: Sequence[Setting], keys: Sequence[str], 
 def _align(panels: Sequence["Axes"], swept: Sequence[Setting]) -> tuple[float, float]:
     """Give all panels one range, and return it; it is as wide as four standard errors of a run's accuracy."""
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
-    errors = [error for setting in swept for error in setting.final("accuracy_se")]
-    missing = max(NARROWEST - (high - low), 4 * max(errors, default=0.0) - (high - low), 0.0) / 2
+    noise = max((setting.noise for setting in swept if not math.isnan(setting.noise)), default=0.0)
+    missing = max(NARROWEST - (high - low), 4 * noise - (high - low), 0.0) / 2
     for axes in panels:
         axes.set_ylim(low - missing, high + missing)
         axes.ticklabel_format(axis="y", useOffset=False)

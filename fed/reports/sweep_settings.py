@@ -1,5 +1,6 @@
 """The settings of a sweep: the keys whose values differ among runs, and the runs of each combination of values."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -24,6 +25,21 @@ class Setting:
         """Return the metric of each run that has it, after its last round."""
         found = (run.points[-1].metrics.get(metric) for run in self.runs)
         return [value for value in found if value is not None]
+
+    @property
+    def noise(self) -> float:
+        """The binomial standard error of one run's accuracy; NaN if unknown, as for means over clients.
+
+        It is half as wide as Wilson's interval for one standard deviation, sqrt(P a (1 - a) + 1/4) / (P + 1) for the
+        accuracy a on P pairs, so that it is not 0 at 0 and 1 either.
+
+        Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+        """
+        accuracies, pairs = self.final("accuracy"), self.final("examples")
+        if not accuracies or not pairs or self.runs[0].mode == "local":
+            return math.nan
+        share, count = accuracies[0], pairs[0]
+        return math.sqrt(count * share * (1 - share) + 0.25) / (count + 1)
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from fed.reports.runs import Run
 from fed.reports.statistics import mean_and_se
@@ -74,8 +75,10 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
         return ""
     best = ranked[0]
     typed = " ".join(f"{label(key)}={shown(key, value)}" for key, value in zip(keys, best.values, strict=True))
-    accuracy = _mean(best.final("accuracy"), len(best.final("accuracy")))
-    return f"Highest accuracy: `{typed}` with {accuracy}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
+    accuracy = fmean(best.final("accuracy"))
+    return (
+        f"Highest accuracy: `{typed}` with {accuracy:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
+    )
 
 
 def _row(setting: Setting, keys: Sequence[str]) -> list[str]:

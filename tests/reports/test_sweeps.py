@@ -149,16 +149,16 @@ def test_colours_span_what_the_axes_span_and_small_differences_look_small(make: 
 
 
 def test_the_range_is_no_narrower_than_the_noise_of_a_run(make: Make) -> None:
-    """With 100 pairs at 0.5 the standard error is 0.05: the axes span four of them."""
+    """With 99 pairs at 0.5 the standard error is sqrt(24.75 + 0.25) / 100 = 0.05: the axes span four of them."""
     runs = [make({"temp": temp}, accuracy=0.5) for temp in (1, 2)]
     for run in runs:
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-        text = "".join(json.dumps({**line, "accuracy_se": 0.05}) + "\n" for line in lines)
+        text = "".join(json.dumps({**line, "examples": 99}) + "\n" for line in lines)
         (run.folder / "metrics.jsonl").write_text(text)
     swept = settings([Run(run.folder) for run in runs], ["temp"])
     low, high = figure(swept, ["temp"]).axes[0].get_ylim()
     assert high - low >= 0.2
-    assert mean_accuracy(swept[:1]) == (0.5, 0.05)
+    assert mean_accuracy(swept[:1]) == (0.5, pytest.approx(0.05))
 
 
 def test_with_many_combinations_each_is_a_thin_line_and_only_their_mean_is_thick(make: Make) -> None:
