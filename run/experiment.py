@@ -20,6 +20,7 @@ from fed.reports.curves import curves
 from fed.tracking import run_folder, steps
 from fed.tracking.log import Log, Relay
 from fed.tracking.run_files import CURVES, SUMMARY, TENSORBOARD
+from fed.tracking.tensorboard import METHOD
 from fed.tracking.tracker import Tracker
 from run import resume
 from run.federation import Federation, checkpointer_of
@@ -67,12 +68,14 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
 
 
 def hyperparameters(config: Config) -> dict[str, object]:
-    """Return all settings that are set, by dotted name; lists as text."""
-    return {
+    """Return all settings that are set, by dotted name; lists as text; under METHOD strategy and mode."""
+    found: dict[str, object] = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in flat(asdict(config))
         if value is not None
     }
+    strategy = str(found["strategy._target_"]).rpartition(".")[2]
+    return {**found, METHOD: f"{strategy}, {config.mode}" if config.mode == "federated" else config.mode}
 
 
 def _log(plan: Plan, folder: Path, console: Console) -> Log:

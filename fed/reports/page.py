@@ -13,6 +13,7 @@ from fed.reports.budgets import budgets
 from fed.reports.differences import differing, environments
 from fed.reports.page_clients import constants, heat_maps, partitions
 from fed.reports.page_curves import curves
+from fed.reports.page_differences import forest, verdict
 from fed.reports.responses import final_samples
 from fed.reports.runs import Method
 from fed.reports.statistics import Difference, verdicts
@@ -52,6 +53,8 @@ def _context(methods: Sequence[Method], findings: Findings) -> Mapping[str, Any]
         "title": findings.title,
         "table": _table(findings.rows),
         "notes": [*tables.notes(findings.rows), *budgets(methods)],
+        "verdict": verdict(findings.rows, findings.differences),
+        "forest": forest(findings.differences),
         "verdicts": verdicts(findings.differences),
         "verdicts_say": tables.HOW,
         "commands": findings.commands,

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from fed.reports.page_figures import Plot, axis, layout, literal, ticks
@@ -13,8 +14,10 @@ from fed.reports.runs import Method, Run
 COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
 OTHERS = "#DDDDDD"
 NO_GROUP = "(no group)"
+MOST_WRITTEN = 12  # clients or rounds up to which each cell has room for its number
 # Metrics of the clients that a run records: split, metric, name on the page.
 RECORDED = (("aggregate", "weight", "weight in the average"), ("train", "decay", "decay"))
+UNDECAYED = 1.0
 
 
 class Grid(NamedTuple):
@@ -107,14 +110,23 @@ def constants(methods: Sequence[Method]) -> list[str]:
 
 
 def _grids(methods: Sequence[Method]) -> Iterator[tuple[Grid, tuple[float, float]]]:
-    """Yield each recorded metric with the limits that all methods share, so that a colour means one number."""
+    """Yield each recorded metric with the limits of its colours, which all methods share."""
     federated = [method for method in methods if method.mode == "federated"]
     for method in federated:
         for split, metric, title in RECORDED:
             grid = Grid(method.name, metric, title, method.runs[0].of_clients(split, metric))
             if grid.values:
                 everyone = [x for other in federated for x in _values(other.runs[0], split, metric)]
-                yield grid, (min(everyone), max(everyone))
+                yield grid, colour_limits(everyone, UNDECAYED if metric == "decay" else 2 * fmean(everyone))
+
+
+def colour_limits(values: Sequence[float], top: float) -> tuple[float, float]:
+    """Return the limits of the colours: 0 and `top`, or farther if a value lies beyond.
+
+    Limits at the smallest and the largest value would show weights of 0.245 and 0.252 as black and yellow. The mean
+    weight is the equal share of a round's clients: with twice that as `top`, equal clients have the colour between.
+    """
+    return min(0.0, *values), max(top, *values)
 
 
 def _values(run: Run, split: str, metric: str) -> list[float]:
@@ -134,6 +146,7 @@ def _heat_map(grid: Grid, limits: tuple[float, float]) -> Plot:
         "zmax": limits[1],
         "colorscale": "Cividis",
         "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 6, "tickformat": ".4~g"},
+        **({"texttemplate": "%{z:.3f}"} if len(rounds) <= MOST_WRITTEN and len(clients) <= MOST_WRITTEN else {}),
         "hoverongaps": False,
         "hovertemplate": f"client %{{y}}, round %{{x}}<br>{grid.metric} %{{z:.4~g}}<extra></extra>",
     }

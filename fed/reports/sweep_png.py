@@ -1,4 +1,4 @@
-"""`sweep.png`: final test accuracy by each swept key, and over the first two of them."""
+"""`sweep.png`: final test accuracy by each swept key, over the first two of them, and the best settings."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fed.reports.statistics import mean_and_se
-from fed.reports.style import COLOURS, GREY, GRID, dress, new_figure, shifted
-from fed.reports.sweep_settings import Setting, Value, is_number, label, order, shown
+from fed.reports.style import COLOURS, FAINT, GREY, GRID, dress, new_figure, shifted
+from fed.reports.sweep_settings import Setting, Value, best_first, is_number, label, order, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 MARKERS = "osD^vP"
-MOST_LINES = len(MARKERS)  # combinations of the other keys that are drawn one by one, else their mean
+MOST_LINES = len(MARKERS)  # combinations of the other keys that have a colour each, else one for their mean
+MOST_RANKED = 10  # settings in the ranking
+THIN: dict[str, Any] = {"color": FAINT, "alpha": 0.6, "linewidth": 0.7, "zorder": 1}
+NARROWEST = 0.02  # the smallest range of accuracies; smaller differences would look large
 MOST_TICKS = 12  # values that are all written on an axis
 DECADE = 10.0  # largest by smallest from which on an axis is logarithmic
 LONGEST = 24  # letters of a value
@@ -25,47 +28,71 @@ APART = 5.0  # points between the bars of two lines
 
 
 def picture(swept: Sequence[Setting], keys: Sequence[str], path: Path) -> None:
-    """Draw a panel for each key and a heat map of the first two; without keys, draw the seeds."""
+    """Write the picture as PNG."""
+    figure(swept, keys).savefig(path)
+
+
+def figure(swept: Sequence[Setting], keys: Sequence[str]) -> "Figure":
+    """Draw a panel for each key, a map of the first two, and a ranking if there are more; without keys, the seeds.
+
+    All of them show the same range of accuracies, the colours of the map too.
+    """
     panels = max(len(keys), 1) + (len(keys) > 1)
     columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
-    figure = new_figure(5.0 * columns + 0.4, 4.2 * rows + 0.6)
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
-    if keys:
-        for index, key in enumerate(keys):
-            _draw_key(axes[index], swept, keys, index)
-            _label(axes[index], label(key))
-    else:
-        _draw_seeds(axes[0], swept)
-        _label(axes[0], "seed")
-    _align(axes[: max(len(keys), 1)])
+    ranked = best_first(swept)[:MOST_RANKED] if len(keys) > 2 else []
+    heights = [4.2 * rows + 0.6, *([0.9 + 0.28 * len(ranked)] if ranked else [])]
+    made = new_figure(5.0 * columns + 0.4, sum(heights))
+    # Parts of their own: the ranking's long names would else push all panels aside.
+    top, *below = made.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat
+    axes = [top.add_subplot(rows, columns, index + 1) for index in range(panels)]
+    of_keys = axes[: max(len(keys), 1)]
+    for index, panel in enumerate(of_keys):
+        if keys:
+            _draw_key(panel, swept, keys, index)
+        else:
+            _draw_seeds(panel, swept)
+        panel.set_xlabel(_safe(label(keys[index]) if keys else "seed"))
+        panel.set_ylabel("final test accuracy (share of pairs)" if index % columns == 0 else "")
+        dress(panel)
+    limits = _align(of_keys, swept)
     if len(keys) > 1:
-        _draw_map(figure, axes[-1], swept, keys)
+        _draw_map(top, axes[-1], swept, keys, limits)
+    for part in below:
+        _draw_ranking(part.add_subplot(), ranked, keys, limits)
     count = sum(len(setting.runs) for setting in swept)
-    figure.suptitle(_safe(f"{', '.join(map(label, keys)) or 'seed'}: final test accuracy of {count} runs"), fontsize=12)
-    if count > len(swept):
-        figure.supxlabel("small points: single runs; bars: standard error over seeds", fontsize=9, color=GREY)
-    figure.savefig(path)
+    made.suptitle(_safe(f"{', '.join(map(label, keys)) or 'seed'}: final test accuracy of {count} runs"), fontsize=12)
+    made.supxlabel("\n".join(_notes(swept, keys)), fontsize=9, color=GREY)
+    return made
+
+
+def _notes(swept: Sequence[Setting], keys: Sequence[str]) -> list[str]:
+    """Say what small points, bars and thin lines are, if there are any."""
+    said = []
+    if any(len(setting.runs) > 1 for setting in swept):
+        said.append("small points: single runs; bars: standard error over seeds")
+    if any(len(setting.runs) == 1 and not math.isnan(setting.noise) for setting in swept):
+        said.append("bars of a single run: its binomial standard error")
+    if any(len(_groups(swept, index)) > MOST_LINES for index in range(len(keys))):
+        said.append("thin lines: runs alike in all other keys; thick line: their mean")
+    return said
 
 
 class _Line(NamedTuple):
-    """Settings that differ in one key, by its values in order; all settings if there would be too many lines."""
+    """Settings by the values of one key in order: those alike in all others, or all of them."""
 
     name: str
     at: list[Value]
     of_value: list[list[Setting]]
 
 
-def _lines(swept: Sequence[Setting], keys: Sequence[str], index: int) -> list[_Line]:
+def _groups(swept: Sequence[Setting], index: int) -> dict[tuple[Value, ...], list[Setting]]:
+    """Return the settings by their values of all keys but one, in order."""
     groups: dict[tuple[Value, ...], list[Setting]] = {}
     for setting in swept:
         others = (*setting.values[:index], *setting.values[index + 1 :])
         groups.setdefault(others, []).append(setting)
-    other_keys = [*keys[:index], *keys[index + 1 :]]
-    if len(groups) > MOST_LINES:
-        return [_line(f"mean over {', '.join(map(label, other_keys))}", swept, index)]
-    names = {others: _name(other_keys, others) for others in groups}
-    return [_line(names[others], groups[others], index) for others in sorted(groups, key=lambda o: [*map(order, o)])]
+    return {others: groups[others] for others in sorted(groups, key=lambda others: [*map(order, others)])}
 
 
 def _line(name: str, swept: Iterable[Setting], index: int) -> _Line:
@@ -81,15 +108,24 @@ def _name(keys: Sequence[str], values: Sequence[Value]) -> str:
 
 
 def _draw_key(axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], index: int) -> None:
+    """Draw a line for each combination of the other keys; of many only their mean has a colour and markers."""
     values = sorted({setting.values[index] for setting in swept}, key=order)
     place = _place(axes, keys[index], values)
-    lines = _lines(swept, keys, index)
+    other_keys = [*keys[:index], *keys[index + 1 :]]
+    lines = [_line(_name(other_keys, others), group, index) for others, group in _groups(swept, index).items()]
     connect = "-" if all(map(is_number, values)) else ":"
+    if len(lines) > MOST_LINES:
+        for line in lines:
+            means = [mean_accuracy(of_value)[0] for of_value in line.of_value]
+            marker = "" if len(means) > 1 else "."
+            axes.plot([place[value] for value in line.at], means, marker=marker, **THIN)
+        lines = [_line(f"mean over {', '.join(map(label, other_keys))}", swept, index)]
     for number, line in enumerate(lines):
         shift = APART * (number - (len(lines) - 1) / 2)
         at = [place[value] for value in line.at]
         _draw_means(axes, line, at, shift, {"marker": MARKERS[number], "color": COLOURS[number], "linestyle": connect})
-        _draw_runs(axes, line, at, shift + APART / 2, COLOURS[number])
+        if len(lines) > 1 or len(keys) == 1:
+            _draw_runs(axes, line, at, shift + APART / 2, COLOURS[number])
     axes.autoscale_view()
     if len(keys) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
@@ -131,11 +167,15 @@ def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
 
 
 def mean_accuracy(swept: Sequence[Setting]) -> tuple[float, float]:
-    """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown."""
+    """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown.
+
+    The standard error is that over seeds, or of a single run the binomial one.
+    """
     known = [mean_and_se(values) for setting in swept if (values := setting.final("accuracy"))]
     if not known:
         return math.nan, math.nan
-    return fmean(found.mean for found in known), known[0].se if len(swept) == 1 else math.nan
+    error = swept[0].noise if len(swept[0].runs) == 1 else known[0].se
+    return fmean(found.mean for found in known), error if len(swept) == 1 else math.nan
 
 
 def _place(axes: "Axes", key: str, values: Sequence[Value]) -> dict[Value, float]:
@@ -166,14 +206,16 @@ def _scale(axes: "Axes", values: Sequence[float]) -> None:
         axes.set_xscale("symlog", linthresh=min(sizes))
 
 
-def _draw_map(figure: "Figure", axes: "Axes", swept: Sequence[Setting], keys: Sequence[str]) -> None:
+def _draw_map(
+    figure: "SubFigure", axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], limits: tuple[float, float]
+) -> None:
     columns, rows = (sorted({setting.values[index] for setting in swept}, key=order) for index in (0, 1))
     cells = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             cells[y, x] = mean_accuracy([setting for setting in swept if setting.values[:2] == (column, row)])[0]
     axes.set_facecolor(GRID)  # cells without a run
-    image = axes.imshow(cells, cmap="cividis", aspect="auto", origin="lower")
+    image = axes.imshow(cells, cmap="cividis", aspect="auto", origin="lower", vmin=limits[0], vmax=limits[1])
     figure.colorbar(image, ax=axes, shrink=0.9)
     dark = np.asarray(image.norm(cells)) < 0.5
     for (y, x), value in np.ndenumerate(cells):
@@ -187,19 +229,32 @@ def _draw_map(figure: "Figure", axes: "Axes", swept: Sequence[Setting], keys: Se
     axes.set_title("mean accuracy" if len(keys) == 2 else "mean accuracy over the other keys", fontsize=10)
 
 
-def _align(panels: Sequence["Axes"]) -> None:
-    """Give all panels one range of at least 0.02; smaller differences would look large."""
+def _draw_ranking(axes: "Axes", ranked: Sequence[Setting], keys: Sequence[str], limits: tuple[float, float]) -> None:
+    """Draw the settings below each other, the best on top."""
+    means, errors = zip(*(mean_accuracy([setting]) for setting in ranked), strict=True)
+    rows = range(len(ranked))
+    axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=5, capsize=3, color=COLOURS[0])
+    for row, setting in enumerate(ranked):
+        if len(accuracies := setting.final("accuracy")) > 1:
+            axes.scatter(accuracies, [row] * len(accuracies), s=9, alpha=0.5, linewidths=0, color=COLOURS[0])
+    axes.set_yticks(rows, [_safe(_name(keys, setting.values)) for setting in ranked], fontsize=8)
+    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, limits[0]), max(high, limits[1]))
+    axes.set_xlabel("final test accuracy (share of pairs)")
+    axes.set_title(f"the {len(ranked)} best settings; of many, the best one is partly lucky", fontsize=10)
+    dress(axes)
+
+
+def _align(panels: Sequence["Axes"], swept: Sequence[Setting]) -> tuple[float, float]:
+    """Give all panels one range, and return it; it is as wide as four standard errors of a run's accuracy."""
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
-    missing = max(0.02 - (high - low), 0.0) / 2
+    noise = max((setting.noise for setting in swept if not math.isnan(setting.noise)), default=0.0)
+    missing = max(NARROWEST - (high - low), 4 * noise - (high - low), 0.0) / 2
     for axes in panels:
         axes.set_ylim(low - missing, high + missing)
         axes.ticklabel_format(axis="y", useOffset=False)
-
-
-def _label(axes: "Axes", name: str) -> None:
-    axes.set_xlabel(_safe(name))
-    axes.set_ylabel("final test accuracy (share of pairs)")
-    dress(axes)
+    return low - missing, high + missing
 
 
 def _short(text: str) -> str:

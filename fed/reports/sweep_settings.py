@@ -1,7 +1,9 @@
 """The settings of a sweep: the keys whose values differ among runs, and the runs of each combination of values."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from fed.config.schema import flat
 from fed.reports.runs import OF_THE_RUN, Run
@@ -23,6 +25,21 @@ class Setting:
         """Return the metric of each run that has it, after its last round."""
         found = (run.points[-1].metrics.get(metric) for run in self.runs)
         return [value for value in found if value is not None]
+
+    @property
+    def noise(self) -> float:
+        """The binomial standard error of one run's accuracy; NaN if unknown, as for means over clients.
+
+        It is half as wide as Wilson's interval for one standard deviation, sqrt(P a (1 - a) + 1/4) / (P + 1) for the
+        accuracy a on P pairs, so that it is not 0 at 0 and 1 either.
+
+        Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+        """
+        accuracies, pairs = self.final("accuracy"), self.final("examples")
+        if not accuracies or not pairs or self.runs[0].mode == "local":
+            return math.nan
+        share, count = accuracies[0], pairs[0]
+        return math.sqrt(count * share * (1 - share) + 0.25) / (count + 1)
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
@@ -52,6 +69,12 @@ def settings(runs: Iterable[Run], keys: Sequence[str]) -> list[Setting]:
         by_values.setdefault(tuple(values.get(key) for key in keys), {})[run.seed] = run
     found = [Setting(values, [of_seed[seed] for seed in sorted(of_seed)]) for values, of_seed in by_values.items()]
     return sorted(found, key=lambda setting: [order(value) for value in setting.values])
+
+
+def best_first(swept: Iterable[Setting]) -> list[Setting]:
+    """Return the settings that have an accuracy, the highest mean first."""
+    known = [setting for setting in swept if setting.final("accuracy")]
+    return sorted(known, key=lambda setting: -fmean(setting.final("accuracy")))
 
 
 def order(value: Value) -> tuple[bool, float, str]:

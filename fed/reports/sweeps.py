@@ -3,11 +3,12 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from fed.reports.runs import Run
 from fed.reports.statistics import mean_and_se
 from fed.reports.sweep_png import picture
-from fed.reports.sweep_settings import Setting, label, settings, shown, swept_keys
+from fed.reports.sweep_settings import Setting, best_first, label, settings, shown, swept_keys
 from fed.tracking.run_files import CONFIG, SUMMARY
 
 METRICS = ("accuracy", "margin", "loss", "kl")
@@ -65,7 +66,18 @@ def _markdown(swept: Sequence[Setting], keys: Sequence[str]) -> str:
     return (
         f"# {', '.join(names) or 'seed'}: {count} runs\n\n"
         "On the test pairs after the last round; mean ± standard error over a setting's runs, one for each seed.\n\n"
-        f"{table}\n\n![final accuracy by setting](sweep.png)\n"
+        f"{_best_setting(swept, keys)}{table}\n\n![final accuracy by setting](sweep.png)\n"
+    )
+
+
+def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
+    if not keys or not (ranked := best_first(swept)):
+        return ""
+    best = ranked[0]
+    typed = " ".join(f"{label(key)}={shown(key, value)}" for key, value in zip(keys, best.values, strict=True))
+    accuracy = fmean(best.final("accuracy"))
+    return (
+        f"Highest accuracy: `{typed}` with {accuracy:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
     )
 
 

@@ -9,6 +9,16 @@ from fed.files import writing
 from fed.tracking.event_files import EventFiles
 
 HPARAM_METRICS = tuple(f"test/{name}" for name in ("accuracy", "margin", "loss", "kl"))  # shown beside the settings
+METHOD = "strategy, mode"
+# The settings that the hparams plug-in selects at first, with the heads of their columns. It selects the first five
+# that differ among runs, by name, and believes the record which ones do: so strategy and mode share a column.
+PRESELECTED = {
+    METHOD: METHOD,
+    "lr": "lr",
+    "strategy.temp": "temp",
+    "loss.beta": "beta",
+    "client_num_in_total": "clients",
+}
 
 
 class TensorBoard:
@@ -37,7 +47,8 @@ class TensorBoard:
     def begin(self, settings: Mapping[str, object]) -> None:
         """Write the settings that the run starts with."""
         if self._files:
-            self._summaries("Server", _hparams(settings, HPARAM_METRICS)[:2], 0)
+            experiment, start, _ = _hparams(settings, HPARAM_METRICS)
+            self._summaries("Server", [_preselected(experiment), start], 0)
 
     def end(self) -> None:
         """Write that the run is finished."""
@@ -76,6 +87,26 @@ def _hparams(values: Mapping[str, object], metrics: Iterable[str]) -> tuple[Any,
     from tensorboardX.summary import hparams
 
     return hparams(dict(values), dict.fromkeys(metrics))  # type: ignore[no-any-return]
+
+
+def _preselected(experiment: Any) -> Any:
+    """Return the record of the experiment with the settings that are selected at first.
+
+    Of several runs the plug-in reads the first one's record only, so these settings are in it even if the run has none.
+    """
+    # tensorboardX's own message has no field `differs`.
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin = experiment.value[0].metadata.plugin_data
+    record = HParamsPluginData.FromString(plugin.content)
+    infos = {info.name: info for info in record.experiment.hparam_infos}
+    for name, head in PRESELECTED.items():
+        info = infos.get(name) or record.experiment.hparam_infos.add(
+            name=name, type="DATA_TYPE_STRING" if name == METHOD else "DATA_TYPE_FLOAT64"
+        )
+        info.display_name, info.differs = head, True
+    plugin.content = record.SerializeToString()
+    return experiment
 
 
 def _table(samples: Sequence[Mapping[str, str]], whose: str) -> str:

@@ -1,12 +1,14 @@
-"""A `--multirun` ends with a picture of its own runs."""
+"""A `--multirun` says which values each run has, and ends with a picture of its own runs."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from fed.config.schema import CONFIG_DIR
 from fed.reports import multirun
 from fed.reports.multirun import SweepPicture
 from fed.reports.runs import Run
@@ -20,6 +22,10 @@ SMALL = ("client_num_in_total=3", "comm_round=1", "n_train_examples=90", "n_test
 def test_a_multirun_ends_with_a_picture_of_its_runs(command_line: CommandLine) -> None:
     result = command_line("--multirun", *SMALL, "debug=true", "temp=0,10", "seed=0,1")
     assert result.code == 0, result.err
+    said = [line for line in result.out.splitlines() if line.startswith("run ")]
+    values = ("temp=0 seed=0", "temp=0 seed=1", "temp=10 seed=0", "temp=10 seed=1")
+    assert said == [f"run {k + 1} of 4: {value}" for k, value in enumerate(values)]
+    assert result.out.startswith(said[0]), "before anything is loaded"
     (folder,) = result.folder.glob("runs/fedpo/sweep_*")
     assert f"sweep of 4 runs: {folder.relative_to(result.folder) / 'sweep.png'}\n" in result.out
     assert {path.name for path in folder.iterdir()} == {"sweep.png", "sweep.csv", "sweep.md"}
@@ -45,6 +51,19 @@ def test_a_sweep_that_fails_keeps_its_exit_code(command_line: CommandLine) -> No
 def test_a_single_run_makes_no_sweep(command_line: CommandLine) -> None:
     result = command_line("--multirun", *SMALL, "debug=true")
     assert result.code == 0 and result.run and not list(result.folder.glob("runs/*/sweep_*"))
+    assert "run 1 of" not in result.out
+
+
+def test_a_presets_values_are_counted_unless_others_are_typed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = SweepPicture()
+    config = job(place, "a", "temp=5", "lr=1e-3,1e-2,1e-1")
+    config.hydra.sweeper = {"params": {"temp": "0,1", "seed": "range(0,2)"}}
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        callback.on_multirun_start(config)
+    one = job(place, "a", "temp=5", "seed=1", "lr=0.01")
+    one.hydra.job = {"num": 4}
+    callback.on_job_start(one)
+    assert capsys.readouterr().out == "run 5 of 6: seed=1 lr=0.01\n"
 
 
 ARGUMENTS = ["--multirun", "temp=0,1"]

@@ -53,6 +53,18 @@ def test_seeds_stand_in_the_table_where_methods_differ_in_them(methods, tmp_path
     assert [row[rows[0].index("seeds")] for row in rows[1:3]] == ["0", "0, 1"]
 
 
+def test_the_verdict_stands_on_top(parsed):
+    texts = [text.strip() for text in parsed.texts if text.strip()]
+    first = next(i for i, text in enumerate(texts) if "has the highest accuracy on the test pairs" in text)
+    assert first < texts.index("Results")
+
+
+def test_each_cell_says_what_it_is_where_a_row_is_a_card(methods, parsed):
+    heads = [head for head in tables.cells(tables.rows(methods)[0]) if head not in ("method", "seeds")]
+    named = [value for tag, name, value in parsed.attributes if tag == "td" and name == "data-head"]
+    assert named[: len(heads)] == heads and len(named) == parsed.tags.count("td")
+
+
 def test_every_difference_is_told_in_words(parsed):
     found = [text for text in parsed.texts if re.search(r"no difference shown|is better than", text)]
     assert len(found) == 6

@@ -3,7 +3,7 @@ from statistics import fmean
 import pytest
 
 from fed.reports.differences import differing, environments
-from fed.reports.page_clients import COLOURS, constants, heat_maps, partitions
+from fed.reports.page_clients import COLOURS, colour_limits, constants, heat_maps, partitions
 from fed.reports.page_curves import curves
 from fed.reports.page_figures import literal
 from fed.reports.responses import final_samples
@@ -93,6 +93,20 @@ def test_weights_are_drawn_and_a_constant_decay_is_told(methods):
     weights = methods[0].runs[0].of_clients("aggregate", "weight")
     assert plots[0].figure["data"][0]["z"][of_client][of_round - 1] == weights[of_client][of_round]
     assert constants(methods)[0] == "fedpo: decay is 0.995 for every client in every round."
+
+
+def test_nearly_equal_weights_have_nearly_one_colour(methods):
+    """Of 4 clients each has about 0.25: colours reach from 0 to 0.5, so that 0.25 lies in the middle."""
+    heat = heat_maps(methods)[0].figure["data"][0]
+    values = [value for line in heat["z"] for value in line]
+    assert (heat["zmin"], heat["zmax"]) == (0.0, pytest.approx(0.5))
+    assert max(values) - min(values) < 0.1 * (heat["zmax"] - heat["zmin"])
+    assert heat["texttemplate"] == "%{z:.3f}", "small differences are read as numbers"
+
+
+def test_colours_reach_as_far_as_the_values():
+    assert colour_limits([0.25, 0.75], 0.5) == (0.0, 0.75)
+    assert colour_limits([-0.25, 0.5], 1.0) == (-0.25, 1.0)
 
 
 def test_a_client_that_took_no_part_leaves_a_gap(tmp_path):

@@ -5,6 +5,7 @@ from statistics import fmean
 
 import pytest
 
+from fed.reports.statistics import differences
 from support.foreign_runs import EVIL, NAMES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -96,10 +97,10 @@ def test_in_a_browser_everything_is_drawn_without_an_error(browser, parsed):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     drawn = browser.execute_script(
         """return [...document.querySelectorAll(".js-plotly-plot")].map((plot) =>
-        [...plot.querySelectorAll(".scatterlayer .js-line, .bars path, .heatmaplayer image")]
+        [...plot.querySelectorAll(".scatterlayer .js-line, .errorbar path, .bars path, .heatmaplayer image")]
         .filter((mark) => mark.getAttribute("d") || mark.getAttribute("href")).length)"""
     )
-    assert len(drawn) == len(parsed.figures) == 4 + 1 + 2
+    assert len(drawn) == len(parsed.figures) == 1 + 4 + 1 + 2
     assert min(drawn) > 0
     assert browser.title == f"Comparison {EVIL}"
     refused = browser.execute_script(
@@ -113,13 +114,13 @@ def test_in_a_browser_everything_is_drawn_without_an_error(browser, parsed):
 def test_in_a_browser_pointing_at_a_curve_tells_its_value(browser, methods):
     both = [run.points[3] for run in methods[2].runs]
     a, b = (point.metrics["loss"] for point in both)
-    told = point_at(browser, 2, both[0].pairs, (a + b) / 2)
+    told = point_at(browser, 3, both[0].pairs, (a + b) / 2)
     assert f"loss {(a + b) / 2:.4g} ± {abs(a - b) / 2:.2g}" in told
     assert "centralized" in told and f"round 3, {both[0].pairs:,} pairs, {both[0].seconds:.3g} s" in told
 
 
 def test_in_a_browser_pointing_at_a_client_names_its_group_as_it_is(browser):
-    told = point_at(browser, 4, 10, 2)
+    told = point_at(browser, 5, 10, 2)
     assert f"{EVIL}: 80 of 80 pairs" in told and "client 2" in told
 
 
@@ -157,6 +158,28 @@ def test_in_a_browser_nothing_is_fetched_and_nothing_can_be_uploaded(browser):
         """return [...document.querySelectorAll(".modebar-btn")].map((b) => b.dataset.title)"""
     )
     assert set(buttons) == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}
+
+
+def test_in_a_browser_pointing_at_a_difference_tells_its_interval(browser, methods):
+    found = differences(methods)[NAMES[0], "local"]
+    told = point_at(browser, 0, found.mean, 2)  # fedpo against fedavg, centralized, local
+    assert told.startswith("fedpo minus local") and f"[{found.low:z.3f}, {found.high:z.3f}]" in told
+
+
+def test_in_a_browser_no_table_is_wider_than_a_telephone(browser):
+    resize(browser, 390)
+    cut = browser.execute_script(
+        """return [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth).length"""
+    )
+    heads, names, hidden = browser.execute_script(
+        """const cells = [...document.querySelectorAll("td")];
+        return [cells.map((cell) => getComputedStyle(cell, "::before").content),
+        cells.map((cell) => JSON.stringify(cell.dataset.head)),
+        cells.filter((cell) => cell.scrollWidth > cell.clientWidth).length]"""
+    )
+    resize(browser, 1280)
+    assert cut == hidden == 0
+    assert len(heads) > 0 and heads == names
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fed.reports.runs import Run
-from fed.reports.sweep_png import mean_accuracy
-from fed.reports.sweep_settings import settings, shown, swept_keys
+from fed.reports.sweep_png import figure, mean_accuracy
+from fed.reports.sweep_settings import best_first, settings, shown, swept_keys
 from fed.reports.sweeps import draw, finished
 from support.fabricated_sweeps import Make, made, table
 
@@ -129,6 +129,67 @@ def test_a_picture_is_drawn_of_any_grid(make: Make, tmp_path: Path, grid: dict[s
         make(changes, seed=changes.get("seed", 0), accuracy=0.5 + 0.001 * number, typed=grid)
     path = draw(tmp_path / "runs", tmp_path / "out")
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000
+
+
+def drawn(make: Make, grid: dict[str, list[Any]], accuracies: list[float]) -> Any:
+    """Draw one run for each combination of the grid's values."""
+    combinations: list[dict[str, Any]] = [{}]
+    for key, values in grid.items():
+        combinations = [{**one, key: value} for one in combinations for value in values]
+    runs = [make(one, accuracy=a, typed=grid) for one, a in zip(combinations, accuracies, strict=True)]
+    return figure(settings(runs, list(grid)), list(grid))
+
+
+def test_colours_span_what_the_axes_span_and_small_differences_look_small(make: Make) -> None:
+    axes = drawn(make, {"lr": [0.1, 0.2], "temp": [1, 2]}, [0.245, 0.246, 0.251, 0.252]).axes
+    panels, (image,) = axes[:2], axes[2].images
+    assert {panel.get_ylim() for panel in panels} == {image.get_clim()}
+    low, high = image.get_clim()
+    assert high - low == pytest.approx(0.02) and low < 0.245 and high > 0.252
+
+
+def test_the_range_is_no_narrower_than_the_noise_of_a_run(make: Make) -> None:
+    """With 99 pairs at 0.5 the standard error is sqrt(24.75 + 0.25) / 100 = 0.05: the axes span four of them."""
+    runs = [make({"temp": temp}, accuracy=0.5) for temp in (1, 2)]
+    for run in runs:
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps({**line, "examples": 99}) + "\n" for line in lines)
+        (run.folder / "metrics.jsonl").write_text(text)
+    swept = settings([Run(run.folder) for run in runs], ["temp"])
+    low, high = figure(swept, ["temp"]).axes[0].get_ylim()
+    assert high - low >= 0.2
+    assert mean_accuracy(swept[:1]) == (0.5, pytest.approx(0.05))
+
+
+def test_with_many_combinations_each_is_a_thin_line_and_only_their_mean_is_thick(make: Make) -> None:
+    """Eight combinations of the other keys: 0.5 to 0.57 at lr=0.1, and 0.1 more at lr=0.2."""
+    grid = {"lr": [0.1, 0.2], "temp": [1, 2], "batch_size": [8, 16], "loss.beta": [0.1, 0.5]}
+    accuracies = [base + 0.01 * number for base in (0.5, 0.6) for number in range(8)]
+    panel = drawn(make, grid, accuracies).axes[0]
+    ends = sorted(tuple(line.get_ydata()) for line in panel.lines if line.get_linewidth() < 1)
+    assert ends == [pytest.approx((0.5 + 0.01 * k, 0.6 + 0.01 * k)) for k in range(8)]
+    (thick,) = [line for line in panel.lines if line.get_marker() == "o"]
+    assert list(thick.get_ydata()) == pytest.approx([0.535, 0.635])
+
+
+def test_with_more_than_two_keys_the_best_settings_are_named(make: Make, tmp_path: Path) -> None:
+    grid = {"lr": [0.1, 0.2], "temp": [1, 2], "loss.beta": [0.1, 0.5]}
+    ranking = drawn(make, grid, [0.5, 0.51, 0.52, 0.59, 0.54, 0.55, 0.56, 0.57]).axes[-1]
+    names = [text.get_text() for text in ranking.get_yticklabels()]
+    assert names[:2] == ["lr=0.1, temp=2, loss.beta=0.5", "lr=0.2, temp=2, loss.beta=0.5"] and len(names) == 8
+    assert ranking.yaxis_inverted()
+    draw(tmp_path / "runs", tmp_path / "out")
+    text = (tmp_path / "out" / "sweep.md").read_text()
+    assert "Highest accuracy: `lr=0.1 temp=2 loss.beta=0.5` with 0.590. Of 8 settings" in text
+
+
+def test_settings_without_an_accuracy_are_not_ranked(make: Make) -> None:
+    runs = [make({"temp": temp}, accuracy=0.1 * temp) for temp in (1, 2, 3)]
+    lines = (runs[2].folder / "metrics.jsonl").read_text().splitlines()
+    last = {**json.loads(lines[-1]), "accuracy": None}
+    (runs[2].folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    found = settings([Run(run.folder) for run in runs], ["temp"])
+    assert [setting.values for setting in best_first(found)] == [(2,), (1,)]
 
 
 def test_a_run_that_diverged_and_a_cell_without_a_run_are_left_empty(make: Make, tmp_path: Path) -> None:

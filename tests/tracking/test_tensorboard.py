@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fed.config import composing
 from fed.tracking import event_files
+from fed.tracking.tensorboard import METHOD
+from run.experiment import hyperparameters
 from support.trackers import lines_of, make, scalars
 
 
@@ -150,3 +153,36 @@ def test_tensorboards_hparams_plugin_finds_settings_metrics_and_the_end(tmp_path
     ]
     assert "test/accuracy" in metrics and scalars(tmp_path / "tensorboard" / "Server")["test/accuracy"] == [(1, 0.75)]
     assert metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG]).status == 1  # success
+
+
+def selected_at_first(folder: Path) -> list[str]:
+    """Return the heads of the settings that TensorBoard's hparams plug-in shows of the runs before a click."""
+    from tensorboard import context
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
+
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    backend = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    request = api_pb2.GetExperimentRequest(hparams_limit=1000)
+    infos = get_experiment.Handler(context.RequestContext(), backend, "", request).run().hparam_infos
+    # Its page puts the settings that differ first, and selects five (TensorBoard 2.21, _computeHParams).
+    return [info.display_name for info in sorted(infos, key=lambda info: not info.differs)[:5]]
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralized"])
+def test_tensorboard_selects_the_settings_that_matter(tmp_path: Path, mode: str) -> None:
+    """Of several runs it reads the first one's record: that of a run without a strategy must name `temp` too."""
+    config = composing.request([f"mode={mode}"]).config
+    with make(tmp_path, tensorboard=True) as tracker:
+        tracker.settings(hyperparameters(config))
+    assert selected_at_first(tmp_path) == ["clients", "beta", "lr", "strategy, mode", "temp"]
+
+
+def test_strategy_and_mode_stand_in_one_column() -> None:
+    federated = hyperparameters(composing.request(["strategy=fedpo"]).config)
+    local = hyperparameters(composing.request(["mode=local"]).config)
+    assert (federated[METHOD], local[METHOD]) == ("FeDPO, federated", "local")
+    assert federated["strategy.temp"] == 0.1 and "strategy.temp" not in local
