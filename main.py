@@ -70,8 +70,6 @@ def settle(composed: DictConfig) -> Request:
     if _is_sweep() and launch.is_rank():
         raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
     request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
-    if _is_sweep():
-        steps.say(f"run {typed.job.num + 1} of the sweep: {' '.join(typed.overrides.task)}")
     # torch and transformers take seconds to import: not before the command line is known to be right.
     steps.say_loading()
     if request.config.resume is not None:

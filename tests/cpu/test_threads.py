@@ -80,7 +80,7 @@ def test_a_run_of_a_small_model_measures_and_leaves_its_weights_alone(
     chosen = int(result.out.partition("cpu: ")[2].split()[0])
     again = command_line(*typed, f"num_threads={chosen}", "exp_name=again")
     assert f"cpu: {chosen} thread" in again.out and " (a step in " not in again.out
-    one, other = (path.read_bytes() for path in sorted(tmp_path.glob("runs/*/*/metrics.jsonl")))
+    one, other = ((found.run / "metrics.jsonl").read_bytes() for found in (result, again))
     assert one == other
 
 

@@ -55,11 +55,3 @@ def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
     assert code == 0, (tmp_path / "two" / "err").read_text()
     assert out.splitlines()[:2] == ["loading torch, transformers and Flower ...", "starting 2 processes ..."]
     assert out.count("loading torch") == 1 and steps_in(out) == [*STEPS]
-
-
-def test_a_sweep_says_which_values_run_now(command_line: CommandLine) -> None:
-    result = command_line("--multirun", *SMALL, "debug=true", "seed=3,4")
-    assert result.code == 0, result.err
-    told = [line for line in result.out.splitlines() if line.startswith("run ")]
-    assert [line[:20] for line in told] == ["run 1 of the sweep: ", "run 2 of the sweep: "]
-    assert [re.findall("seed=.", line) for line in told] == [["seed=3"], ["seed=4"]]
