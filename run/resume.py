@@ -40,7 +40,7 @@ def resumed(request: Request) -> Request:
             "or start a new run"
         )
     if typed.resume == LATEST:
-        folder = newest_run(typed.output_dir, typed.exp_name if "exp_name" in request.given else None)
+        folder = newest_run(typed.output_dir, typed.exp_name)
     else:
         folder = Path(typed.resume)
         for key in sorted(request.given & {"output_dir", "exp_name"}):

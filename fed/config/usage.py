@@ -27,7 +27,7 @@ USES = (
     ("python main.py strategy=fedavg partition=dirichlet", "another strategy, clients that differ"),
     ("python main.py mode=centralized", "the same pairs without a federation"),
     ("python main.py temp=0,0.1,1 seed=0,1,2 --multirun", "a sweep of nine runs"),
-    ("python main.py resume=latest", "go on with the newest run"),
+    ("python main.py resume=latest", "go on with the newest run of exp_name"),
 )
 FLAGS = (
     ("--cfg job", "print all settings of the run, and do not run it"),

@@ -62,17 +62,30 @@ def _arguments() -> list[str]:
     return ["..." if before == "--token" else word for before, word in itertools.pairwise(["", *sys.argv])]
 
 
-def newest_run(output_dir: str, exp_name: str | None) -> Path:
-    """Return the folder of the run that was started last; without `exp_name`, among all experiments.
+def newest_run(output_dir: str, exp_name: str) -> Path:
+    """Return the folder of the run of this experiment that was started last and is not in use.
 
     Raises:
-        ValueError: If there is no run.
+        ValueError: If there is none.
     """
-    pattern = f"{glob.escape(exp_name) if exp_name else '*'}/*/{CONFIG}"
-    found = [path.parent for path in Path(output_dir).glob(pattern)]
-    if not found:
-        raise ValueError(f"resume=latest finds no run in {Path(output_dir) / (exp_name or '')}; give its folder")
-    return max(found, key=lambda folder: (folder.name, folder.stat().st_mtime))
+    found = [path.parent for path in Path(output_dir).glob(f"{glob.escape(exp_name)}/*/{CONFIG}")]
+    free = [folder for folder in found if not _in_use(folder)]
+    if not free:
+        what = "that is not in use " if found else ""
+        raise ValueError(
+            f"resume=latest finds no run {what}in {Path(output_dir, exp_name)}; give exp_name or its folder"
+        )
+    return max(free, key=lambda folder: (folder.name, folder.stat().st_mtime))
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except OSError:  # no environment.json: whoever resumes it is told
+        return False
+    except ValueError:
+        return True
 
 
 @contextmanager

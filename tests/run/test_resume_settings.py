@@ -120,22 +120,26 @@ def test_latest_is_the_newest_by_name_whatever_was_touched_last(tmp_path: Path) 
     (tmp_path / "mine" / "2027-01-01_00-00-00").mkdir()  # never began: it has no config.yaml
     os.utime(tmp_path / "mine" / "2025-12-31_23-59-59", (2e9, 2e9))
     where = {"output_dir": str(tmp_path)}
-    assert resumed(typed("latest", **where)).config.resume == str(tmp_path / "other" / "2026-01-03_00-00-00")
     mine = resumed(typed("latest", **where, exp_name="mine")).config
     assert (mine.resume, mine.exp_name) == (str(tmp_path / "mine" / "2026-01-02_10-00-00-1"), "mine")
+    with pytest.raises(ValueError, match=r"finds no run in .*/fedpo; give exp_name or its folder"):
+        resumed(typed("latest", **where))  # exp_name is fedpo where none is given
 
 
 def test_of_two_runs_of_one_second_the_later_one_is_taken(tmp_path: Path) -> None:
-    for number, exp_name in enumerate(("b", "a")):
-        folder = began(tmp_path / exp_name / "2026-01-02_10-00-00")
-        os.utime(folder, (1e9 + number, 1e9 + number))
-    assert run_folder.newest_run(str(tmp_path), None) == tmp_path / "a" / "2026-01-02_10-00-00"
+    first, second = (began(tmp_path / "a" / f"2026-01-02_10-00-00{more}") for more in ("-1", ""))
+    os.utime(first, (1e9, 1e9))
+    os.utime(second, (2e9, 2e9))
+    assert run_folder.newest_run(str(tmp_path), "a") == first
 
 
-def test_the_default_name_of_an_experiment_does_not_narrow_the_search(tmp_path: Path) -> None:
-    folder = began(tmp_path / "other" / "2026-01-02_10-00-00")
-    assert Config().exp_name == "fedpo"
-    assert resumed(typed("latest", output_dir=str(tmp_path))).config.resume == str(folder)
+def test_a_run_that_is_in_use_is_not_the_latest(tmp_path: Path) -> None:
+    older, newer = (began(tmp_path / "a" / f"2026-01-0{day}_10-00-00") for day in (2, 3))
+    with run_folder.locked(newer):
+        assert run_folder.newest_run(str(tmp_path), "a") == older
+        with run_folder.locked(older), pytest.raises(ValueError, match="finds no run that is not in use in"):
+            run_folder.newest_run(str(tmp_path), "a")
+    assert run_folder.newest_run(str(tmp_path), "a") == newer
 
 
 @pytest.mark.parametrize("exp_name", ["run[1]", "what?", "a*"])
@@ -146,12 +150,10 @@ def test_a_name_with_signs_of_a_pattern_is_that_name(exp_name: str, tmp_path: Pa
     assert run_folder.newest_run(str(tmp_path), exp_name) == folder
 
 
-@pytest.mark.parametrize("exp_name", [None, "mine"])
-def test_without_a_run_latest_says_where_it_looked(exp_name: str | None, tmp_path: Path) -> None:
-    more = {} if exp_name is None else {"exp_name": exp_name}
-    where = tmp_path / "mine" if exp_name else tmp_path
-    with pytest.raises(ValueError, match=f"^resume=latest finds no run in {where}; give its folder$"):
-        resumed(typed("latest", output_dir=str(tmp_path), **more))
+def test_without_a_run_latest_says_where_it_looked(tmp_path: Path) -> None:
+    where = tmp_path / "mine"
+    with pytest.raises(ValueError, match=f"^resume=latest finds no run in {where}; give exp_name or its folder$"):
+        resumed(typed("latest", output_dir=str(tmp_path), exp_name="mine"))
 
 
 # The same surroundings
