@@ -33,7 +33,8 @@ class RunKeys:
     debug: bool = key(False, "Keep the metrics and save no model.")
     resume: str | None = key(
         None,
-        "Folder of a run to resume; `latest`: the newest one of `exp_name` that is not in use. [reliability.md](reliability.md) says how.",
+        "Folder of a run to resume; `latest`: the newest one of `exp_name` that is not in use. "
+        "[reliability.md](reliability.md) says how.",
         scope=Scope("place", resume="finds"),
     )
     checkpoint_every: int = key(
