@@ -14,7 +14,7 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Brown, Cai and DasGupta
     2001, "Interval estimation for a binomial proportion", Eq. 4.
     """
-    z2 = NORMAL**2
+    z2 = NORMAL * NORMAL
     centre = (share * count + z2 / 2) / (count + z2)
     half = NORMAL / (count + z2) * math.sqrt(count * share * (1 - share) + z2 / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -37,4 +37,4 @@ def student(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / n**power for power, term in enumerate(terms, start=1))
+    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))

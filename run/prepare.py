@@ -18,7 +18,7 @@ from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, shared_out
-from run.data_checks import check_decay, check_lengths, check_scoring
+from run.data_checks import check_lengths, check_scoring
 from run.machine import choose_matmul, make_policy, set_up_torch
 from run.pairs import all_pairs, pairs_on_demand
 from run.plan import Machine, Objective, Pairs, Plan
@@ -44,7 +44,6 @@ def prepare(request: Request, device: torch.device) -> Plan:
     def make_pairs(rows: OwnedRows, policy: Policy) -> Pairs:
         pairs = all_pairs(rows, policy, config)
         check_scoring(config, pairs, strategy)
-        check_decay(config, pairs, strategy)
         own = (example for client in pairs.clients for example in (*client.train, *client.held_out))
         check_lengths(policy, config.max_length, (*own, *pairs.validation, *pairs.test))
         return pairs

@@ -20,18 +20,26 @@ Floats = NDArray[np.float64]
 
 
 class Mean(NamedTuple):
-    """A mean with its standard error, NaN if unknown; an accuracy of one seed has a 95 % interval instead."""
+    """A mean and its standard error; NaN for a single value."""
 
     mean: float
     se: float
-    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return "not finite"
-        if self.interval is not None:
-            return with_interval(self.mean, *self.interval)
         return f"{self.mean:z.3f}" + ("" if math.isnan(self.se) else f" ± {self.se:.3f}")
+
+
+class Share(NamedTuple):
+    """An accuracy on the test pairs of one seed, with the ends of Wilson's 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return with_interval(*self)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,11 @@ class Difference:
 
     @property
     def has_too_few_seeds(self) -> bool:
-        """True if these seeds differ from 0, but so unequally that others might not."""
-        return not self.shown and self.of_pairs is not None and (self.of_pairs[0] > 0 or self.of_pairs[1] < 0)
+        """True if the interval includes 0 and seeds decide that: their pairs exclude it, or they double the width."""
+        if self.shown or self.of_pairs is None:
+            return False
+        low, high = self.of_pairs
+        return low > 0 or high < 0 or self.high - self.low > 2 * (high - low)
 
     def verdict(self, a: str, b: str) -> str:
         """Say in words which of the methods `a`, the minuend, and `b` is better."""
@@ -78,7 +89,7 @@ def mean_and_se(values: Sequence[float]) -> Mean:
     return Mean(fmean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
 
 
-def accuracy(values: Sequence[float], num_pairs: float) -> Mean:
+def accuracy(values: Sequence[float], num_pairs: float) -> Mean | Share:
     """Return the mean accuracy of seeds that have `num_pairs` test pairs each.
 
     One seed has Wilson's interval, and so have seeds of one and the same accuracy: their standard error 0 would say
@@ -90,7 +101,7 @@ def accuracy(values: Sequence[float], num_pairs: float) -> Mean:
     found = mean_and_se(values)
     if math.isnan(found.mean) or found.se > 0:
         return found
-    return Mean(found.mean, math.nan, wilson(found.mean, num_pairs))
+    return Share(found.mean, *wilson(found.mean, num_pairs))
 
 
 def differences(methods: Sequence[Method]) -> dict[tuple[str, str], Difference]:

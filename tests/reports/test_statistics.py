@@ -35,7 +35,7 @@ def width(found: Difference) -> float:
 
 def test_the_standard_error_is_that_of_the_mean_with_n_minus_1():
     """The values are 1, 2, 6: squared deviations from 3 are 4, 1, 9, so sd = sqrt(14 / 2) and se = sqrt(7 / 3)."""
-    assert mean_and_se([1.0, 2.0, 6.0])[:2] == pytest.approx((3.0, math.sqrt(7 / 3)))
+    assert mean_and_se([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7 / 3)))
 
 
 def test_an_accuracy_of_one_seed_has_wilsons_interval():
@@ -43,6 +43,7 @@ def test_an_accuracy_of_one_seed_has_wilsons_interval():
     assert str(accuracy([28 / 32], 32)) == "0.875 [0.719, 0.950]"
     assert str(accuracy([1.0], 32)) == "1.000 [0.893, 1.000]"
     assert str(accuracy([0.0], 32)) == "0.000 [0.000, 0.107]"
+    assert wilson(1 / 3, 3) == (pytest.approx(0.0615, abs=1e-4), pytest.approx(0.7923, abs=1e-4))
     assert wilson(0.0, 32) == (0.0, pytest.approx(NORMAL**2 / (32 + NORMAL**2)))
 
 
@@ -126,6 +127,9 @@ def test_seeds_that_disagree_are_too_few_to_say():
     said = found.verdict("a", "b")
     assert said.startswith("too few seeds to say: 0.400 [-1.000, 1.000]; for these 2 seeds alone [0.3")
     assert found.has_too_few_seeds and not found.shown
+    nothing = paired_difference([noise(200) + 0.1, noise(200, seed=1) - 0.1], [names(200, seed=s) for s in range(2)])
+    assert nothing.of_pairs is not None and nothing.of_pairs[0] < 0 < nothing.of_pairs[1]
+    assert nothing.has_too_few_seeds, "an interval of [-1, 1] does not say that they hardly differ"
     agreeing = paired_difference([np.full(200, 0.4)] * 2, [names(200, seed=s) for s in range(2)])
     assert agreeing.verdict("a", "b").startswith("a is better than b by 0.400 [0.3")
 
