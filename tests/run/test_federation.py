@@ -152,10 +152,10 @@ def test_r_rounds_give_r_plus_one_points_and_frequency_skips_some_but_never_the_
 def test_two_bad_rounds_decay_to_0_990025_and_a_client_that_learns_does_not_decay(policy):
     """A learning rate of 0 leaves a_k = A^t = 0 (ties) in both rounds; a client that learns beats A^0 = 0 at once."""
     _, log = federate(policy, FeDPO(decay_rate=0.995, **everyone()), clients=2, rounds=2, lr=0.0)
-    decays = [metrics["decay"] for _, metrics in log.clients[0, "train"]]
+    decays = [metrics["decay_next"] for _, metrics in log.clients[0, "train"]]
     assert decays == pytest.approx([0.995, 0.990025], abs=1e-12)
     _, log = federate(policy, FeDPO(decay_rate=0.995, **everyone()), clients=2, rounds=1, lr=3e-3)
-    assert [metrics["decay"] for _, metrics in log.clients[0, "train"]] == [1.0]
+    assert [metrics["decay_next"] for _, metrics in log.clients[0, "train"]] == [1.0]
 
 
 def test_decay_compares_with_the_accuracy_of_the_model_sent_even_between_logged_evaluations(policy):
@@ -173,7 +173,7 @@ def test_a_wrapped_strategy_decays_whatever_is_logged(policy):
     for frequency in (1, 4):
         strategy = wrapper(FeDPO(decay_rate=0.5, **everyone()), 0.0, 1e9, 3)
         _, log = federate(policy, strategy, rounds=4, frequency=frequency, lr=0.05)
-        decays[frequency] = [[m["decay"] for _, m in log.clients[client, "train"]] for client in range(3)]
+        decays[frequency] = [[m["decay_next"] for _, m in log.clients[client, "train"]] for client in range(3)]
     assert decays[1] == decays[4]
     assert min(map(min, decays[1])) < 1
 
@@ -270,13 +270,31 @@ def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
     evaluation = ServerEvaluation(
         policy,
         {"validation": [1]},
-        lambda *_: Evaluation({"accuracy": 0.75}, []),
+        lambda *_: Evaluation({"accuracy": 0.75, "log_ratio": 0.0}, []),
         Log(),
         num_rounds=2,
         train_config=ConfigRecord(),
     )
     evaluation(0, snapshot(model_tensors(policy.model)))
     assert evaluation.train_config["server-accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("validation", 0.25), ("test", 0.75)])
+def test_clients_hear_the_accuracy_on_the_pairs_that_they_are_scored_on(policy, name, accuracy):
+    """Round 0 is evaluated on all pairs, round 1 of 4 on those pairs only."""
+    scored = []
+
+    def score(_, pairs):
+        scored.append(pairs)
+        return Evaluation({"accuracy": {"v": 0.25, "t": 0.75}[pairs], "log_ratio": 0.0}, [])
+
+    evaluation = ServerEvaluation(
+        policy, {"validation": "v", "test": "t"}, score, Log(), 4, 4, accuracy_on=name, always_accuracy=True
+    )
+    for server_round in (0, 1):
+        evaluation(server_round, snapshot(model_tensors(policy.model)))
+        assert evaluation.train_config["server-accuracy"] == accuracy
+    assert scored == ["v", "t", name[0]]
 
 
 @pytest.mark.parametrize(
