@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from omegaconf import OmegaConf
 
@@ -18,7 +17,7 @@ from clients.trainer import LocalTrainer
 from fed.config import components, schema
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.model.evaluation import Evaluation, evaluate_pairs
+from fed.model.evaluation import evaluate_pairs
 from fed.model.policy import Policy
 from fed.model.references import with_reference
 from fed.seeding import seed_globals
@@ -264,37 +263,6 @@ def test_the_weights_that_clients_evaluate_travel_too(policy):
     size = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
     _, log = federate(policy, FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1))
     assert log.traffic == [(1, 6 * size, 3 * size), (2, 6 * size, 3 * size)]
-
-
-def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
-    evaluation = ServerEvaluation(
-        policy,
-        {"validation": [1]},
-        lambda *_: Evaluation({"accuracy": 0.75, "log_ratio": 0.0}, []),
-        Log(),
-        num_rounds=2,
-        train_config=ConfigRecord(),
-    )
-    evaluation(0, snapshot(model_tensors(policy.model)))
-    assert evaluation.train_config["server-accuracy"] == 0.75
-
-
-@pytest.mark.parametrize(("name", "accuracy"), [("validation", 0.25), ("test", 0.75)])
-def test_clients_hear_the_accuracy_on_the_pairs_that_they_are_scored_on(policy, name, accuracy):
-    """Round 0 is evaluated on all pairs, round 1 of 4 on those pairs only."""
-    scored = []
-
-    def score(_, pairs):
-        scored.append(pairs)
-        return Evaluation({"accuracy": {"v": 0.25, "t": 0.75}[pairs], "log_ratio": 0.0}, [])
-
-    evaluation = ServerEvaluation(
-        policy, {"validation": "v", "test": "t"}, score, Log(), 4, 4, accuracy_on=name, always_accuracy=True
-    )
-    for server_round in (0, 1):
-        evaluation(server_round, snapshot(model_tensors(policy.model)))
-        assert evaluation.train_config["server-accuracy"] == accuracy
-    assert scored == ["v", "t", name[0]]
 
 
 @pytest.mark.parametrize(
