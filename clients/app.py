@@ -44,6 +44,8 @@ class Client:
         log: The log of the training; it stays at the client.
         pauses: Called between two steps of a training, which may end there.
         budget: The number of pairs that a client trains on in round 1, 2, ...; empty: the trainer's settings decide.
+        accuracy_on: Whose pairs the scoring pairs are: server, client or test. The server has scored the weights that
+            it sends on its own and on the test pairs; on the client's own the client does so, if it has to decay.
     """
 
     trainer: LocalTrainer
@@ -51,6 +53,7 @@ class Client:
     log: Log
     pauses: Pauses = NO_PAUSES
     budget: Sequence[int] = ()
+    accuracy_on: str = "server"
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer "train" with the trained weights and with metrics, as `client_app` lists them."""
@@ -63,6 +66,8 @@ class Client:
         )
         with self.log.phase("copy"):
             key = self._receive(message)
+        with self.log.phase("evaluate"):
+            received = self._accuracy_of_received(config, pairs.scoring)
         with self.log.phase("train"):
             this_round = replace(_round_settings(config, state), pairs=given)
             trained = self.trainer.train(
@@ -70,9 +75,10 @@ class Client:
             )
         with self.log.phase("evaluate"):
             scored = self.trainer.evaluate(pairs.scoring)
-        _update_decay(state, config, scored["accuracy"])
-        decay = _round_settings(config, state).decay
-        self.log.client(client_id, server_round, "train", {**trained, "decay": decay})
+        if received is not None and scored["accuracy"] <= received:
+            state.decay *= config["decay-rate"]  # type: ignore[operator]
+        decays = {"decay": this_round.decay, "decay_next": _round_settings(config, state).decay}
+        self.log.client(client_id, server_round, "train", {**trained, **decays})
         self.log.client(client_id, server_round, "validation", scored)
         with self.log.phase("copy"):
             write_state(context.state, state)
@@ -82,7 +88,7 @@ class Client:
             "pairs": state.examples - before,
             "train_loss": trained["loss"],
             "accuracy": scored["accuracy"],
-            "decay": decay,
+            **decays,
         }
         return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
@@ -99,6 +105,14 @@ class Client:
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
+    def _accuracy_of_received(self, config: ConfigRecord, scoring: Sequence[Example]) -> float | None:
+        """Return the accuracy of the received weights on the scoring pairs; None if no decay depends on it."""
+        if "decay-rate" not in config or config.get("decay-mode") == "constant":
+            return None
+        if self.accuracy_on == "client":
+            return self.trainer.evaluate(scoring)["accuracy"]
+        return float(config["server-accuracy"])  # type: ignore[arg-type]
+
     def _receive(self, message: Message) -> str:
         """Load the message's weights into the model and return the key they came under."""
         key, arrays = next(iter(message.content.array_records.items()))
@@ -110,9 +124,9 @@ def client_app(client: Client, mods: Sequence[Mod]) -> ClientApp:
     """Return the Flower app that all clients run.
 
     It answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `pairs`
-    trained now, `train_loss`, `accuracy` on the scoring pairs, `decay`), and `evaluate` with metrics of the received
-    weights on the client's own pairs. It reads these keys of the message's config, all optional: `server-round`,
-    `server-accuracy` and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
+    trained now, `train_loss`, `accuracy` on the scoring pairs, `decay` in force in this round and `decay_next`), and
+    `evaluate` with metrics of the received weights on the client's own pairs. It reads these keys of the message's
+    config, all optional: `server-round`, `server-accuracy` and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
     """
     app = ClientApp(mods=list(mods))
     app.train()(client.train)
@@ -137,11 +151,3 @@ def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:
     constant = config.get("decay-mode") == "constant"
     decay = config["decay-rate"] if constant else state.decay
     return RoundSettings(decay=float(decay), proximal_mu=float(config.get("proximal-mu", 0.0)))  # type: ignore[arg-type]
-
-
-def _update_decay(state: ClientState, config: ConfigRecord, accuracy: float) -> None:
-    """Set lambda_k <- decay_rate lambda_k if the client's result is no better than the model it started from."""
-    if config.get("decay-mode") == "constant":
-        return
-    if "decay-rate" in config and accuracy <= config["server-accuracy"]:  # type: ignore[operator]
-        state.decay *= config["decay-rate"]  # type: ignore[operator]

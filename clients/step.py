@@ -195,5 +195,6 @@ def _rewards(logps: Logps, reference: Logps | None, beta: float) -> dict[str, Te
         "reward_chosen": chosen,
         "reward_rejected": rejected,
         "accuracy": (chosen > rejected).double(),
+        "ties": (chosen == rejected).double(),
         "margin": chosen - rejected,
     }

@@ -19,6 +19,7 @@ from fed.model.arrays import model_tensors
 from fed.model.evaluation import Metrics, evaluate
 from fed.model.policy import Policy, pair_logps
 from fed.tracking.log import Log
+from fed.tracking.metrics import untied_accuracy
 
 NO_PAUSES = Pauses()
 # The original DPO code's TensorBoard tags; {} is "train" or "eval".
@@ -26,6 +27,7 @@ TAGS = {
     "loss": "loss/{}",
     "anchor": "anchor/{}",
     "accuracy": "rewards_{}/accuracies",
+    "ties": "rewards_{}/ties",
     "margin": "rewards_{}/margins",
     "reward_chosen": "rewards_{}/chosen",
     "reward_rejected": "rewards_{}/rejected",
@@ -51,8 +53,8 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value * pairs
 
     def means(self) -> Metrics:
-        """Return the mean metrics over all pairs trained on."""
-        return {name: value / self.seen for name, value in self.sums.items()}
+        """Return the mean metrics over all pairs trained on, and their number as `examples`."""
+        return {**{name: value / self.seen for name, value in self.sums.items()}, "examples": self.seen}
 
 
 class LocalTrainer:
@@ -96,7 +98,7 @@ class LocalTrainer:
             state.add_step(len(pairs))
             with log.phase("log"):
                 log.advance(len(pairs))
-                log.update(client_id, "train", _update_tags(metrics, state, lr), step=state.updates)
+                log.update(client_id, "train", _update_tags(metrics, state, lr, this_round.decay), step=state.updates)
             if held_out and self._evaluation_is_due(state.examples, len(pairs)):
                 self._report_evaluation(log, client_id, held_out, state.updates)
             pauses.pause(functools.partial(self._point, progress, state, optimizer))
@@ -178,9 +180,13 @@ class LocalTrainer:
         return optimizer_state(optimizer, self.step.parameters)
 
 
-def _update_tags(metrics: Metrics, state: ClientState, lr: float) -> Metrics:
-    own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": state.decay}
-    return {**_tags("train", metrics), **own}
+def _update_tags(metrics: Metrics, state: ClientState, lr: float, decay: float) -> Metrics:
+    """Return a step's values by their tags; pairs that tie are no part of the accuracy."""
+    own = {"counters/examples": state.examples, "counters/updates": state.updates, "lr": lr, "decay": decay}
+    shown = {name: value for name, value in metrics.items() if name != "accuracy"}
+    if (accuracy := untied_accuracy(metrics)) is not None:
+        shown["accuracy"] = accuracy
+    return {**_tags("train", shown), **own}
 
 
 def _tags(split: str, metrics: Metrics) -> Metrics:

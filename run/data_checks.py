@@ -31,19 +31,6 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
 
 
-def check_decay(config: Config, pairs: Pairs, strategy: Strategy) -> None:
-    """Refuse a decay that would change nothing.
-
-    Raises:
-        ValueError: If so.
-    """
-    if asks(strategy, "needs_server_accuracy") and not pairs.validation:
-        raise ValueError(
-            "the strategy decays clients that do not beat the server's accuracy on its own pairs, but "
-            f"{_no_pairs(config)}, or use strategy=fedpo decay_rate=1"
-        )
-
-
 def _no_pairs(config: Config) -> str:
     """Say why the server has no validation pairs, and what gives it some."""
     if not config.datasets:

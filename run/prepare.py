@@ -19,7 +19,7 @@ from fed.model.policy import Policy
 from fed.tracking import steps
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, shared_out
-from run.data_checks import check_decay, check_lengths, check_scoring
+from run.data_checks import check_lengths, check_scoring
 from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
 from run.pairs import all_pairs, pairs_on_demand
 from run.plan import Machine, Objective, Pairs, Plan
@@ -54,7 +54,6 @@ def prepare(request: Request, device: torch.device) -> Plan:
         steps.say(f"making tokens of {of_clients + len(split.validation) + len(split.test):,} pairs")
         pairs = all_pairs(rows, policy, config)
         check_scoring(config, pairs, strategy)
-        check_decay(config, pairs, strategy)
         own = (example for client in pairs.clients for example in (*client.train, *client.held_out))
         check_lengths(policy, config.max_length, (*own, *pairs.validation, *pairs.test))
         return pairs

@@ -21,7 +21,10 @@ from run.federation import Federation
 from server.traits import streams
 
 # The metrics of a client's training by split: our names, and those of its reply. With `privacy=` it sends none.
-OF_A_TRAINING = {"train": {"loss": "train_loss", "decay": "decay"}, "validation": {"accuracy": "accuracy"}}
+OF_A_TRAINING = {
+    "train": {"loss": "train_loss", "decay": "decay", "decay_next": "decay_next"},
+    "validation": {"accuracy": "accuracy"},
+}
 OF_AN_EVALUATION = ("accuracy", "margin", "loss")  # metrics of a client's evaluation on its own pairs
 
 

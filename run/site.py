@@ -74,6 +74,7 @@ class Site:
             self._pairs,
             ConsoleLog() if self._is_alone else Log(),
             self._deadline,
+            accuracy_on=self._config.accuracy_on,
         )
         unpack = unpacking(Wire(self._config.wire_dtype, to_tensors(initial)))
         self._app = client_app(client, [unpack, *plan.mods])

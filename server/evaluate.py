@@ -24,8 +24,9 @@ class ServerEvaluation:
     It logs validation and test metrics of rounds 0, f, 2f, ... (f = `frequency_of_test`) and of the last round, so R
     rounds at f = 1 give R + 1 points.
 
-    It puts the validation accuracy of the current weights into `train_config["server-accuracy"]`. `Strategy.start`
-    sends that same record to the clients. In rounds without a logged evaluation it does so only if `always_accuracy`.
+    It puts the accuracy of the current weights on the split `accuracy_on` into `train_config["server-accuracy"]`.
+    `Strategy.start` sends that same record to the clients. In rounds without a logged evaluation it does so only if
+    `always_accuracy`.
 
     It seeds the global generators that Flower's sampling and noise draw from, so that the draws of a round depend on
     the seed and the round only.
@@ -37,6 +38,7 @@ class ServerEvaluation:
     log: Log
     num_rounds: int
     frequency_of_test: int = 1
+    accuracy_on: str = "validation"  # the pairs that clients score their result on too
     always_accuracy: bool = False
     seed: int = 0
     client_weights: Callable[[], Mapping[int, float]] = dict  # the clients' shares of the last aggregate, by node
@@ -57,8 +59,8 @@ class ServerEvaluation:
         is_last = server_round == self.num_rounds or (server_round > 0 and self.is_over())
         due = server_round % self.frequency_of_test == 0 or is_last
         found = self._scored(arrays, due) if due or self.always_accuracy else {}
-        if "validation" in found:
-            self.train_config["server-accuracy"] = found["validation"].metrics["accuracy"]
+        if self.accuracy_on in found:
+            self.train_config["server-accuracy"] = found[self.accuracy_on].metrics["accuracy"]
         if server_round == 0:
             _check_ties(found)
         self._round = server_round
@@ -79,14 +81,14 @@ class ServerEvaluation:
             self.log.privacy(server_round, self.ledger.spent(), self.ledger.remarks())
 
     def _scored(self, arrays: ArrayRecord, due: bool) -> dict[str, Evaluation]:
-        """Load the weights and score them on every split that has examples, or on validation only unless `due`."""
+        """Load the weights and score them on every split that has examples, or on `accuracy_on` only unless `due`."""
         with self.log.phase("copy"):
             load_arrays(self.policy.model, arrays)
         with self.log.phase("evaluate"):
             return {
                 split: self.score(self.policy, examples)
                 for split, examples in self.splits.items()
-                if examples and (due or split == "validation")
+                if examples and (due or split == self.accuracy_on)
             }
 
     def _log_evaluation(self, server_round: int, found: Mapping[str, Evaluation]) -> None:
@@ -120,9 +122,10 @@ def _check_ties(found: Mapping[str, Evaluation]) -> None:
     """
     for split, (metrics, margins) in found.items():
         apart = sum(margin != 0 for margin in margins)
-        if apart or metrics["kl"] != 0:
+        if apart or metrics["log_ratio"] != 0:
             raise CannotContinue(
                 f"before training the policy is its own reference, but their log-probs differ on {apart} of "
-                f"{len(margins)} {split} pairs, by {metrics['kl']:.2g} nats in the mean; either the kept reference "
-                "is damaged (remove the folder reference in cache_dir), or this model's log-probs do not repeat"
+                f"{len(margins)} {split} pairs, by {metrics['log_ratio']:.2g} nats in the mean; either the kept "
+                "reference is damaged (remove the folder reference in cache_dir), or this model's log-probs do not "
+                "repeat"
             )

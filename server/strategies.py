@@ -65,7 +65,8 @@ class FeDPO(StreamingFedAvg):
     """Federated DPO: a mean that weighs clients by how well their models rank the scoring pairs.
 
     theta^{t+1} = sum_k w_k theta_k with w_k = exp(temp a_k) / sum_j exp(temp a_j), where a_k is the accuracy of client
-    k. Clients decay lambda_k <- decay_rate lambda_k if a_k <= A^t, the accuracy of the model that they received.
+    k. Clients decay lambda_k <- decay_rate lambda_k if a_k <= A^t, the accuracy of the model that they received on the
+    same pairs.
 
     Args:
         temp: Inverse temperature: 0 gives the plain mean, a large value favours the best client.

@@ -21,7 +21,7 @@ WINGS = (
     ("fed.model", "fed.tracking"),
     ("fed.data", "fed.cpu", "fed.distributed"),
     ("fed.config",),
-    ("fed.files", "fed.seeding"),
+    ("fed.files", "fed.intervals", "fed.seeding"),
     ("fed.errors",),
     ("losses",),
 )

@@ -165,7 +165,7 @@ def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine, monke
         lines = result.lines(split=split)
         assert [line["round"] for line in lines] == [0, 1, 2]
         assert lines[0]["pairs"] == 0 and lines[0]["accuracy"] == 0 and lines[0]["ties"] == 1
-        assert all(isinstance(line["margin"], float) and "accuracy_se" in line for line in lines)
+        assert all(isinstance(line["margin"], float) and line["accuracy_low"] < line["accuracy_high"] for line in lines)
     assert [line["round"] for line in result.lines("client-2", "train")] == [1, 2]
     assert sum(line["weight"] for k in range(3) for line in result.lines(f"client-{k}", "aggregate")) == pytest.approx(
         2

@@ -22,7 +22,7 @@ POLL = 0.2  # seconds between two looks for replies
 # the run by which clients find what they stored of it, and the settings of the run.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
 # Metrics of a reply that must be single numbers.
-NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "accuracy", "margin", "loss"}
+NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "decay_next", "accuracy", "margin", "loss"}
 
 
 class RemoteGrid(CountingGrid):

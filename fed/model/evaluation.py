@@ -1,6 +1,5 @@
-"""Evaluation of a policy on held-out pairs: accuracy with standard error, margin, loss, rewards. Shapes: B pairs."""
+"""Evaluation of a policy on held-out pairs: accuracy with its interval, margin, loss, rewards. Shapes: B pairs."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fed.data.tokens import Example
+from fed.intervals import wilson
 from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps
 
@@ -50,20 +50,22 @@ def evaluate_pairs(
 def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:
     """Compute means over pairs, with reward(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
 
-    `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties` count as wrong. `accuracy_se`: its
-    standard error, sqrt(a (1 - a) / B). `margin`: reward(chosen) - reward(rejected). `kl`: reference minus policy
-    log-prob of a response, in nats: an estimate of KL(reference || policy) that takes the held-out responses for draws
-    from the reference.
+    `accuracy`: share of pairs with reward(chosen) > reward(rejected); `ties`, a share too, count as wrong.
+    `accuracy_low`, `accuracy_high`: ends of its 95 % interval by Wilson. `margin`: reward(chosen) - reward(rejected).
+    `log_ratio`: log(p_reference(y|x) / p_policy(y|x)) of a held-out response, in nats. It would estimate
+    KL(reference || policy) if the reference had written the responses; it has not, so the mean can be far below 0.
     """
     assert policy.rejected is not None
     chosen, rejected = _gains(policy, reference)
     accuracy = float((chosen > rejected).double().mean())
+    low, high = wilson(accuracy, len(chosen))
     return {
         "accuracy": accuracy,
-        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(chosen)),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "ties": float((chosen == rejected).double().mean()),
         "margin": beta * float((chosen - rejected).mean()),
-        "kl": (0.0 - float((chosen + rejected).mean())) / 2,  # 0.0 - x: an untrained policy's is 0, not -0
+        "log_ratio": (0.0 - float((chosen + rejected).mean())) / 2,  # 0.0 - x: an untrained policy's is 0, not -0
         "reward_chosen": beta * float(chosen.mean()),
         "reward_rejected": beta * float(rejected.mean()),
         "logps_chosen": float(policy.chosen.mean()),

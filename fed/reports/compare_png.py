@@ -1,4 +1,4 @@
-"""`compare.png`: accuracy, margin, loss and KL on the test pairs, over pairs, rounds and wall-clock time."""
+"""`compare.png`: accuracy, margin, loss and log-ratio on the test pairs, over pairs, rounds and wall-clock time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}  # matplotlib's names of the symbols
-CLEAR, PALE = 0.18, 0.07  # bands: standard error, spread over clients
+CLEAR, PALE = 0.18, 0.07  # bands: standard error or interval, spread over clients
 
 
 class _Axis(NamedTuple):
@@ -72,16 +72,18 @@ def _line(look: Style, num_rounds: int) -> dict[str, Any]:
 def _draw(axes: "Axes", x: Floats, one: Series, line: Mapping[str, Any], *, aside: float) -> None:
     """Draw line and bands; for a single round, where a band has no width, an error bar `aside` by so many points."""
     if len(x) == 1:
-        bars = np.where(np.isfinite(one.errors), one.errors, one.spreads)
-        for part in axes.errorbar(x, one.values, bars, capsize=3, zorder=3, **line).get_children():
+        low = np.where(np.isfinite(one.lows), one.values - one.lows, one.spreads)
+        high = np.where(np.isfinite(one.highs), one.highs - one.values, one.spreads)
+        for part in axes.errorbar(x, one.values, [low, high], capsize=3, zorder=3, **line).get_children():
             part.set_transform(shifted(axes, aside))
         return
     axes.plot(x, one.values, zorder=3, **line)
     # So pale a band needs an outline, or others would hide it.
-    for half, alpha, outline in ((one.spreads, PALE, 0.6), (one.errors, CLEAR, 0.0)):
-        if np.isfinite(half).any():
+    spread = one.values - one.spreads, one.values + one.spreads
+    for (low, high), alpha, outline in ((spread, PALE, 0.6), ((one.lows, one.highs), CLEAR, 0.0)):
+        if np.isfinite(low).any():
             look: dict[str, Any] = {"facecolor": (line["color"], alpha), "edgecolor": (line["color"], 0.5)}
-            axes.fill_between(x, one.values - half, one.values + half, zorder=2, linewidth=outline, **look)
+            axes.fill_between(x, low, high, zorder=2, linewidth=outline, **look)
 
 
 def _set_ticks(axes: "Axes", *, whole: bool) -> None:
@@ -128,7 +130,7 @@ def _meaning(methods: Sequence[Method]) -> list[str]:
         seeds = " or ".join(map(str, sorted(counts)))
         said.append(f"Lines: means of {seeds} seeds on their test pairs. Bands: ± standard error over seeds.")
     if any(len(method.runs) == 1 and method.name not in alone for method in methods):
-        said.append("Lines of one seed: on its test pairs. Bands: ± binomial standard error of accuracy.")
+        said.append("Lines of one seed: on its test pairs. Bands: 95 % Wilson interval of accuracy.")
     if alone:
         said.append(
             f"{', '.join(alone)}: means over clients that train alone. Pale band: ± standard deviation over them."

@@ -1,4 +1,4 @@
-"""`curves.png` of one run: accuracy, margin, loss, KL and the two rewards by round, from `metrics.jsonl`."""
+"""`curves.png` of one run: accuracy, margin, loss, log-ratio and the two rewards by round, from `metrics.jsonl`."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed.reports.style import COLOURS, FAINT, MANY_ROUNDS, PANELS, dress, new_figure, ticks_at_rounds
-from fed.tracking.metrics import EVERYONE, Line, read_metrics
+from fed.tracking.metrics import EVERYONE, Line, num_tied, read_metrics, untied_accuracy
 from fed.tracking.run_files import CURVES
 
 if TYPE_CHECKING:
@@ -64,13 +64,14 @@ def curves(run_dir: Path) -> Path | None:
 
 
 class Series(NamedTuple):
-    """One curve; `spread` is its half band, NaN where unknown."""
+    """One curve with the ends of its band, NaN where unknown."""
 
     label: str
     split: str
     rounds: NDArray[np.float64]
     values: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 def series_of(lines: Sequence[Line], metric: str) -> list[Series]:
@@ -89,17 +90,19 @@ def series_of(lines: Sequence[Line], metric: str) -> list[Series]:
 def _measured(line: Line, metric: str) -> bool:
     # Before training policy equals reference, every pair is a tie and ties count as wrong: that 0 measures nothing and
     # would flatten the rest.
-    tied = metric == "accuracy" and line.server_round == 0 and line.metrics.get(metric) == 0
-    return line.metrics.get(metric) is not None and not tied
+    if metric == "accuracy" and line.server_round == 0 and line.metrics.get(metric) == 0:
+        return False
+    return _value(line, metric) is not None
 
 
 def _of_server(lines: Sequence[Line], split: str, metric: str) -> Series:
     lines = sorted(lines, key=lambda line: line.server_round)
     values = _column(lines, metric)
-    # One label for all panels, though only some of them have an error, so that the legend names each split once.
-    has_error = any(f"{name}_se" in line.metrics for line in lines for name in PANELS)
-    label = f"{split} (band: standard error)" if has_error else split
-    return Series(label, split, _rounds(lines), values, _column(lines, f"{metric}_se"))
+    # One label for all panels, though only one of them has a band, so that the legend names each split once.
+    has_band = any("accuracy_low" in line.metrics for line in lines)
+    label = f"{split} (band: 95 % interval)" if has_band else split
+    ends = (_column(lines, f"{metric}_{end}") for end in ("low", "high"))
+    return Series(label, split, _rounds(lines), values, *ends)
 
 
 def _of_clients(lines: Sequence[Line], split: str, metric: str) -> Series:
@@ -108,9 +111,14 @@ def _of_clients(lines: Sequence[Line], split: str, metric: str) -> Series:
         by_round[line.server_round].append(line)
     columns = [_column(by_round[server_round], metric) for server_round in sorted(by_round)]
     spread = np.array([column.std(ddof=1) if len(column) > 1 else np.nan for column in columns])
-    label = f"{split}, mean of clients (band: standard deviation)"
-    rounds = np.array(sorted(by_round), dtype=float)
-    return Series(label, split, rounds, np.array([column.mean() for column in columns]), spread)
+    means, rounds = np.array([column.mean() for column in columns]), np.array(sorted(by_round), dtype=float)
+    left_out = (
+        f"; {tied:,} tied pairs left out"
+        if split == "train" and (tied := num_tied(line.metrics for line in lines))
+        else ""
+    )
+    label = f"{split}, mean of clients (band: standard deviation{left_out})"
+    return Series(label, split, rounds, means, means - spread, means + spread)
 
 
 def _rounds(lines: Iterable[Line]) -> NDArray[np.float64]:
@@ -118,8 +126,16 @@ def _rounds(lines: Iterable[Line]) -> NDArray[np.float64]:
 
 
 def _column(lines: Iterable[Line], metric: str) -> NDArray[np.float64]:
-    values = (line.metrics.get(metric) for line in lines)
+    values = (_value(line, metric) for line in lines)
     return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _value(line: Line, metric: str) -> float | None:
+    """Return the metric as it is drawn: a client's training leaves ties out, evaluations count them as wrong."""
+    if metric == "accuracy" and (line.split == "train" or line.metrics.get("ties") == 1):
+        return untied_accuracy(line.metrics)
+    value: float | None = line.metrics.get(metric)
+    return value
 
 
 def _draw(axes: "Axes", series: Series, *, side_by_side: bool) -> None:
@@ -129,11 +145,11 @@ def _draw(axes: "Axes", series: Series, *, side_by_side: bool) -> None:
     if len(series.rounds) == 1:  # a band needs two rounds
         shift = 0.1 * (1 + list(STYLES).index(series.split)) if side_by_side else 0.0
         x = series.rounds + shift
-        axes.errorbar(x, series.values, series.spread, label=series.label, capsize=4, zorder=3, **style)
+        ends = [series.values - series.low, series.high - series.values]
+        axes.errorbar(x, series.values, ends, label=series.label, capsize=4, zorder=3, **style)
         return
     axes.plot(series.rounds, series.values, label=series.label, linewidth=1.8, markersize=4, zorder=3, **style)
-    low, high = series.values - series.spread, series.values + series.spread
-    axes.fill_between(series.rounds, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    axes.fill_between(series.rounds, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
 
 
 def _draw_clients(axes: "Axes", lines: Sequence[Line]) -> None:

@@ -11,7 +11,7 @@ from fed.reports.series import CLOCKS, Clock, Series, all_series, clock
 from fed.reports.statistics import Floats
 from fed.reports.style import MANY_ROUNDS, PANELS, Style, styles
 
-CLEAR, PALE = 0.16, 0.07  # bands: standard error, spread over clients
+CLEAR, PALE = 0.16, 0.07  # bands: standard error or interval, spread over clients
 
 
 def curves(methods: Sequence[Method]) -> list[Plot]:
@@ -36,13 +36,14 @@ def _traces(name: str, metric: str, one: Series, look: Style, time: Clock) -> It
     xs = {"pairs": _plain(one.pairs), "rounds": _plain(one.rounds), "time": _plain(one.seconds / time.seconds)}
     common = {"type": "scatter", "name": literal(name), "x": xs["pairs"], "meta": {"method": name, **xs}}
     # A line at the edge of the paler band, or others would hide it.
-    for half, alpha, width in ((one.spreads, PALE, 0.6), (one.errors, CLEAR, 0.0)):
-        if np.isfinite(half).all():
+    spread = one.values - one.spreads, one.values + one.spreads
+    for (low, high), alpha, width in ((spread, PALE, 0.6), ((one.lows, one.highs), CLEAR, 0.0)):
+        if np.isfinite(low).all():
             line = {"color": _faint(look.colour, 0.6), "width": width}
             edge = {**common, "mode": "lines", "line": line, "hoverinfo": "skip"}
-            yield {**edge, "y": _plain(one.values - half)}
+            yield {**edge, "y": _plain(low)}
             fill = {"fill": "tonexty", "fillcolor": _faint(look.colour, alpha)}
-            yield {**edge, "y": _plain(one.values + half), **fill}
+            yield {**edge, "y": _plain(high), **fill}
     yield {
         **common,
         "y": _plain(one.values),
@@ -53,8 +54,14 @@ def _traces(name: str, metric: str, one: Series, look: Style, time: Clock) -> It
         "hovertemplate": "%{hovertext}<extra></extra>",
         "hoverlabel": {"bordercolor": look.colour},
         # A band needs two rounds.
-        **({"error_y": {"array": _plain(one.errors), "width": 4}} if len(one.rounds) == 1 else {}),
+        **({"error_y": _bar(one)} if len(one.rounds) == 1 else {}),
     }
+
+
+def _bar(one: Series) -> dict[str, Any]:
+    """Return plotly's error bar between the ends of the band."""
+    above, below = _plain(one.highs - one.values), _plain(one.values - one.lows)
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "width": 4}
 
 
 def _plain(values: Floats) -> list[float | None]:
@@ -68,16 +75,22 @@ def _faint(colour: str, alpha: float) -> str:
 
 
 def _hover(name: str, metric: str, one: Series, i: int, time: Clock) -> str:
-    error, spread, seconds = one.errors[i], one.spreads[i], one.seconds[i]
+    spread, seconds = one.spreads[i], one.seconds[i]
     wall = f", {seconds / time.seconds:.3g} {time.unit}" if np.isfinite(seconds) else ""
     return "<br>".join(
         [
             f"<b>{literal(name)}</b>",
-            f"{metric} {one.values[i]:.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else ""),
+            f"{metric} {one.values[i]:.4g}" + _uncertain(one, i),
             *([f"standard deviation over clients {spread:.2g}"] if np.isfinite(spread) else []),
             f"round {one.rounds[i]:.0f}, {one.pairs[i]:,.0f} pairs{wall}",
         ]
     )
+
+
+def _uncertain(one: Series, i: int) -> str:
+    if np.isfinite(one.errors[i]):
+        return f" ± {one.errors[i]:.2g}"
+    return f" [{one.lows[i]:.4g}, {one.highs[i]:.4g}]" if np.isfinite(one.lows[i]) else ""
 
 
 def _layout(drawn: Mapping[str, Series], time: Clock) -> dict[str, Any]:

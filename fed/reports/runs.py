@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from fed.config.moved import name_as_now
 from fed.config.scopes import of_role
 from fed.tracking.line_files import read_lines
-from fed.tracking.metrics import EVERYONE, Line, read_metrics
+from fed.tracking.metrics import EVERYONE, Line, chosen, read_metrics
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, MARGINS, PARTITION_FILE, SAMPLES, SUMMARY, TIMING
 
 # Keys that number a repetition or name a folder; they do not change what a run tries.
@@ -31,7 +32,7 @@ class Point:
     server_round: int
     pairs: int  # trained until then by all clients together
     seconds: float | None  # since the run began; in mode=local until all clients, one after the other, were as far
-    metrics: Mapping[str, float]  # accuracy, margin, loss, kl, ...; only finite values
+    metrics: Mapping[str, float]  # accuracy, margin, loss, log_ratio, ...; only finite values
     spread: Mapping[str, float]  # mode=local: standard deviation over clients, by metric
 
 
@@ -94,6 +95,20 @@ class Run:
             for line in self.lines
             if line.who == who and line.split == "test"
         ]
+
+    @property
+    def chosen_accuracy(self) -> float | None:
+        """The test accuracy after the round that the validation pairs chose; None without both.
+
+        In mode=local each client chooses its own round, by its score on validation pairs, and this is their mean.
+        """
+        by_who: dict[str, list[Line]] = {}
+        for line in self.lines:
+            if line.who.startswith("client-") if self.mode == "local" else line.who == "server":
+                by_who.setdefault(line.who, []).append(line)
+        found = [chosen(lines).get("test", {}).get("accuracy") for lines in by_who.values()]
+        known = [accuracy for accuracy in found if accuracy is not None]
+        return fmean(known) if known and len(known) == len(found) else None
 
     @property
     def bytes_sent(self) -> int | None:

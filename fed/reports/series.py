@@ -31,7 +31,9 @@ class Series(NamedTuple):
     pairs: Floats  # this and the following are means over seeds
     seconds: Floats
     values: Floats
-    errors: Floats  # standard error over seeds; for the accuracy of one seed the binomial one
+    errors: Floats  # standard error over seeds
+    lows: Floats  # ends of the band: an error below the value, or of one seed's accuracy the end of Wilson's interval
+    highs: Floats
     spreads: Floats  # mode=local: standard deviation over clients
 
 
@@ -67,12 +69,13 @@ def _longest(times: Iterable[Floats]) -> float | None:
     return max(known, default=None)
 
 
-def _summed_up(points: Sequence[Point], metric: str) -> tuple[float, float, float, float, float]:
-    """Return pairs, seconds, value, error and spread at one round."""
+def _summed_up(points: Sequence[Point], metric: str) -> tuple[float, ...]:
+    """Return pairs, seconds, value, error, both ends of the band and spread at one round."""
     value, error = mean_and_se([point.metrics[metric] for point in points])
-    if len(points) == 1:
-        error = points[0].metrics.get(f"{metric}_se", np.nan)
+    low, high = value - error, value + error
+    if not error > 0 and f"{metric}_low" in points[0].metrics:  # one seed, or seeds of one accuracy
+        error, low, high = np.nan, points[0].metrics[f"{metric}_low"], points[0].metrics[f"{metric}_high"]
     spread = np.mean([point.spread.get(metric, np.nan) for point in points])
     # With dtype float an unknown time, None, becomes NaN.
     seconds = np.mean(np.array([point.seconds for point in points], dtype=np.float64))
-    return float(np.mean([point.pairs for point in points])), float(seconds), value, error, float(spread)
+    return float(np.mean([point.pairs for point in points])), float(seconds), value, error, low, high, float(spread)

@@ -1,6 +1,6 @@
 """Statistics of finished runs: means with standard errors, and paired differences in accuracy with intervals.
 
-Shapes: S seeds, P test pairs of a seed, U conversations of all seeds, D bootstrap draws.
+Shapes: S seeds, P test pairs of a seed, U conversations of all seeds.
 """
 
 import math
@@ -13,13 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fed.intervals import NORMAL, student, wilson
 from fed.reports.runs import Method, Run
-from fed.seeding import generator
 
 Floats = NDArray[np.float64]
-DRAWS = 10_000
-COVERED = (0.025, 0.975)  # quantiles at the ends of a 95 % interval
-COUNTS_AT_ONCE = 2_000_000  # numbers in memory while conversations are drawn
 
 
 class Mean(NamedTuple):
@@ -27,6 +24,22 @@ class Mean(NamedTuple):
 
     mean: float
     se: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "not finite"
+        return f"{self.mean:z.3f}" + ("" if math.isnan(self.se) else f" ± {self.se:.3f}")
+
+
+class Share(NamedTuple):
+    """An accuracy on the test pairs of one seed, with the ends of Wilson's 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return with_interval(*self)
 
 
 @dataclass(frozen=True)
@@ -38,19 +51,33 @@ class Difference:
     high: float
     num_pairs: int  # summed over seeds
     num_seeds: int
+    of_pairs: tuple[float, float] | None = None  # ends of the interval for these very seeds, whatever others would do
 
     @property
     def shown(self) -> bool:
         """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def has_too_few_seeds(self) -> bool:
+        """True if the interval includes 0 and seeds decide that: their pairs exclude it, or they double the width."""
+        if self.shown or self.of_pairs is None:
+            return False
+        low, high = self.of_pairs
+        return low > 0 or high < 0 or self.high - self.low > 2 * (high - low)
+
     def verdict(self, a: str, b: str) -> str:
         """Say in words which of the methods `a`, the minuend, and `b` is better."""
+        found = with_interval(self.mean, self.low, self.high)
+        if self.has_too_few_seeds:
+            assert self.of_pairs is not None
+            alone = "[{:z.3f}, {:z.3f}]".format(*self.of_pairs)
+            return f"too few seeds to say: {found}; for these {self.num_seeds} seeds alone {alone}"
         if not self.shown:
-            return f"no difference shown: {_interval(self.mean, self.low, self.high)}"
+            return f"no difference shown: {found}"
         if self.low > 0:
-            return f"{a} is better than {b} by {_interval(self.mean, self.low, self.high)}"
-        return f"{b} is better than {a} by {_interval(-self.mean, -self.high, -self.low)}"
+            return f"{a} is better than {b} by {found}"
+        return f"{b} is better than {a} by {with_interval(-self.mean, -self.high, -self.low)}"
 
 
 def mean_and_se(values: Sequence[float]) -> Mean:
@@ -60,6 +87,21 @@ def mean_and_se(values: Sequence[float]) -> Mean:
         StatisticsError: If there is no value.
     """
     return Mean(fmean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
+
+
+def accuracy(values: Sequence[float], num_pairs: float) -> Mean | Share:
+    """Return the mean accuracy of seeds that have `num_pairs` test pairs each.
+
+    One seed has Wilson's interval, and so have seeds of one and the same accuracy: their standard error 0 would say
+    that nothing is unknown.
+
+    Raises:
+        StatisticsError: If there is no value.
+    """
+    found = mean_and_se(values)
+    if math.isnan(found.mean) or found.se > 0:
+        return found
+    return Share(found.mean, *wilson(found.mean, num_pairs))
 
 
 def differences(methods: Sequence[Method]) -> dict[tuple[str, str], Difference]:
@@ -98,34 +140,59 @@ def difference(a: Method, b: Method, server_round: int | None = None) -> Differe
     return paired_difference(vectors, [own.conversations for own, _ in matched])
 
 
-def paired_difference(
-    differences: Sequence[Floats], conversations: Sequence[Sequence[str]], *, num_draws: int = DRAWS
-) -> Difference:
-    """Return the mean over seeds of the mean over pairs, with a percentile interval from a bootstrap with a fixed seed.
+def paired_difference(differences: Sequence[Floats], conversations: Sequence[Sequence[str]]) -> Difference:
+    """Return the mean over seeds of the mean over pairs, with a 95 % interval that lies within [-1, 1].
 
-    Each draw takes whole conversations with replacement, because pairs of one conversation are not independent. A
-    conversation that several seeds have is taken equally often for all of them. To the mean over the n seeds a draw
-    adds the variation between seeds beyond the noise of their pairs, by a model with random effects of seeds
-    (DerSimonian and Laird 1986): sqrt(v / n) times a number from Student's distribution with n - 1 degrees of freedom.
-    Here v is the variance between the seeds minus the variance that the drawn conversations give them, or 0. One seed
-    says nothing of others, so then nothing is added.
+    **Pairs.** To the conversations come two invented ones of mean size, one won by either method. Then the interval is
+    mean -+ t sqrt(V), V being the variance of the mean with whole conversations as its units, because pairs of one
+    conversation are not independent, and t Student's quantile for their number. With conversations of one pair and the
+    normal quantile in place of t this is the adjusted Wald interval of Bonett and Price 2012, "Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data". Without the two it would have no
+    width where the methods agree on all pairs. Seeds that have the same conversation share its luck.
 
-    Share of such intervals that held a true difference of 0, with 64 pairs for each seed and seeds that differ by r
-    times the standard error that these pairs leave one seed (1,000 replications): 3 seeds 96.6 % at r = 0, 92.4 % at 1,
-    90.3 % at 3, 94.0 % at 10; 5 seeds 96.4, 93.9, 94.0, 95.5 %; 10 seeds 95.3, 92.9, 94.4, 94.3 %.
+    **Seeds.** The means of S seeds have the standard error s = sd / sqrt(S), and t_(S-1) s is the half width for other
+    seeds. It holds the noise that each seed's pairs leave its own mean, whose variance W the interval of pairs holds
+    already. So the squares of the half widths are added and W's is subtracted (as in Cameron, Gelbach and Miller
+    2011, "Robust inference with multiway clustering": V = V_pairs + V_seeds - V_both):
+
+        end = mean -+ sqrt((mean - end of pairs)^2 + max(0, t_(S-1)^2 s^2 - 1.96^2 W))
+
+    Two seeds have t = 12.7, three 4.3: where they differ, they say little of others. One seed says nothing of others,
+    so then nothing is added. docs/reading_the_curves.md has the coverage in simulations.
 
     Args:
         differences: For each seed, correctness with one method minus that with the other, in [-1, 1], (P,).
         conversations: For each seed, the conversation of each of these pairs, (P,).
-        num_draws: D.
     """
     sums_SU, counts_SU = _by_conversation(differences, conversations)
-    means_S = sums_SU.sum(axis=1) / counts_SU.sum(axis=1)
-    rng = generator(0, "paired bootstrap")
-    drawn_DS = _draw_conversations(sums_SU, counts_SU, num_draws, rng)
-    drawn_D = drawn_DS.mean(axis=1) + _draw_seeds(means_S, drawn_DS, rng)
-    low, high = np.quantile(drawn_D, COVERED)
-    return Difference(float(means_S.mean()), float(low), float(high), int(counts_SU.sum()), len(means_S))
+    num_pairs_S = counts_SU.sum(axis=1, keepdims=True)
+    values_SU, shares_SU = sums_SU / num_pairs_S, counts_SU / num_pairs_S  # of the seed's mean, and of its pairs
+    means_S = values_SU.sum(axis=1)
+    mean, num_seeds = float(means_S.mean()), len(means_S)
+    of_pairs = _over_pairs(values_SU, shares_SU, means_S)
+    added = _over_seeds(values_SU, shares_SU, means_S) if num_seeds > 1 else 0.0
+    low, high = (math.sqrt((mean - end) ** 2 + added) for end in of_pairs)
+    return Difference(
+        mean, max(-1.0, mean - low), min(1.0, mean + high), int(counts_SU.sum()), num_seeds, of_pairs=of_pairs
+    )
+
+
+def _over_pairs(values_SU: Floats, shares_SU: Floats, means_S: Floats) -> tuple[float, float]:
+    """Return the ends of the interval over conversations, for these seeds alone."""
+    size = values_SU.shape[1]
+    shrunk = size / (size + 2)  # the two invented conversations cancel out in the mean
+    mean = float(means_S.mean()) * shrunk
+    residuals_U = (values_SU - shrunk * means_S[:, None] * shares_SU).mean(axis=0)
+    invented = ((1 - mean) ** 2 + (1 + mean) ** 2) / size**2
+    half = student(size + 1) * shrunk * math.sqrt(float((residuals_U**2).sum()) + invented)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def _over_seeds(values_SU: Floats, shares_SU: Floats, means_S: Floats) -> float:
+    """Return the square of the half width that other seeds add to the interval over pairs."""
+    num_seeds = len(means_S)
+    noise = float(((values_SU - means_S[:, None] * shares_SU) ** 2).sum()) / num_seeds**2
+    return max(0.0, student(num_seeds - 1) ** 2 * float(means_S.var(ddof=1)) / num_seeds - NORMAL**2 * noise)
 
 
 def _by_conversation(differences: Sequence[Floats], conversations: Sequence[Sequence[str]]) -> tuple[Floats, Floats]:
@@ -137,39 +204,6 @@ def _by_conversation(differences: Sequence[Floats], conversations: Sequence[Sequ
         sums[s] = np.bincount(where, vector, minlength=len(position))
         counts[s] = np.bincount(where, minlength=len(position))
     return sums, counts
-
-
-def _draw_conversations(sums_SU: Floats, counts_SU: Floats, num_draws: int, rng: np.random.Generator) -> Floats:
-    """Return the mean of each seed over drawn conversations, (D, S)."""
-    size = sums_SU.shape[1]
-    means_S = sums_SU.sum(axis=1) / counts_SU.sum(axis=1)
-    at_once = max(1, COUNTS_AT_ONCE // size)
-    parts = []
-    for start in range(0, num_draws, at_once):
-        taken_DU = _multinomial(min(at_once, num_draws - start), size, size, rng)
-        pairs_DS = taken_DU @ counts_SU.T
-        # A draw of a handful of conversations may hold none that a seed has; the seed's own mean stands in then.
-        whole = np.broadcast_to(means_S, pairs_DS.shape).copy()
-        parts.append(np.divide(taken_DU @ sums_SU.T, pairs_DS, out=whole, where=pairs_DS > 0))
-    return np.concatenate(parts)
-
-
-def _draw_seeds(means_S: Floats, drawn_DS: Floats, rng: np.random.Generator) -> Floats:
-    """Draw the deviation of other seeds from the mean over these, (D,)."""
-    num_draws, num_seeds = drawn_DS.shape
-    if num_seeds == 1:
-        return np.zeros(num_draws)
-    of_pairs = (drawn_DS - means_S).var(axis=1, ddof=1).mean()
-    of_seeds = max(0.0, means_S.var(ddof=1) - of_pairs)
-    added_D: Floats = math.sqrt(of_seeds / num_seeds) * rng.standard_t(num_seeds - 1, num_draws)
-    return added_D
-
-
-def _multinomial(num_draws: int, size: int, taken: int, rng: np.random.Generator) -> Floats:
-    """Draw `taken` of `size` things with replacement and count each of them, (num_draws, size)."""
-    # Counting drawn numbers takes a fraction of the time of rng.multinomial.
-    numbers = rng.integers(size, size=(num_draws, taken)) + size * np.arange(num_draws)[:, None]
-    return np.bincount(numbers.ravel(), minlength=num_draws * size).reshape(num_draws, size).astype(np.float64)
 
 
 def _matched(a: Method, b: Method) -> Iterator[tuple[Run, Run]]:
@@ -188,5 +222,6 @@ def _correct(run: Run, server_round: int) -> Floats:
     return correct
 
 
-def _interval(mean: float, low: float, high: float) -> str:
+def with_interval(mean: float, low: float, high: float) -> str:
+    """Return a number with the ends of its interval, as all reports show it."""
     return f"{mean:z.3f} [{low:z.3f}, {high:z.3f}]"

@@ -20,7 +20,7 @@ PANELS = {
     "accuracy": "accuracy (share of pairs)",
     "margin": "reward margin (β · nats)",
     "loss": "loss (nats)",
-    "kl": "KL(reference ‖ policy)\n(nats per response)",
+    "log_ratio": "log reference / policy\n(nats per response)",
 }
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from statistics import fmean
 
 from fed.reports.runs import Run
-from fed.reports.statistics import mean_and_se
+from fed.reports.statistics import accuracy, mean_and_se
 from fed.reports.sweep_png import picture
 from fed.reports.sweep_settings import Setting, best_first, label, settings, shown, swept_keys
 from fed.tracking.run_files import CONFIG, SUMMARY
 
-METRICS = ("accuracy", "margin", "loss", "kl")
-BEST = "best_accuracy"  # of all rounds after training began
+METRICS = ("accuracy", "margin", "loss", "log_ratio")
+CHOSEN = "accuracy_at_best_validation"  # after the round that the validation pairs chose
+BEST = "best_accuracy"  # of all rounds after training began, on the test pairs themselves
 
 
 def draw(runs: Path | Sequence[Run], out_dir: Path) -> Path:
@@ -50,22 +51,24 @@ def finished(folders: Sequence[Path]) -> list[Run]:
 def _write_csv(swept: Sequence[Setting], keys: Sequence[str], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*keys, "seed", *(f"final_{metric}" for metric in METRICS), BEST, "run"])
+        writer.writerow([*keys, "seed", *(f"final_{metric}" for metric in METRICS), CHOSEN, BEST, "run"])
         for setting in swept:
             for run in setting.runs:
                 metrics = [run.points[-1].metrics.get(metric) for metric in METRICS]
-                writer.writerow([*setting.values, run.seed, *metrics, _best(run), run.folder])
+                writer.writerow([*setting.values, run.seed, *metrics, run.chosen_accuracy, _best(run), run.folder])
 
 
 def _markdown(swept: Sequence[Setting], keys: Sequence[str]) -> str:
     names = [label(key) for key in keys]
-    head = [*names, "runs", "accuracy", "margin", "loss", "KL", "best accuracy"]
+    head = [*names, "runs", "accuracy", "margin", "loss", "log-ratio", "accuracy at validation's best", "best on test"]
     count = sum(len(setting.runs) for setting in swept)
     rows = [head, ["---"] * len(head), *(_row(setting, keys) for setting in swept)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         f"# {', '.join(names) or 'seed'}: {count} runs\n\n"
-        "On the test pairs after the last round; mean ± standard error over a setting's runs, one for each seed.\n\n"
+        "On the test pairs after the last round; mean ± standard error over a setting's runs, one for each seed. In "
+        "brackets: 95 % Wilson interval of one run's accuracy, or of runs that have all the same. Best on test: the "
+        "round was chosen on the test pairs themselves, so it flatters.\n\n"
         f"{_best_setting(swept, keys)}{table}\n\n![final accuracy by setting](sweep.png)\n"
     )
 
@@ -83,17 +86,23 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
 
 def _row(setting: Setting, keys: Sequence[str]) -> list[str]:
     values = [shown(*item).replace("|", "\\|") for item in zip(keys, setting.values, strict=True)]
-    finals = [_mean(setting.final(metric), len(setting.runs)) for metric in METRICS]
-    best = [best for run in setting.runs if (best := _best(run)) is not None]
-    return [*values, str(len(setting.runs)), *finals, _mean(best, len(setting.runs))]
+    finals = [_mean(setting.final(metric), setting) for metric in METRICS[1:]]
+    scores = [setting.final(METRICS[0])]
+    for score in (lambda run: run.chosen_accuracy, _best):
+        scores.append([found for run in setting.runs if (found := score(run)) is not None])
+    final, chosen, best = (_accuracy(score, setting) for score in scores)
+    return [*values, str(len(setting.runs)), final, *finals, chosen, best]
 
 
-def _mean(values: Sequence[float], count: int) -> str:
+def _mean(values: Sequence[float], setting: Setting) -> str:
     """Return mean ± standard error; "-" if a run of the setting diverged and so has no value."""
-    if len(values) < count:
-        return "-"
-    mean, se = mean_and_se(values)
-    return f"{mean:.3f} ± {se:.3f}" if count > 1 else f"{mean:.3f}"
+    return str(mean_and_se(values)) if len(values) == len(setting.runs) else "-"
+
+
+def _accuracy(values: Sequence[float], setting: Setting) -> str:
+    """Return the mean accuracy as `_mean` does, or with Wilson's interval on one run's test pairs."""
+    pairs = setting.runs[0].points[-1].metrics.get("examples")
+    return str(accuracy(values, pairs)) if pairs and len(values) == len(setting.runs) else _mean(values, setting)
 
 
 def _best(run: Run) -> float | None:

@@ -9,8 +9,9 @@ from statistics import fmean
 
 from fed.reports.budgets import budgets
 from fed.reports.runs import Method, Point, Run
-from fed.reports.statistics import Difference, Mean, mean_and_se, verdicts
+from fed.reports.statistics import Difference, Mean, Share, accuracy, mean_and_se, verdicts
 
+METRICS = ("margin", "loss", "log_ratio")
 NEAR = 0.95  # share of the centralised run's final accuracy
 # The first columns of compare.csv; other recorded metrics follow.
 COLUMNS = (
@@ -21,22 +22,26 @@ COLUMNS = (
     "pairs",
     "seconds",
     "accuracy",
-    "accuracy_se",
+    "accuracy_low",
+    "accuracy_high",
     "margin",
     "loss",
-    "kl",
+    "log_ratio",
     "ties",
 )
 MEANING = (
-    "Accuracy, margin, loss and KL: on the test pairs after the last round. Best accuracy: in each run's best round.",
+    "Accuracy, margin, loss and log-ratio: on the test pairs after the last round. Log-ratio: mean of log(reference / "
+    "policy) over held-out responses, in nats.",
+    "At validation's best: test accuracy after the round with the highest validation accuracy. Best on test: in the "
+    "round that was best on the test pairs themselves, so it flatters.",
     "Pairs to 95 %: pairs trained until accuracy was 95 % of the centralised run's final accuracy, for the same seed.",
     "Wall-clock and traffic (bytes to and from the server): of a whole run, means over seeds.",
 )
 HOW = (
     "Accuracy of the first method minus that of the second on the same test pairs, after the last round that both "
-    "have, with a 95 % interval. The interval comes from a bootstrap over conversations and, with several seeds, "
-    "includes the variation between seeds (it held the true difference in 90 to 97 % of simulated cases of 3 seeds). "
-    "With one seed it says nothing about other seeds. Of many intervals, some exclude 0 by chance."
+    "have, with a 95 % interval over conversations and, with several seeds, over seeds. With one seed it says nothing "
+    "about other seeds. Too few seeds to say: these runs differ, but so unequally that others may not. Of many "
+    "intervals, some exclude 0 by chance."
 )
 
 
@@ -48,11 +53,12 @@ class Row:
     mode: str
     seeds: tuple[int, ...]
     num_pairs: int  # test pairs of the first run
-    accuracy: Mean  # after the last round, like margin, loss and KL
-    best: Mean  # accuracy after each run's best round, round 0 excluded
+    accuracy: Mean | Share  # after the last round, like margin, loss and log-ratio
+    chosen: Mean | Share | None  # after the round that each run's validation pairs chose; None if a run has none
+    best: Mean | Share  # after the round that was best on each run's test pairs, round 0 excluded
     margin: Mean
     loss: Mean
-    kl: Mean
+    log_ratio: Mean
     clients_sd: float | None  # mode=local: standard deviation of the final accuracy over clients
     pairs_to_near: float | None  # trained until NEAR of the final accuracy of the centralised run of the same seed
     num_near: int  # runs that came so near; the mean is over them
@@ -64,8 +70,7 @@ class Row:
 def rows(methods: Sequence[Method]) -> list[Row]:
     """Return a row for each method.
 
-    With one seed the standard error of an accuracy a on P test pairs is binomial, sqrt(a (1 - a) / P), and that of
-    other metrics is NaN.
+    With one seed an accuracy has Wilson's interval, and other metrics have neither that nor a standard error.
 
     Raises:
         ValueError: If a run was never evaluated after training.
@@ -119,11 +124,12 @@ def cells(row: Row) -> dict[str, str]:
         "method": row.method,
         "mode": row.mode,
         "seeds": ", ".join(map(str, row.seeds)),
-        "accuracy": _with_error(row.accuracy),
-        "best accuracy": _with_error(row.best),
-        "margin": _with_error(row.margin),
-        "loss": _with_error(row.loss),
-        "KL": _with_error(row.kl),
+        "accuracy": str(row.accuracy),
+        "at validation's best": "-" if row.chosen is None else str(row.chosen),
+        "best on test": str(row.best),
+        "margin": str(row.margin),
+        "loss": str(row.loss),
+        "log-ratio": str(row.log_ratio),
         "pairs to 95 %": _pairs_to_near(row),
         "wall-clock": _duration(row.wall_seconds),
         "traffic": "-" if row.traffic is None else _size(row.traffic),
@@ -133,15 +139,13 @@ def cells(row: Row) -> dict[str, str]:
 def notes(found: Sequence[Row]) -> list[str]:
     """Return the notes below the table."""
     several = [row for row in found if len(row.seeds) > 1]
-    single = [row for row in found if len(row.seeds) == 1]
+    wilson = [row for row in found if isinstance(row.accuracy, Share)]
     said = []
     if several:
         said.append(f"± of {_named(several)}: standard error over seeds, sd / sqrt(n).")
-    if single:
-        tested = ", ".join(f"{count:,}" for count in sorted({row.num_pairs for row in single}))
-        said.append(
-            f"± of {_named(single)}: one seed's binomial standard error sqrt(a (1 - a) / P), P = {tested} test pairs."
-        )
+    if wilson:
+        tested = ", ".join(f"{count:,}" for count in sorted({row.num_pairs for row in wilson}))
+        said.append(f"[ ] of {_named(wilson)}: 95 % Wilson interval of an accuracy on one seed's {tested} test pairs.")
     for row in found:
         if row.clients_sd is not None:
             spread = f"the standard deviation of its accuracy over clients is {row.clients_sd:.3f}"
@@ -152,23 +156,24 @@ def notes(found: Sequence[Row]) -> list[str]:
 def _row(method: Method, aims: Mapping[int, float]) -> Row:
     points = [_trained(run) for run in method.runs]
     num_pairs = len(method.runs[0].test_pairs)
-    last = {
-        name: [own[-1].metrics.get(name, math.nan) for own in points] for name in ("accuracy", "margin", "loss", "kl")
-    }
+    last = {name: [own[-1].metrics.get(name, math.nan) for own in points] for name in ("accuracy", *METRICS)}
     spreads = [own[-1].spread["accuracy"] for own in points if "accuracy" in own[-1].spread]
     near = [_pairs_until(own, aims[run.seed]) for run, own in zip(method.runs, points, strict=True) if run.seed in aims]
     reached = [pairs for pairs in near if pairs is not None]
     traffic = [run.bytes_sent for run in method.runs if run.bytes_sent is not None]
+    chosen = [run.chosen_accuracy for run in method.runs]
+    known = [found for found in chosen if found is not None]
     return Row(
         method=method.name,
         mode=method.mode,
         seeds=tuple(run.seed for run in method.runs),
         num_pairs=num_pairs,
-        accuracy=_accuracy(last["accuracy"], num_pairs),
-        best=_accuracy([max(point.metrics["accuracy"] for point in own) for own in points], num_pairs),
+        accuracy=accuracy(last["accuracy"], num_pairs),
+        chosen=accuracy(known, num_pairs) if len(known) == len(chosen) else None,
+        best=accuracy([max(point.metrics["accuracy"] for point in own) for own in points], num_pairs),
         margin=mean_and_se(last["margin"]),
         loss=mean_and_se(last["loss"]),
-        kl=mean_and_se(last["kl"]),
+        log_ratio=mean_and_se(last["log_ratio"]),
         clients_sd=fmean(spreads) if spreads else None,
         pairs_to_near=fmean(reached) if reached else None,
         num_near=len(reached),
@@ -188,13 +193,8 @@ def _trained(run: Run) -> list[Point]:
     return found
 
 
-def _accuracy(values: Sequence[float], num_pairs: int) -> Mean:
-    mean, error = mean_and_se(values)
-    return Mean(mean, math.sqrt(mean * (1 - mean) / num_pairs) if len(values) == 1 else error)
-
-
-def _pairs_until(points: Sequence[Point], accuracy: float) -> int | None:
-    return next((point.pairs for point in points if point.metrics["accuracy"] >= accuracy), None)
+def _pairs_until(points: Sequence[Point], aim: float) -> int | None:
+    return next((point.pairs for point in points if point.metrics["accuracy"] >= aim), None)
 
 
 def _record(method: Method, run: Run, point: Point) -> dict[str, object]:
@@ -205,12 +205,6 @@ def _record(method: Method, run: Run, point: Point) -> dict[str, object]:
 
 def _named(found: Sequence[Row]) -> str:
     return ", ".join(row.method for row in found)
-
-
-def _with_error(found: Mean) -> str:
-    if math.isnan(found.mean):
-        return "not finite"
-    return f"{found.mean:z.3f}" + ("" if math.isnan(found.se) else f" ± {found.se:.3f}")
 
 
 def _pairs_to_near(row: Row) -> str:

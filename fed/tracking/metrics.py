@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fed.tracking.earlier_lines import as_now
 from fed.tracking.line_files import read_lines
 from fed.tracking.run_files import METRICS
 
@@ -34,8 +35,11 @@ class Line:
 
 
 def read_metrics(run_dir: Path) -> list[Line]:
-    """Read the lines of `metrics.jsonl` in order, without a last line that is incomplete."""
-    rows = read_lines(run_dir / METRICS)
+    """Read the lines of `metrics.jsonl` in order, without a last line that is incomplete.
+
+    Lines of earlier versions have the names of today: see `fed.tracking.earlier_lines`.
+    """
+    rows = as_now(read_lines(run_dir / METRICS))
     return [Line(row.pop("round"), row.pop("who"), row.pop("split"), row.pop("pairs"), row) for row in rows]
 
 
@@ -58,9 +62,10 @@ def means_over_clients(lines: Iterable[Line]) -> Iterator[tuple[int, int, dict[s
 def means(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the mean of each metric that all have, and its standard deviation under `..._sd`.
 
-    Standard errors of single clients (`..._se`) are left out.
+    The ends of single clients' intervals (`..._low`, `..._high`) are left out.
     """
-    names = [n for n in every[0] if not n.endswith("_se") and all(metrics.get(n) is not None for metrics in every)]
+    ends = ("_low", "_high")
+    names = [n for n in every[0] if not n.endswith(ends) and all(metrics.get(n) is not None for metrics in every)]
     found = {name: fmean(metrics[name] for metrics in every) for name in names}
     if len(every) > 1:
         found |= {f"{name}_sd": stdev(metrics[name] for metrics in every) for name in names}
@@ -70,14 +75,17 @@ def means(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def results(lines: Sequence[Line], pairs: int) -> dict[str, Any]:
     """Return the part of `summary.json` that follows from the metrics.
 
-    `final` holds the last server line of each split, `best` the most accurate one. Bytes and failures are left out if
-    none were recorded.
+    `final` holds the last server line of each split, `chosen` those of the round that the validation pairs chose, and
+    `best` each split's most accurate one: on the test pairs themselves that is a choice which flatters. `chosen`, bytes
+    and failures are left out if there are none.
     """
     shared = [line for line in lines if line.who in ("server", EVERYONE) and line.split != COMMUNICATION]
     travelled = [line.metrics for line in lines if line.split == COMMUNICATION]
+    by_validation = chosen(shared)
     failures = Counter(line.who for line in lines if line.split == FAILURE)
     found: dict[str, Any] = {
         "final": {line.split: line.values() for line in shared},
+        **({"chosen": by_validation} if by_validation else {}),
         "best": best(shared),
         "pairs": pairs,
     }
@@ -86,6 +94,36 @@ def results(lines: Sequence[Line], pairs: int) -> dict[str, Any]:
     if failures:
         found["failures"] = failures
     return found
+
+
+def chosen(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Return the lines, by split, of the round after which the validation pairs were ranked best.
+
+    Of equal rounds it is the earliest. Nothing is chosen before training, or without validation pairs.
+    """
+    trained = [line for line in lines if line.server_round > 0]
+    scored = [line for line in trained if line.split == "validation" and line.metrics.get("accuracy") is not None]
+    if not scored:
+        return {}
+    at = max(scored, key=lambda line: (line.metrics["accuracy"], -line.server_round)).server_round
+    return {line.split: line.values() for line in trained if line.server_round == at and line.split != PRIVACY}
+
+
+def untied_accuracy(metrics: Mapping[str, Any]) -> float | None:
+    """Return the accuracy on the pairs that do not tie; None if all do, or none was measured.
+
+    `accuracy` counts ties as wrong. Before its first step a client's policy is the reference in round 1, so there all
+    pairs of that step tie.
+    """
+    accuracy, ties = metrics.get("accuracy"), metrics.get("ties") or 0.0
+    if accuracy is None or ties > 1 - 1e-9:
+        return None
+    return min(1.0, float(accuracy) / (1 - ties))
+
+
+def num_tied(every: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many pairs tie, of lines that say how many they have."""
+    return sum(round((metrics.get("ties") or 0.0) * metrics.get("examples", 0)) for metrics in every)
 
 
 def best(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,8 @@ from statistics import fmean
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fed.tracking.metrics import num_tied, untied_accuracy
+
 LINE_SECONDS = 30.0  # without a terminal, the longest silence while a client trains
 
 
@@ -65,17 +67,10 @@ class Display:
         """End the visit, however many pairs were counted."""
         self._visit.trained = self._visit.pairs
 
-    def print_line(
-        self, server_round: int, texts: Iterable[tuple[str, float, float | None]], pairs_per_second: float | None
-    ) -> None:
-        """Print the line of a finished round, from (label, value, standard error)."""
+    def print_line(self, server_round: int, texts: Iterable[str], pairs_per_second: float | None) -> None:
+        """Print the line of a finished round."""
         self._begin(server_round)  # a remote client may be heard of only when it replies
-        plus_minus = "+/-" if self._console.options.ascii_only else "±"
-        parts = [
-            f"{label} {value:.3f}" + ("" if error is None else f" {plus_minus} {error:.3f}")
-            for label, value, error in texts
-        ]
-        self._print(self._round(server_round), [*parts, *self._pace(pairs_per_second)])
+        self._print(self._round(server_round), [*texts, *self._pace(pairs_per_second)])
 
     def print_failure(self, server_round: int, client_id: int, reason: str) -> None:
         """Print that a client is left out."""
@@ -153,25 +148,25 @@ class RoundFigures:
 
     server_round: int
     server: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    clients: dict[str, dict[int, float]] = field(default_factory=dict)
+    clients: dict[str, dict[int, Mapping[str, float]]] = field(default_factory=dict)
     failed: int = 0
     epsilon: float | None = None
     remarks: Sequence[str] = ()
 
-    def texts(self) -> Iterator[tuple[str, float, float | None]]:
-        """Yield (label, value, standard error) for the round's line."""
+    def texts(self) -> Iterator[str]:
+        """Yield the parts of the round's line."""
         last = next(reversed(self.server), None)  # the test pairs where there are any
         for split, metrics in self.server.items():
             if "accuracy" in metrics:
-                yield f"{split} accuracy", metrics["accuracy"], metrics.get("accuracy_se")
+                yield _accuracy_text(split, [metrics], shows_interval=True)
             for name in ("loss", "margin"):
                 if name in metrics and (split == last or "accuracy" not in metrics):
-                    yield f"{split} {name}", metrics[name], None
-        for split, accuracies in self.clients.items():
-            who = "clients'" if len(accuracies) > 1 else f"client-{next(iter(accuracies))}"
-            yield f"{who} {split} accuracy", fmean(accuracies.values()), None
+                    yield f"{split} {name} {metrics[name]:.3f}"
+        for split, found in self.clients.items():
+            who = "clients'" if len(found) > 1 else f"client-{next(iter(found))}"
+            yield f"{who} {_accuracy_text(split, list(found.values()))}"
         if self.epsilon is not None:
-            yield "epsilon", self.epsilon, None
+            yield f"epsilon {self.epsilon:.3f}"
 
 
 @dataclass
@@ -182,6 +177,26 @@ class _Visit:
     client_id: int
     pairs: int
     trained: int = 0
+
+
+def _accuracy_text(split: str, found: Sequence[Mapping[str, float]], *, shows_interval: bool = False) -> str:
+    """Return the mean accuracy in words, with the number of ties if there are any.
+
+    Ties count as wrong in an evaluation. While a client trains they are no error of its: they are left out.
+    """
+    pairs, tied = sum(int(metrics.get("examples", 0)) for metrics in found), num_tied(found)
+    untied = [accuracy for metrics in found if (accuracy := untied_accuracy(metrics)) is not None]
+    if not untied:
+        return f"{split} accuracy: all {f'{pairs:,} ' if pairs else ''}pairs tied"
+    is_training = split == "train"
+    text = f"{split} accuracy {fmean(untied if is_training else [metrics['accuracy'] for metrics in found]):.3f}"
+    if shows_interval and "accuracy_low" in found[0]:
+        text += f" [{found[0]['accuracy_low']:.3f}, {found[0]['accuracy_high']:.3f}]"
+    if tied:
+        text += (
+            f" (without {tied:,} tied of {pairs:,} pairs)" if is_training else f" ({tied:,} of {pairs:,} pairs tied)"
+        )
+    return text
 
 
 def _clock(seconds: float) -> str:

@@ -21,6 +21,7 @@ from fed.tracking.metrics import (
     means_over_clients,
     read_metrics,
     results,
+    untied_accuracy,
 )
 from fed.tracking.progress import Display, RoundFigures
 from fed.tracking.run_files import FAILURES, MARGINS, METRICS, SAMPLES, SUMMARY, TENSORBOARD, TIMING
@@ -80,7 +81,7 @@ class Tracker(Log):
             return
         if split == "validation":
             self._tensorboard.scalars("Server", {f"acc/client-{client_id}": metrics["accuracy"]}, server_round)
-        self._enter(server_round).clients.setdefault(split, {})[client_id] = float(metrics["accuracy"])
+        self._enter(server_round).clients.setdefault(split, {})[client_id] = metrics
 
     def failed(self, client_id: int, server_round: int, reason: str, details: str) -> None:
         """Record that a client is left out of a round, and why; `details`, a traceback, go to `failures.log`."""
@@ -101,7 +102,7 @@ class Tracker(Log):
             tags["avg_acc/server"] = metrics["accuracy"]
         self._tensorboard.scalars("Server", tags, server_round, flush=True)
         self._enter(server_round).server[split] = {name: float(value) for name, value in metrics.items()}
-        if "accuracy" in metrics and split in ("validation", "test"):
+        if split in ("validation", "test") and untied_accuracy(metrics) is not None:
             self._display.accuracy = float(metrics["accuracy"])
 
     def evaluated(
@@ -142,8 +143,8 @@ class Tracker(Log):
         """Close the round's reports: `avg_acc/client` is the plain mean over the clients that reported."""
         current = self._enter(server_round)
         self._tensorboard.scalars("Server", {"clients/failed": current.failed}, server_round)
-        if accuracies := current.clients.get("validation", {}):
-            tags = {"avg_acc/client": fmean(accuracies.values())}
+        if found := current.clients.get("validation", {}):
+            tags = {"avg_acc/client": fmean(metrics["accuracy"] for metrics in found.values())}
             self._tensorboard.scalars("Server", tags, server_round, flush=True)
         self._display.end_visit()
 

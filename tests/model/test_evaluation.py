@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fed.data.tokens import PairLogps
+from fed.intervals import wilson
 from fed.model.evaluation import evaluate, pair_metrics
 from fed.model.policy import pair_logps
 from fed.model.references import with_reference
@@ -22,17 +23,17 @@ def logps(chosen: list[float], rejected: list[float]) -> Logps:
 def test_pair_metrics_by_hand():
     """Policy minus reference is 1, 0, -1 for chosen and 0, 0, 2 for rejected: one right, one tie, one wrong.
 
-    beta = 0.5: margin 0.5 * (1 + 0 - 3) / 3 = -1/3; rewards 0.5 * 0 and 0.5 * 2/3; kl -(1 + 0 + 1) / 3 / 2 = -1/3;
-    standard error sqrt(1/3 * 2/3 / 3).
+    beta = 0.5: margin 0.5 * (1 + 0 - 3) / 3 = -1/3; rewards 0.5 * 0 and 0.5 * 2/3; log-ratio -(1 + 0 + 1) / 3 / 2.
     """
     policy, reference = logps([-1, -2, -3], [-4, -4, -4]), logps([-2, -2, -2], [-4, -4, -6])
     assert pair_metrics(policy, reference, beta=0.5) == pytest.approx(
         {
             "accuracy": 1 / 3,
-            "accuracy_se": math.sqrt(2 / 27),
+            "accuracy_low": wilson(1 / 3, 3)[0],
+            "accuracy_high": wilson(1 / 3, 3)[1],
             "ties": 1 / 3,
             "margin": -1 / 3,
-            "kl": -1 / 3,
+            "log_ratio": -1 / 3,
             "reward_chosen": 0.0,
             "reward_rejected": 1 / 3,
             "logps_chosen": -2.0,
@@ -56,7 +57,7 @@ def test_swapping_chosen_and_rejected_turns_the_margin_and_mirrors_the_accuracy(
     before, after = pair_metrics(policy, reference, beta=1.0), pair_metrics(*turned, beta=1.0)
     assert after["margin"] == -before["margin"]
     assert after["accuracy"] == pytest.approx(1 - before["accuracy"] - before["ties"])
-    assert (after["ties"], after["kl"]) == (before["ties"], before["kl"])
+    assert (after["ties"], after["log_ratio"]) == (before["ties"], before["log_ratio"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
@@ -64,9 +65,10 @@ def test_untrained_weights_tie_exactly(policy, batch_size):
     pairs = with_reference(policy, examples(11), batch_size=batch_size, cache=None, weights_hash="")
     loss = functools.partial(dpo, beta=0.1)
     found = evaluate(policy, pairs, loss=loss, beta=0.1, batch_size=batch_size)
-    assert (found["accuracy"], found["ties"], found["margin"], found["kl"]) == (0.0, 1.0, 0.0, 0.0)
-    assert (found["accuracy_se"], found["reward_chosen"], found["reward_rejected"]) == (0.0, 0.0, 0.0)
-    assert math.copysign(1, found["kl"]) == 1, "printed as 0, not -0"
+    assert (found["accuracy"], found["ties"], found["margin"], found["log_ratio"]) == (0.0, 1.0, 0.0, 0.0)
+    assert (found["reward_chosen"], found["reward_rejected"]) == (0.0, 0.0)
+    assert found["accuracy_low"] == 0.0 and 0.2 < found["accuracy_high"] < 0.3, "11 ties leave much unknown"
+    assert math.copysign(1, found["log_ratio"]) == 1, "printed as 0, not -0"
     assert found["loss"] == pytest.approx(math.log(2), rel=1e-12)
 
 
@@ -82,8 +84,8 @@ def test_metrics_compare_the_weights_now_with_the_column(policy):
     found = evaluate(policy, pairs, loss=functools.partial(dpo, beta=2.0), beta=2.0, batch_size=4)
     assert (found["accuracy"], found["ties"], found["examples"]) == (0.75, 0.0, 4)
     assert found["margin"] == pytest.approx(2.0 * 0.5, rel=1e-12)
-    assert found["kl"] == pytest.approx(-0.25, rel=1e-12)
-    assert found["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4), rel=1e-12)
+    assert found["log_ratio"] == pytest.approx(-0.25, rel=1e-12)
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson(0.75, 4)
     expected = (3 * math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 4
     assert found["loss"] == pytest.approx(expected, rel=1e-12)
 

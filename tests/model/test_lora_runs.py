@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def test_a_federation_starts_at_the_reference_and_moves_the_adapter_only(run: Run) -> None:
     start, *_, end = run.tests()
-    assert (start["accuracy"], start["margin"], start["ties"], start["kl"]) == (0, 0, 1, 0)
+    assert (start["accuracy"], start["margin"], start["ties"], start["log_ratio"]) == (0, 0, 1, 0)
     assert abs(end["margin"]) > 1e-4
     policy = run.plan.policy
     assert all(tensor.abs().max() > 0 for name, tensor in model_tensors(policy.model).items() if ".lora_B." in name)

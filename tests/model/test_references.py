@@ -154,7 +154,7 @@ def test_untrained_weights_tie_exactly_in_every_precision(tmp_path, policy_dtype
     for _ in range(2):  # computed, then from the cache
         pairs = fill(policy, tmp_path)
         found = evaluate(policy, pairs, loss=functools.partial(dpo, beta=0.1), beta=0.1, batch_size=4)
-        assert (found["accuracy"], found["ties"], found["margin"], found["kl"]) == (0.0, 1.0, 0.0, 0.0)
+        assert (found["accuracy"], found["ties"], found["margin"], found["log_ratio"]) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_the_weights_hash_sees_values_names_shapes_and_dtypes(policy):

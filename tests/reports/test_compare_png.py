@@ -13,7 +13,7 @@ from fed.reports.runs import Method
 from fed.reports.series import series
 from support.fabricated_runs import fabricate, with_metrics
 
-ROWS, COLUMNS = ("accuracy", "margin", "loss", "kl"), ("pairs", "rounds", "seconds")
+ROWS, COLUMNS = ("accuracy", "margin", "loss", "log_ratio"), ("pairs", "rounds", "seconds")
 
 
 def method(folder: Path, name: str, *, seeds: Sequence[int] = (0, 1), mode: str = "federated", **how: Any) -> Method:
@@ -74,14 +74,16 @@ def test_accuracy_before_training_is_not_drawn_but_the_loss_is(tmp_path: Path):
     assert panel(drawn, "loss", "rounds").lines[0].get_xdata().tolist() == [0, 1, 2]
 
 
-def test_of_one_seed_only_accuracy_has_a_band_the_binomial_one(tmp_path: Path):
-    """sqrt(0.5 * 0.5 / 100) = 0.05 and sqrt(0.8 * 0.2 / 100) = 0.04."""
+def test_of_one_seed_only_accuracy_has_a_band_wilsons(tmp_path: Path):
+    """Of 100 pairs 50 are right, then all: the second band has a width although a (1 - a) is 0."""
     made = method(tmp_path, "a", seeds=[0])
-    run = with_metrics(made.runs[0], accuracy=[0, 0.5, 0.8], accuracy_se=[0, 0.05, 0.04])
+    run = with_metrics(
+        made.runs[0], accuracy=[0, 0.5, 1], accuracy_low=[0, 0.404, 0.963], accuracy_high=[0.04, 0.596, 1]
+    )
     drawn = figure([Method("a", [run])])
     [band] = bands(panel(drawn, "accuracy", "rounds"))
-    assert band == {1: pytest.approx((0.45, 0.55)), 2: pytest.approx((0.76, 0.84))}
-    assert not any(panel(drawn, metric, "rounds").collections for metric in ("margin", "loss", "kl"))
+    assert band == {1: pytest.approx((0.404, 0.596)), 2: pytest.approx((0.963, 1))}
+    assert not any(panel(drawn, metric, "rounds").collections for metric in ("margin", "loss", "log_ratio"))
 
 
 def test_clients_that_train_alone_have_a_band_of_their_spread_besides(tmp_path: Path):
@@ -112,17 +114,15 @@ def test_a_single_round_has_an_error_bar_where_it_belongs(tmp_path: Path):
         point, _, [bar] = container
         [[bottom, top]] = bar.get_segments()
         assert point.get_xydata().tolist() == [[100, found.values[0]]]
-        assert (bottom[1], top[1]) == pytest.approx(
-            (found.values[0] - found.errors[0], found.values[0] + found.errors[0])
-        )
+        assert (bottom[1], top[1]) == pytest.approx((found.lows[0], found.highs[0]))
     places = [container[0].get_transform().transform((100, 0))[0] for container in axes.containers]
     assert places[0] != places[1]
 
 
 def test_a_round_that_is_not_finite_in_one_run_is_left_out(tmp_path: Path):
     made = method(tmp_path, "a")
-    runs = [made.runs[0], with_metrics(made.runs[1], kl=[0, None, 1])]
-    assert series(Method("a", runs), "kl").rounds.tolist() == [0, 2]
+    runs = [made.runs[0], with_metrics(made.runs[1], log_ratio=[0, None, 1])]
+    assert series(Method("a", runs), "log_ratio").rounds.tolist() == [0, 2]
 
 
 def test_a_round_that_one_run_was_not_evaluated_in_is_left_out(tmp_path: Path):
@@ -164,11 +164,11 @@ def test_the_legend_names_methods_and_bands(tmp_path: Path):
     drawn.canvas.draw()  # one dollar sign begins no formula
 
 
-def test_the_legend_of_one_seed_speaks_of_the_binomial_error(tmp_path: Path):
+def test_the_legend_of_one_seed_speaks_of_wilsons_interval(tmp_path: Path):
     [legend] = figure([method(tmp_path, "a", seeds=[0])]).legends
     assert (
         legend.get_title().get_text()
-        == "Lines of one seed: on its test pairs. Bands: ± binomial standard error of accuracy."
+        == "Lines of one seed: on its test pairs. Bands: 95 % Wilson interval of accuracy."
     )
 
 

@@ -18,7 +18,7 @@ def write_run(run_dir: Path, *, server: bool, rounds: int = 4, metrics: tuple[st
             if server:
                 for split in ("validation", "test"):
                     values = dict.fromkeys(metrics, 0.5 + 0.01 * server_round)
-                    tracker.server(server_round, split, values | {"accuracy_se": 0.02})
+                    tracker.server(server_round, split, values | {"accuracy_low": 0.4, "accuracy_high": 0.7})
 
 
 def drawn(run_dir: Path, metric: str) -> dict[str, Series]:
@@ -37,7 +37,7 @@ def test_curves_are_a_png_of_readable_size(tmp_path: Path, server: bool, rounds:
 
 def test_a_figure_has_a_row_less_when_two_panels_are_empty(tmp_path: Path) -> None:
     write_run(tmp_path / "two", server=True)
-    write_run(tmp_path / "four", server=True, metrics=("accuracy", "loss", "margin", "kl"))
+    write_run(tmp_path / "four", server=True, metrics=("accuracy", "loss", "margin", "log_ratio"))
     two, four = (imread(path) for name in ("two", "four") if (path := curves(tmp_path / name)))
     assert two.shape[0] < 0.7 * four.shape[0]
 
@@ -50,13 +50,14 @@ def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_server_curves_have_the_standard_error_as_band(tmp_path: Path) -> None:
+def test_server_curves_have_the_interval_of_the_accuracy_as_band(tmp_path: Path) -> None:
     write_run(tmp_path, server=True)
     accuracy = drawn(tmp_path, "accuracy")["test"]
     assert accuracy.rounds.tolist() == [0, 1, 2, 3]
     assert accuracy.values == pytest.approx([0.5, 0.51, 0.52, 0.53])
-    assert accuracy.spread.tolist() == [0.02] * 4
-    assert np.isnan(drawn(tmp_path, "loss")["test"].spread).all()
+    assert (accuracy.low.tolist(), accuracy.high.tolist()) == ([0.4] * 4, [0.7] * 4)
+    assert accuracy.label == "test (band: 95 % interval)"
+    assert np.isnan(drawn(tmp_path, "loss")["test"].low).all()
 
 
 def test_without_a_server_the_clients_mean_and_deviation_are_drawn(tmp_path: Path) -> None:
@@ -64,7 +65,8 @@ def test_without_a_server_the_clients_mean_and_deviation_are_drawn(tmp_path: Pat
     write_run(tmp_path, server=False)
     accuracy = drawn(tmp_path, "accuracy")["test"]
     assert accuracy.values[0] == pytest.approx(0.55)
-    assert accuracy.spread == pytest.approx([0.1 / np.sqrt(2)] * 4)
+    assert accuracy.high - accuracy.values == pytest.approx([0.1 / np.sqrt(2)] * 4)
+    assert accuracy.values - accuracy.low == pytest.approx([0.1 / np.sqrt(2)] * 4)
 
 
 def test_a_tie_before_training_is_not_drawn_as_accuracy_zero(tmp_path: Path) -> None:
@@ -73,3 +75,16 @@ def test_a_tie_before_training_is_not_drawn_as_accuracy_zero(tmp_path: Path) -> 
             tracker.server(server_round, "test", {"accuracy": 0.0, "loss": 0.7})
     assert drawn(tmp_path, "accuracy")["test"].rounds.tolist() == [1]
     assert drawn(tmp_path, "loss")["test"].rounds.tolist() == [0, 1]
+
+
+def test_pairs_that_tie_at_the_first_step_are_left_out_of_the_training_curve(tmp_path: Path) -> None:
+    """Each of two clients ties on 4 of 10 pairs and ranks 3 and 6 others rightly: 3 / 6 and 6 / 6, mean 0.75."""
+    with make(tmp_path) as tracker:
+        for client_id, right in ((0, 3), (1, 6)):
+            tracker.client(client_id, 1, "train", {"accuracy": right / 10, "ties": 0.4, "examples": 10})
+            tracker.client(client_id, 2, "train", {"accuracy": right / 10, "ties": 0.0, "examples": 10})
+            tracker.client(client_id, 3, "train", {"accuracy": 0.0, "ties": 1.0, "examples": 10})
+    train = drawn(tmp_path, "accuracy")["train"]
+    assert train.rounds.tolist() == [1, 2]
+    assert train.values == pytest.approx([0.75, 0.45])
+    assert train.label == "train, mean of clients (band: standard deviation; 8 tied pairs left out)"

@@ -36,7 +36,7 @@ def test_a_multirun_ends_with_a_picture_of_its_runs(command_line: CommandLine) -
     assert {result.folder / row["run"] for row in rows} == set(result.runs)
     for row in rows:
         summary = json.loads((result.folder / row["run"] / "summary.json").read_text())
-        for metric in ("accuracy", "margin", "loss", "kl"):
+        for metric in ("accuracy", "margin", "loss", "log_ratio"):
             assert float(row[f"final_{metric}"]) == summary["final"]["test"][metric]
         assert float(row["best_accuracy"]) == summary["best"]["test"]["accuracy"]
 

@@ -37,7 +37,7 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_the_standard_error(methods):
 
 def test_the_first_round_is_drawn_of_all_but_accuracy(methods):
     firsts = {plot.title.split()[0]: line_of(plot.figure, "fedpo")["meta"]["rounds"][0] for plot in curves(methods)}
-    assert firsts == {"accuracy": 1, "reward": 0, "loss": 0, "KL(reference": 0}
+    assert firsts == {"accuracy": 1, "reward": 0, "loss": 0, "log": 0}
 
 
 def test_a_curve_knows_its_place_on_all_axes(methods):
@@ -57,7 +57,11 @@ def test_clients_that_train_alone_have_a_band_of_their_spread(methods):
 def test_a_single_round_of_a_single_seed_has_an_error_bar(tmp_path):
     run = fabricate(tmp_path / "run", mode="centralized", seed=0, rounds=1)
     line = curves([Method("centralized", [run])])[0].figure["data"][-1]
-    assert line["error_y"]["array"] == [pytest.approx(run.points[1].metrics["accuracy_se"])]
+    measured = run.points[1].metrics
+    assert line["error_y"]["array"] == [pytest.approx(measured["accuracy_high"] - measured["accuracy"])]
+    told = f"accuracy {measured['accuracy']:.4g} [{measured['accuracy_low']:.4g}, {measured['accuracy_high']:.4g}]"
+    assert told in line["hovertext"][0]
+    assert line["error_y"]["arrayminus"] == [pytest.approx(measured["accuracy"] - measured["accuracy_low"])]
 
 
 def test_many_methods_look_different():

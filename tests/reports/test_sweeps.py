@@ -85,9 +85,9 @@ def test_means_and_standard_errors_are_those_worked_out_by_hand(make: Make, tmp_
             make({"temp": temp}, seed=seed, accuracy=accuracy)
     draw(tmp_path / "runs", tmp_path / "out")
     text = (tmp_path / "out" / "sweep.md").read_text()
-    cells = "0.600 ± 0.058 | 1.200 ± 0.115 | 0.400 ± 0.058 | 1.800 ± 0.173 | 0.700 ± 0.058"
+    cells = "0.600 ± 0.058 | 1.200 ± 0.115 | 0.400 ± 0.058 | 1.800 ± 0.173 | - | 0.700 ± 0.058"
     assert f"| 0 | 3 | {cells} |" in text
-    assert "| 1 | 1 | 0.800 | 1.600 | 0.200 | 2.400 | 0.900 |" in text
+    assert "| 1 | 1 | 0.800 | 1.600 | 0.200 | 2.400 | - | 0.900 |" in text
     assert text.startswith("# temp: 4 runs\n")
 
 
@@ -102,7 +102,8 @@ def test_the_table_has_a_row_for_each_run(make: Make, tmp_path: Path) -> None:
         "final_accuracy": "0.25",
         "final_margin": "0.5",
         "final_loss": "0.75",
-        "final_kl": "0.75",
+        "final_log_ratio": "0.75",
+        "accuracy_at_best_validation": "",
         "best_accuracy": "0.35",
     }
 
@@ -218,3 +219,18 @@ def test_one_run_is_no_sweep_and_unfinished_ones_do_not_count(make: Make, tmp_pa
 def test_the_standard_error_of_one_run_is_unknown(make: Make) -> None:
     mean, se = mean_accuracy(settings([make({}, accuracy=0.3)], []))
     assert mean == 0.3 and math.isnan(se)
+
+
+def test_an_accuracy_of_one_run_has_wilsons_interval_and_validation_chooses_a_round(make: Make, tmp_path: Path) -> None:
+    """Of 100 test pairs 80 are right at the end, and 90 in round 1, which is best on validation and on test pairs."""
+    for temp, accuracy in ((0, 0.8), (1, 0.5)):
+        run = make({"temp": temp}, accuracy=accuracy)
+        path = run.folder / "metrics.jsonl"
+        lines = [json.loads(line) | {"examples": 100} for line in path.read_text().splitlines()]
+        lines += [line | {"split": "validation"} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw(tmp_path / "runs", tmp_path / "out")
+    text = (tmp_path / "out" / "sweep.md").read_text()
+    best = "0.900 [0.826, 0.945]"
+    assert f"| 0 | 1 | 0.800 [0.711, 0.867] | 1.600 | 0.200 | 2.400 | {best} | {best} |" in text
+    assert table(tmp_path / "out" / "sweep.csv")[0]["accuracy_at_best_validation"] == "0.9"

@@ -10,7 +10,7 @@ from fed.reports.budgets import EQUAL, budgets
 from fed.reports.runs import Method, Run
 from fed.reports.statistics import Difference
 from fed.reports.tables import cells, markdown, notes, rows, write_csv
-from support.fabricated_runs import fabricate, with_metrics
+from support.fabricated_runs import fabricate, with_metrics, with_validation
 
 
 def run(folder: Path, accuracy: Sequence[float], *, mode: str = "federated", seed: int = 0, pairs: int = 100) -> Run:
@@ -31,18 +31,18 @@ def two_seeds(folder: Path) -> list[Method]:
 
 
 def test_a_row_has_means_and_standard_errors_over_seeds(tmp_path: Path):
-    """Final 0.6 and 0.8: mean 0.7, sd 0.1 * sqrt(2), se 0.1. Best 0.68 and 0.8: 0.74 and 0.06."""
+    """Final 0.6 and 0.8: mean 0.7, sd 0.1 * sqrt(2), se 0.1. Best on test 0.68 and 0.8: 0.74 and 0.06."""
     row = rows(two_seeds(tmp_path))[0]
     assert (row.method, row.mode, row.seeds, row.num_pairs) == ("a", "federated", (0, 1), 100)
     assert row.accuracy == pytest.approx((0.7, 0.1))
     assert row.best == pytest.approx((0.74, 0.06))
 
 
-def test_margin_loss_and_kl_are_those_of_the_last_round(tmp_path: Path):
+def test_margin_loss_and_log_ratio_are_those_of_the_last_round(tmp_path: Path):
     made = run(tmp_path / "a", [0, 0.5, 0.5])
-    made = with_metrics(made, margin=[0, 1, 2], loss=[3, 4, 5], kl=[6, 7, 8])
+    made = with_metrics(made, margin=[0, 1, 2], loss=[3, 4, 5], log_ratio=[6, 7, 8])
     [row] = rows([Method("a", [made])])
-    assert (row.margin.mean, row.loss.mean, row.kl.mean) == (2, 5, 8)
+    assert (row.margin.mean, row.loss.mean, row.log_ratio.mean) == (2, 5, 8)
 
 
 def test_round_0_is_never_the_best(tmp_path: Path):
@@ -50,12 +50,34 @@ def test_round_0_is_never_the_best(tmp_path: Path):
     assert row.best.mean == 0.5
 
 
-def test_one_seed_has_the_binomial_standard_error(tmp_path: Path):
-    """On 100 pairs sqrt(0.8 * 0.2 / 100) = 0.04, of the best round sqrt(0.9 * 0.1 / 100) = 0.03."""
-    [row] = rows([Method("a", [run(tmp_path / "a", [0, 0.9, 0.8])])])
-    assert row.accuracy == pytest.approx((0.8, 0.04))
-    assert row.best == pytest.approx((0.9, 0.03))
+def test_one_seed_has_wilsons_interval(tmp_path: Path):
+    """80, and in the best round all, of 100 pairs: of 100 of 100 the lower end is 100 / (100 + 1.96^2)."""
+    [row] = rows([Method("a", [run(tmp_path / "a", [0, 1.0, 0.8])])])
+    assert cells(row)["accuracy"] == "0.800 [0.711, 0.867]"
+    assert cells(row)["best on test"] == "1.000 [0.963, 1.000]"
     assert math.isnan(row.margin.se)
+
+
+def test_validation_chooses_a_round_whatever_the_test_pairs_say(tmp_path: Path):
+    """Validation is best in round 2 of 3, where the test accuracy is 0.5, before its best in round 3."""
+    made = with_validation(run(tmp_path / "a", [0, 0.7, 0.5, 0.8]), {"server": [0.0, 0.6, 0.9, 0.9]})
+    [row] = rows([Method("a", [made])])
+    shown = cells(row)
+    assert [*shown][3:6] == ["accuracy", "at validation's best", "best on test"]
+    assert [shown[name].split()[0] for name in [*shown][3:6]] == ["0.800", "0.500", "0.800"]
+
+
+def test_clients_that_train_alone_each_choose_their_round(tmp_path: Path):
+    """Client 0 chooses round 1, the others round 2; their test accuracies there have the mean 0.55."""
+    made = fabricate(tmp_path / "l", mode="local", seed=0, rounds=2, num_clients=2)
+    made = with_validation(made, {"client-0": [0.0, 0.6, 0.5], "client-1": [0.0, 0.6, 0.7]})
+    test = {(line.who, line.server_round): line.metrics["accuracy"] for line in made.lines if line.split == "test"}
+    assert made.chosen_accuracy == pytest.approx((test["client-0", 1] + test["client-1", 2]) / 2)
+
+
+def test_without_validation_pairs_nothing_is_chosen(tmp_path: Path):
+    [row] = rows([Method("a", [run(tmp_path / "a", [0, 0.5])])])
+    assert row.chosen is None and cells(row)["at validation's best"] == "-"
 
 
 def test_pairs_are_counted_until_95_percent_of_the_centralised_run_of_the_same_seed(tmp_path: Path):
@@ -124,7 +146,7 @@ def test_the_csv_has_a_line_for_each_evaluation(tmp_path: Path):
     first = lines[1]
     keys = ("method", "mode", "seed", "round", "pairs", "seconds", "accuracy")
     assert [first[key] for key in keys] == ["a", "federated", "0", "1", "100", "17.0", "0.68"]
-    assert list(first)[:12] == [*keys, "accuracy_se", "margin", "loss", "kl", "ties"]
+    assert list(first)[:12] == [*keys, "accuracy_low", "accuracy_high", "margin", "loss", "log_ratio"]
     point = methods[0].runs[0].points[1]
     assert {name: float(first[name]) for name in point.metrics} == point.metrics  # every digit is kept
     assert first["accuracy_sd"] == ""
@@ -135,7 +157,7 @@ def test_the_csv_has_the_spread_of_clients_last(tmp_path: Path):
     write_csv(methods, tmp_path / "compare.csv")
     with (tmp_path / "compare.csv").open(encoding="utf-8", newline="") as file:
         line = list(csv.DictReader(file))[-1]
-    assert (line["method"], line["round"], line["accuracy_se"]) == ("local", "2", "")
+    assert (line["method"], line["round"], line["accuracy_low"]) == ("local", "2", "")
     spread = methods[2].runs[1].points[2].spread
     assert {name: float(line[f"{name}_sd"]) for name in spread} == spread
     assert all(key.endswith("_sd") for key in list(line)[-len(spread) :])
@@ -174,20 +196,20 @@ def test_the_text_shows_table_differences_budgets_and_commands(tmp_path: Path):
     lines = text.splitlines()
     assert lines[0] == "# mine"
     assert lines[2].startswith(
-        "| method | mode | seeds | accuracy | best accuracy | margin | loss | KL | pairs to 95 % |"
+        "| method | mode | seeds | accuracy | at validation's best | best on test | margin | loss | log-ratio |"
     )
-    assert lines[4].startswith("| a | federated | 0, 1 | 0.700 ± 0.100 | 0.740 ± 0.060 |")
+    assert lines[4].startswith("| a | federated | 0, 1 | 0.700 ± 0.100 | - | 0.740 ± 0.060 |")
     assert "- a against centralized: centralized is better than a by 0.100 [0.050, 0.200] (2 seeds, 200 pairs)" in lines
     assert f"- {EQUAL}" in lines
     assert text.endswith("```sh\npython scripts/compare.py seeds=[0,1]\n```\n")
 
 
-def test_the_text_says_which_standard_error_each_method_has(tmp_path: Path):
+def test_the_text_says_which_uncertainty_each_method_has(tmp_path: Path):
     a, central, _ = two_seeds(tmp_path)
     said = notes(rows([a, Method("centralized", central.runs[:1])]))
     assert said[:2] == [
         "± of a: standard error over seeds, sd / sqrt(n).",
-        "± of centralized: one seed's binomial standard error sqrt(a (1 - a) / P), P = 100 test pairs.",
+        "[ ] of centralized: 95 % Wilson interval of an accuracy on one seed's 100 test pairs.",
     ]
 
 

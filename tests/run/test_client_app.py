@@ -20,7 +20,7 @@ from support.flower_runs import nodes
 # The metrics that docs/deployment.md names.
 TOLD = {
     "query": {"partition-id"},
-    "train": {"num-examples", "pairs", "train_loss", "accuracy", "decay"},
+    "train": {"num-examples", "pairs", "train_loss", "accuracy", "decay", "decay_next"},
     "evaluate": {"num-examples", "accuracy", "margin", "loss"},
 }
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from omegaconf import OmegaConf
 
@@ -18,7 +17,7 @@ from clients.trainer import LocalTrainer
 from fed.config import components, schema
 from fed.grids.settings import LocalGridSettings
 from fed.model.arrays import load_arrays, model_tensors, snapshot, to_tensors
-from fed.model.evaluation import Evaluation, evaluate_pairs
+from fed.model.evaluation import evaluate_pairs
 from fed.model.policy import Policy
 from fed.model.references import with_reference
 from fed.seeding import seed_globals
@@ -152,10 +151,10 @@ def test_r_rounds_give_r_plus_one_points_and_frequency_skips_some_but_never_the_
 def test_two_bad_rounds_decay_to_0_990025_and_a_client_that_learns_does_not_decay(policy):
     """A learning rate of 0 leaves a_k = A^t = 0 (ties) in both rounds; a client that learns beats A^0 = 0 at once."""
     _, log = federate(policy, FeDPO(decay_rate=0.995, **everyone()), clients=2, rounds=2, lr=0.0)
-    decays = [metrics["decay"] for _, metrics in log.clients[0, "train"]]
+    decays = [metrics["decay_next"] for _, metrics in log.clients[0, "train"]]
     assert decays == pytest.approx([0.995, 0.990025], abs=1e-12)
     _, log = federate(policy, FeDPO(decay_rate=0.995, **everyone()), clients=2, rounds=1, lr=3e-3)
-    assert [metrics["decay"] for _, metrics in log.clients[0, "train"]] == [1.0]
+    assert [metrics["decay_next"] for _, metrics in log.clients[0, "train"]] == [1.0]
 
 
 def test_decay_compares_with_the_accuracy_of_the_model_sent_even_between_logged_evaluations(policy):
@@ -173,7 +172,7 @@ def test_a_wrapped_strategy_decays_whatever_is_logged(policy):
     for frequency in (1, 4):
         strategy = wrapper(FeDPO(decay_rate=0.5, **everyone()), 0.0, 1e9, 3)
         _, log = federate(policy, strategy, rounds=4, frequency=frequency, lr=0.05)
-        decays[frequency] = [[m["decay"] for _, m in log.clients[client, "train"]] for client in range(3)]
+        decays[frequency] = [[m["decay_next"] for _, m in log.clients[client, "train"]] for client in range(3)]
     assert decays[1] == decays[4]
     assert min(map(min, decays[1])) < 1
 
@@ -264,19 +263,6 @@ def test_the_weights_that_clients_evaluate_travel_too(policy):
     size = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
     _, log = federate(policy, FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1))
     assert log.traffic == [(1, 6 * size, 3 * size), (2, 6 * size, 3 * size)]
-
-
-def test_the_server_accuracy_reaches_clients_through_the_config_record(policy):
-    evaluation = ServerEvaluation(
-        policy,
-        {"validation": [1]},
-        lambda *_: Evaluation({"accuracy": 0.75}, []),
-        Log(),
-        num_rounds=2,
-        train_config=ConfigRecord(),
-    )
-    evaluation(0, snapshot(model_tensors(policy.model)))
-    assert evaluation.train_config["server-accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,6 @@ CONFIG = (
     ("privacy=local_dp strategy=fedavg privacy.max_epsilon=1", "privacy.max_epsilon=1 4.73 single round raise"),
     ("strategy=bulyan", "Bulyan num_malicious_nodes=0 client_num_in_total"),
     ("server_fraction=0", "server_fraction=0 raise"),
-    ("server_fraction=0 accuracy_on=test", "server_fraction=0 decay"),
     ("accuracy_on=client client_eval_fraction=0", "accuracy_on=client client_eval_fraction=0"),
     # without effect
     ("temp=1 strategy=fedavg", "temp no effect strategy=fedavg leave it out"),

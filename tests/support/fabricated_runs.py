@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from fed.intervals import wilson
 from fed.reports.runs import Run
 from fed.seeding import generator
 
 BETA = 0.1
+DECAYS = {"decay": 0.995, "decay_next": 0.995}
 BYTES_PER_VISIT = 4_000_000  # to a client, and again from it
 SECONDS_PER_PAIR = {"federated": 0.05, "centralized": 0.04, "local": 0.045}
 SECONDS_BEFORE_TRAINING = 12.0
@@ -79,6 +81,18 @@ def with_metrics(run: Run, **columns: Sequence[float | None]) -> Run:
     return Run(run.folder)
 
 
+def with_validation(run: Run, accuracies: Mapping[str, Sequence[float]]) -> Run:
+    """Give the server or clients these accuracies on validation pairs, by round from 0 on, and nobody else any."""
+    path = run.folder / "metrics.jsonl"
+    lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["split"] != "validation"]
+    for who, by_round in accuracies.items():
+        for server_round, accuracy in enumerate(by_round):
+            place = {"round": server_round, "who": who, "split": "validation", "pairs": 0}
+            lines.append({**place, "accuracy": accuracy})
+    _write(path, lines)
+    return Run(run.folder)
+
+
 def with_margins(run: Run, by_round: Mapping[int, Sequence[Sequence[float]]]) -> Run:
     """Give the run these margins only, (C, P) by round."""
     made = [f"client-{k}" for k in range(100)] if run.mode == "local" else ["server"]
@@ -127,7 +141,7 @@ def _of_clients(made: Made, server_round: int) -> Iterator[Row]:
     weights = np.exp(accuracies) / np.exp(accuracies).sum()
     for k in range(made.num_clients):
         who = f"client-{k}"
-        yield _line(made, server_round, who, "train", {"loss": 0.6, "accuracy": accuracies[k], "decay": 0.995})
+        yield _line(made, server_round, who, "train", {"loss": 0.6, "accuracy": accuracies[k]} | DECAYS)
         yield _line(made, server_round, who, "validation", {"accuracy": accuracies[k], "loss": 0.65, "examples": 64})
         yield _line(made, server_round, who, "aggregate", {"weight": weights[k]})
     sent = made.num_clients * BYTES_PER_VISIT
@@ -147,22 +161,23 @@ def _line(made: Made, server_round: int, who: str, split: str, metrics: dict[str
 
 
 def _evaluated(made: Made, margins_P: NDArray[np.float64], server_round: int, model: int = 0) -> dict[str, float]:
-    """Return the metrics that `fed.model.evaluation` would; the loss is DPO's, and the KL is invented."""
+    """Return the metrics that `fed.model.evaluation` would; the loss is DPO's, and the log-ratio is invented."""
     accuracy = float((margins_P > 0).mean())
     distance = generator(made.seed, f"fabricated kl {made.mode}", round(1000 * made.skill), model).uniform(0.3, 0.5)
     return {
         "accuracy": accuracy,
-        "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / len(margins_P))),
+        "accuracy_low": wilson(accuracy, len(margins_P))[0],
+        "accuracy_high": wilson(accuracy, len(margins_P))[1],
         "ties": float((margins_P == 0).mean()),
         "margin": float(margins_P.mean()),
-        "kl": distance * server_round**1.5,
+        "log_ratio": distance * server_round**1.5,
         "examples": len(margins_P),
         "loss": float(np.logaddexp(0, -margins_P).mean()),
     }
 
 
 def _over_clients(metrics: list[dict[str, float]]) -> dict[str, float]:
-    names = [name for name in metrics[0] if name != "accuracy_se"]
+    names = [name for name in metrics[0] if not name.startswith("accuracy_")]
     columns = {name: np.array([of_client[name] for of_client in metrics]) for name in names}
     means = {name: float(column.mean()) for name, column in columns.items()}
     return means | {f"{name}_sd": float(column.std(ddof=1)) for name, column in columns.items() if len(column) > 1}

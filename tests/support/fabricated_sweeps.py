@@ -36,7 +36,7 @@ def made(
 
 
 def _metrics(accuracy: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "margin": 2 * accuracy, "loss": 1 - accuracy, "kl": 3 * accuracy}
+    return {"accuracy": accuracy, "margin": 2 * accuracy, "loss": 1 - accuracy, "log_ratio": 3 * accuracy}
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ def play(tracker: Tracker, clock: list[float], rounds: int = 2) -> None:
         tracker.clients_done(server_round)
         clock[0] += 1
         tracker.server(server_round, "validation", {"accuracy": 0.8125})
-        tracker.server(server_round, "test", {"accuracy": 0.79, "accuracy_se": 0.018})
+        tracker.server(server_round, "test", {"accuracy": 0.79, "accuracy_low": 0.752, "accuracy_high": 0.823})
 
 
 def test_a_pipe_gets_one_unbroken_line_per_round(tmp_path: Path, clock: list[float]) -> None:
@@ -30,7 +30,9 @@ def test_a_pipe_gets_one_unbroken_line_per_round(tmp_path: Path, clock: list[flo
     with make(tmp_path, console=Console(file=output, width=40)) as tracker:
         tracker.server(0, "validation", {"loss": 0.6931})
         play(tracker, clock)
-    figures = "validation accuracy 0.812  test accuracy 0.790 ± 0.018  clients' validation accuracy 0.625  50 pairs/s"
+    figures = (
+        "validation accuracy 0.812  test accuracy 0.790 [0.752, 0.823]  clients' validation accuracy 0.625  50 pairs/s"
+    )
     lines = output.getvalue().splitlines()
     assert lines[0] == "round 0/2  validation loss 0.693  elapsed 0:00"
     assert lines[1].split("  ")[0] == "round 1/2"
@@ -145,9 +147,29 @@ def test_an_ascii_console_gets_ascii(tmp_path: Path) -> None:
 
     output = Ascii()
     with make(tmp_path, console=Console(file=output)) as tracker:
-        tracker.server(1, "test", {"accuracy": 0.5, "accuracy_se": 0.1})
-    assert "0.500 +/- 0.100" in output.getvalue()
+        tracker.server(1, "test", {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6})
+    assert "0.500 [0.400, 0.600]" in output.getvalue()
     assert output.getvalue().isascii()
+
+
+def test_ties_are_counted_and_are_no_errors_of_training(tmp_path: Path) -> None:
+    """Of 10 pairs each of two clients ties on 4 and ranks 3 and 6 of the other 6 rightly: (3/6 + 6/6) / 2."""
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output), rounds=1) as tracker:
+        tracker.server(0, "test", {"accuracy": 0.0, "ties": 1.0, "examples": 1200})
+        tracker.end_round()
+        for client_id, right in ((0, 3), (1, 6)):
+            metrics = {"accuracy": right / 10, "ties": 0.4, "examples": 10}
+            tracker.client(client_id, 1, "train", metrics)
+            tracker.client(client_id, 1, "validation", {"accuracy": 0.5, "ties": 0.0, "examples": 16})
+        tracker.server(1, "test", {"accuracy": 0.5, "ties": 0.25, "examples": 1200})
+    first, second = output.getvalue().splitlines()
+    assert first.split("  ")[1] == "test accuracy: all 1,200 pairs tied"
+    assert second.split("  ")[1:4] == [
+        "test accuracy 0.500 (300 of 1,200 pairs tied)",
+        "clients' train accuracy 0.750 (without 8 tied of 20 pairs)",
+        "clients' validation accuracy 0.500",
+    ]
 
 
 def test_a_terminal_shows_a_live_bar_and_keeps_the_round_lines(tmp_path: Path, clock: list[float]) -> None:

@@ -40,6 +40,18 @@ def test_the_summary_has_the_last_and_the_best_line_of_each_split(tmp_path: Path
     assert report["best"] == {"test": {"round": 1, "pairs": 0, "accuracy": 0.75, "loss": 0.5}}
 
 
+def test_the_summary_has_the_test_line_of_the_round_that_validation_chose(tmp_path: Path) -> None:
+    """Validation is best in rounds 2 and 3, of which 2 is the earlier; test would be best in round 1."""
+    with make(tmp_path) as tracker:
+        for server_round, validation, test in ((0, 0.9, 0.9), (1, 0.6, 0.8), (2, 0.7, 0.5), (3, 0.7, 0.75)):
+            tracker.server(server_round, "validation", {"accuracy": validation})
+            tracker.server(server_round, "test", {"accuracy": test})
+        report = tracker.summary()
+    assert [*report][:3] == ["final", "chosen", "best"]
+    assert report["chosen"]["test"] == {"round": 2, "pairs": 0, "accuracy": 0.5}
+    assert report["final"]["test"]["accuracy"] == 0.75
+
+
 def test_the_summary_on_disk_is_the_one_returned_and_is_valid_json(tmp_path: Path) -> None:
     with make(tmp_path) as tracker:
         tracker.server(1, "test", {"accuracy": float("nan"), "loss": 0.5})

@@ -30,8 +30,8 @@ def test_a_line_can_be_read_before_the_tracker_is_closed(tmp_path: Path) -> None
 
 def test_nan_and_infinity_are_written_as_null(tmp_path: Path) -> None:
     with make(tmp_path) as tracker:
-        tracker.server(1, "test", {"loss": float("nan"), "kl": float("inf"), "margin": np.float32("-inf")})
-    assert [rows(tmp_path)[0][name] for name in ("loss", "kl", "margin")] == [None, None, None]
+        tracker.server(1, "test", {"loss": float("nan"), "log_ratio": float("inf"), "margin": np.float32("-inf")})
+    assert [rows(tmp_path)[0][name] for name in ("loss", "log_ratio", "margin")] == [None, None, None]
 
 
 def test_numpy_numbers_become_plain_numbers(tmp_path: Path) -> None:
@@ -161,7 +161,9 @@ def test_the_mean_over_clients_that_train_alone_counts_their_own_pairs_only(tmp_
         for client, pairs, accuracies in ((0, 10, (0.0, 0.5, 0.6)), (1, 6, (0.0, 0.7, 1.0))):
             for server_round, accuracy in enumerate(accuracies):
                 tracker.advance(pairs if server_round else 0)
-                tracker.client(client, server_round, "test", {"accuracy": accuracy, "accuracy_se": 0.1})
+                tracker.client(
+                    client, server_round, "test", {"accuracy": accuracy, "accuracy_low": 0.1, "accuracy_high": 0.9}
+                )
         tracker.everyone()
         report = tracker.summary()
     lines = [line for line in read_metrics(tmp_path) if line.who == "clients"]

@@ -1,0 +1,40 @@
+"""Ends of 95 % intervals: of a share of pairs, and the quantiles of the normal and of Student's distribution."""
+
+import math
+from statistics import NormalDist
+
+NORMAL = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within so many standard deviations
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval of a share that was measured on `count` independent pairs.
+
+    It lies within [0, 1] and has a width at a share of 0 and of 1 too, where the standard error would be 0.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Brown, Cai and DasGupta
+    2001, "Interval estimation for a binomial proportion", Eq. 4.
+    """
+    z2 = NORMAL * NORMAL
+    centre = (share * count + z2 / 2) / (count + z2)
+    half = NORMAL / (count + z2) * math.sqrt(count * share * (1 - share) + z2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def student(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's distribution with so many degrees of freedom, to 0.2 %.
+
+    One and two degrees have closed forms. For more it is the expansion about the normal quantile: Abramowitz and
+    Stegun 1964, 26.7.5.
+    """
+    if freedom == 1:
+        return math.tan(0.475 * math.pi)
+    if freedom == 2:
+        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z, n = NORMAL, freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))

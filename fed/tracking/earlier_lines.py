@@ -1,0 +1,29 @@
+"""Lines of `metrics.jsonl` as earlier versions wrote them, with the names and meanings of today."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fed.intervals import wilson
+
+RENAMED = {"kl": "log_ratio", "kl_sd": "log_ratio_sd"}
+
+
+def as_now(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file in order, earlier ones translated.
+
+    `kl` was the mean that is called `log_ratio` now. `accuracy_se` was a standard error, in place of which stand the
+    ends of Wilson's interval, if the line says how many pairs there were. `decay` was the decay that a client's round
+    ended with, which is `decay_next` now; `decay` is the one in force during the round. Then nobody decayed in round 1,
+    where the untrained model's accuracy is 0, so a decay below 1 there means that it was constant.
+    """
+    ended_with: dict[str, float] = {}
+    constant = False
+    for row in rows:
+        found = {RENAMED.get(name, name): value for name, value in row.items() if name != "accuracy_se"}
+        if "accuracy_se" in row and row.get("accuracy") is not None and row.get("examples"):
+            found["accuracy_low"], found["accuracy_high"] = wilson(row["accuracy"], row["examples"])
+        if row["split"] == "train" and "decay" in row and "decay_next" not in row:
+            constant = constant or (row["round"] == 1 and row["decay"] < 1)
+            found["decay"] = row["decay"] if constant else ended_with.get(row["who"], 1.0)
+            found["decay_next"] = ended_with[row["who"]] = row["decay"]
+        yield found
