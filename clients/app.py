@@ -14,6 +14,8 @@ from clients.trainer import NO_PAUSES, LocalTrainer
 from fed.config.flower import PARTITION_ID
 from fed.data.tokens import Example
 from fed.distributed.stop import Pauses
+from fed.errors import CannotContinue
+from fed.grids.remote import CLIENT, MODEL, RUN, SETTINGS
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.tracking.log import Log
 
@@ -46,6 +48,7 @@ class Client:
         budget: The number of pairs that a client trains on in round 1, 2, ...; empty: the trainer's settings decide.
         accuracy_on: Whose pairs the scoring pairs are: server, client or test. The server has scored the weights that
             it sends on its own and on the test pairs; on the client's own the client does so, if it has to decay.
+        strict: Refuse keys of a message's config that nothing reads. False: mods, which may read them, run around it.
     """
 
     trainer: LocalTrainer
@@ -54,10 +57,17 @@ class Client:
     pauses: Pauses = NO_PAUSES
     budget: Sequence[int] = ()
     accuracy_on: str = "server"
+    strict: bool = False
 
     def train(self, message: Message, context: Context) -> Message:
-        """Answer "train" with the trained weights and with metrics, as `client_app` lists them."""
+        """Answer "train" with the trained weights and with metrics, as `client_app` lists them.
+
+        Raises:
+            CannotContinue: If the strategy sends something that nothing reads.
+        """
         client_id, config = _client_id(context), config_of(message)
+        if self.strict:
+            _check_keys(config)
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
@@ -120,13 +130,27 @@ class Client:
         return key
 
 
+# Everything that a client reads in the config of a message; what carries the message is the grid's.
+READ = ("server-round", "server-accuracy", "decay-rate", "decay-mode", "proximal-mu", "lr")
+CARRIES = (CLIENT, MODEL, RUN, SETTINGS)
+
+
+def _check_keys(config: ConfigRecord) -> None:
+    for key in sorted(config.keys() - {*READ, *CARRIES}):
+        raise CannotContinue(
+            f"the strategy sends clients {key}={config[key]!r}, which nothing reads; clients read {', '.join(READ)}: "
+            "send one of these, or name a mod that reads it (client_mods)"
+        )
+
+
 def client_app(client: Client, mods: Sequence[Mod]) -> ClientApp:
     """Return the Flower app that all clients run.
 
     It answers `train` with the record "arrays" (the trained weights) and the record "metrics" (`num-examples`, `pairs`
     trained now, `train_loss`, `accuracy` on the scoring pairs, `decay` in force in this round and `decay_next`), and
     `evaluate` with metrics of the received weights on the client's own pairs. It reads these keys of the message's
-    config, all optional: `server-round`, `server-accuracy` and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`.
+    config, all optional: `server-round`, `server-accuracy` and `decay-rate` (lambda_k), `decay-mode`, `proximal-mu`,
+    and `lr`: the learning rate of this round, before decay and warm-up, in place of the setting.
     """
     app = ClientApp(mods=list(mods))
     app.train()(client.train)
@@ -150,4 +174,9 @@ def _server_round(config: ConfigRecord) -> int:
 def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:
     constant = config.get("decay-mode") == "constant"
     decay = config["decay-rate"] if constant else state.decay
-    return RoundSettings(decay=float(decay), proximal_mu=float(config.get("proximal-mu", 0.0)))  # type: ignore[arg-type]
+    lr = config.get("lr")
+    return RoundSettings(
+        decay=float(decay),  # type: ignore[arg-type]
+        proximal_mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+        lr=None if lr is None else float(lr),  # type: ignore[arg-type]
+    )

@@ -44,4 +44,5 @@ class RoundSettings:
 
     decay: float = 1.0  # lambda_k
     proximal_mu: float = 0.0  # FedProx, arXiv 1812.06127: adds mu/2 ||theta - theta^t||^2
+    lr: float | None = None  # in place of the settings' learning rate
     pairs: int | None = None  # pairs to train on, in place of local_epochs and local_steps

@@ -91,7 +91,7 @@ class LocalTrainer:
         for number, indices in list(enumerate(steps))[progress.steps :]:
             if held_out and number == 0 and self.settings.do_first_eval:
                 self._report_evaluation(log, client_id, held_out, state.updates)
-            lr = self._set_lr(optimizer, state.updates, number, len(steps), this_round.decay)
+            lr = self._set_lr(optimizer, this_round, warmed_up(self.settings, len(steps), number, state.updates))
             pairs = [(anchored if number else examples)[i] for i in indices]
             metrics = self.step.take(optimizer, pairs, this_round, received)
             progress.add(metrics, len(pairs))
@@ -130,11 +130,10 @@ class LocalTrainer:
             filled[i] = replace(filled[i], anchor=pair)
         return filled
 
-    def _set_lr(self, optimizer: torch.optim.Optimizer, updates: int, number: int, steps: int, decay: float) -> float:
-        """Set and return the learning rate: lr, decayed and warmed up; the round has `steps` steps."""
-        settings = self.settings
-        decay = decay if settings.decay_target == "lr" else 1.0
-        lr = settings.lr * decay * warmed_up(settings, steps, number, updates)
+    def _set_lr(self, optimizer: torch.optim.Optimizer, this_round: RoundSettings, share: float) -> float:
+        """Set and return the learning rate: this share of the round's, decayed if decay is the learning rate's."""
+        base = self.settings.lr if this_round.lr is None else this_round.lr
+        lr = base * (this_round.decay if self.settings.decay_target == "lr" else 1.0) * share
         for group in optimizer.param_groups:
             group["lr"] = lr
         return lr

@@ -75,6 +75,7 @@ class Site:
             ConsoleLog() if self._is_alone else Log(),
             self._deadline,
             accuracy_on=self._config.accuracy_on,
+            strict=not plan.mods,
         )
         unpack = unpacking(Wire(self._config.wire_dtype, to_tensors(initial)))
         self._app = client_app(client, [unpack, *plan.mods])

@@ -1,0 +1,54 @@
+"""Keys of a message's config are obeyed or refused, never ignored."""
+
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from clients.app import READ, Client, ClientPairs, client_app
+from clients.trainer import LocalTrainer
+from fed.errors import CannotContinue
+from fed.grids.local import LocalGrid
+from fed.model.arrays import model_tensors, to_record
+from fed.model.policy import Policy
+from support.federations import Log, dpo_loss
+from support.local_settings import local_settings
+from support.pairs import examples
+from support.training import referenced
+
+
+class Steps(Log):
+    """A log that keeps the learning rate of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: list[float] = []
+
+    def update(self, client_id: int, split: str, metrics: Any, *, step: int) -> None:
+        self.rates.append(metrics["lr"])
+
+
+def rates(policy: Policy, *, strict: bool = True, decay_target: str = "loss", **config: Any) -> list[float]:
+    """Train a client that reads this config, and return the learning rates of its two steps."""
+    log, pairs = Steps(), referenced(policy, examples(8))
+    settings = local_settings(loss=dpo_loss, lr=0.5, warmup_steps=1, batch_size=4, decay_target=decay_target)
+    own = ClientPairs(pairs, (), pairs)
+    app = client_app(Client(LocalTrainer(policy, settings), [own], log, strict=strict), [])
+    LocalGrid(app, [])  # messages need a run
+    record = {"arrays": to_record(model_tensors(policy.model)), "config": ConfigRecord(config)}
+    app(Message(RecordDict(record), 0, "train"), Context(0, 0, {"partition-id": 0}, RecordDict(), {}))
+    return log.rates
+
+
+def test_lr_in_the_config_is_the_rounds_before_warm_up_and_decay(policy: Policy) -> None:
+    assert rates(policy) == [0.25, 0.5]
+    assert rates(policy, lr=0.01) == [0.005, 0.01]
+    constant = {"decay-rate": 0.5, "decay-mode": "constant"}
+    assert rates(policy, decay_target="lr", lr=0.01, **constant) == [0.0025, 0.005]
+
+
+@pytest.mark.parametrize("key", ["learning-rate", "local-epochs", "clipping_norm"])
+def test_a_key_that_nothing_reads_is_refused_with_those_that_are_read(policy: Policy, key: str) -> None:
+    with pytest.raises(CannotContinue, match=f"sends clients {key}=3, which nothing reads; clients read {READ[0]}, "):
+        rates(policy, **{key: 3})
+    assert rates(policy, strict=False, **{key: 3}) == [0.25, 0.5]
