@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo format lint types quick quick-tests test all-tests faults bench docs clean
+.PHONY: help setup demo format lint types quick quick-tests test all-tests faults slow bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,9 +37,9 @@ quick: setup ## format, lint, types, and the tests that start no run, process or
 	@$(MAKE) --no-print-directory -j 2 lint types quick-tests
 
 quick-tests: setup
-	$(PYTEST) -n 2 --dist worksteal -m "not runs and not processes and not servers and not faults"
+	$(PYTEST) -n 2 --dist worksteal -m "not runs and not processes and not servers and not faults and not slow"
 
-test: setup ## format, lint, types and all tests but `make faults`
+test: setup ## format, lint, types and all tests but `make slow` and `make faults`
 	@$(MAKE) --no-print-directory -j 2 lint types all-tests
 
 all-tests: setup
@@ -47,6 +47,9 @@ all-tests: setup
 
 faults: setup ## kill, stop, damage and starve runs; OPTIONS="-k kills", FAULTS_KILLS=10 FAULTS_ROUNDS=200 FAULTS_SEED=1
 	$(PYTEST) -m faults tests/faults -rs $(OPTIONS)
+
+slow: setup ## run unusual but valid settings, drawn at random; UNUSUAL=24 SEED=0
+	$(PYTEST) -m slow tests/run -rs $(OPTIONS)
 
 bench: .venv/bench ## time the training step and the federation; OPTIONS="shape=tiny repeats=5"
 	$(BIN)/python scripts/bench.py $(OPTIONS)

@@ -221,7 +221,9 @@ def reported(folder: Path) -> int:
             tracker.update(groups.index, "train", {"loss/train": 0.5}, step=server_round)
             tracker.advance(3)
             tracker.client(groups.index, server_round, "train", {"loss": groups.index + server_round / 10})
-            tracker.server(server_round, "test", {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 1.0})  # every process has the same
+            tracker.server(
+                server_round, "test", {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 1.0}
+            )  # every process has the same
             exchange(groups, tracker)
         return tracker.pairs if groups.is_first else len(tracker.fetch())
 
