@@ -85,9 +85,7 @@ class Client:
             )
         with self.log.phase("evaluate"):
             scored = self.trainer.evaluate(pairs.scoring)
-        if received is not None and scored["accuracy"] <= received:
-            state.decay *= config["decay-rate"]  # type: ignore[operator]
-        decays = {"decay": this_round.decay, "decay_next": _round_settings(config, state).decay}
+        decays = {"decay": this_round.decay, "decay_next": _decay_next(state, config, scored["accuracy"], received)}
         self.log.client(client_id, server_round, "train", {**trained, **decays})
         self.log.client(client_id, server_round, "validation", scored)
         with self.log.phase("copy"):
@@ -169,6 +167,13 @@ def config_of(message: Message) -> ConfigRecord:
 
 def _server_round(config: ConfigRecord) -> int:
     return int(config.get("server-round", 1))  # type: ignore[arg-type]
+
+
+def _decay_next(state: ClientState, config: ConfigRecord, accuracy: float, received: float | None) -> float:
+    """Set lambda_k <- decay_rate lambda_k if the result is no better than the weights received, and return it."""
+    if received is not None and accuracy <= received:
+        state.decay *= config["decay-rate"]  # type: ignore[operator]
+    return _round_settings(config, state).decay
 
 
 def _round_settings(config: ConfigRecord, state: ClientState) -> RoundSettings:

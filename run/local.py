@@ -37,15 +37,8 @@ def train_here(federation: Federation) -> ArrayRecord:
     trainer, recorder = LocalTrainer(plan.policy, local_settings(plan)), Recorder(log)
     journal = _journal(federation, recorder)
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
-    client = Client(
-        trainer,
-        federation.pairs,
-        recorder,
-        journal,
-        budget(plan, trainer.schedule),
-        config.accuracy_on,
-        strict=not plan.mods,
-    )
+    given, strict = budget(plan, trainer.schedule), not plan.mods
+    client = Client(trainer, federation.pairs, recorder, journal, given, config.accuracy_on, strict)
     shared = place.client_ids if mesh.groups.count > 1 else []  # the groups share the work
     work = [trainer.schedule.num_pairs(plan.pairs.clients[k].train, k)[0] for k in shared]
     return simulate(

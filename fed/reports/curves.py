@@ -83,7 +83,9 @@ def series_of(lines: Sequence[Line], metric: str) -> list[Series]:
         if from_server:
             found.append(_of_server(from_server, split, metric))
         elif of_split:
-            found.append(_of_clients(of_split, split, metric))
+            # Counted for all panels alike, so that the legend names each split once.
+            tied = num_tied(line.metrics for line in lines if line.split == split == "train")
+            found.append(_of_clients(of_split, split, metric, tied))
     return found
 
 
@@ -105,18 +107,14 @@ def _of_server(lines: Sequence[Line], split: str, metric: str) -> Series:
     return Series(label, split, _rounds(lines), values, *ends)
 
 
-def _of_clients(lines: Sequence[Line], split: str, metric: str) -> Series:
+def _of_clients(lines: Sequence[Line], split: str, metric: str, tied: int) -> Series:
     by_round: dict[int, list[Line]] = defaultdict(list)
     for line in lines:
         by_round[line.server_round].append(line)
     columns = [_column(by_round[server_round], metric) for server_round in sorted(by_round)]
     spread = np.array([column.std(ddof=1) if len(column) > 1 else np.nan for column in columns])
     means, rounds = np.array([column.mean() for column in columns]), np.array(sorted(by_round), dtype=float)
-    left_out = (
-        f"; {tied:,} tied pairs left out"
-        if split == "train" and (tied := num_tied(line.metrics for line in lines))
-        else ""
-    )
+    left_out = f"; {tied:,} tied pairs left out" if tied else ""
     label = f"{split}, mean of clients (band: standard deviation{left_out})"
     return Series(label, split, rounds, means, means - spread, means + spread)
 

@@ -87,4 +87,4 @@ def test_pairs_that_tie_at_the_first_step_are_left_out_of_the_training_curve(tmp
     train = drawn(tmp_path, "accuracy")["train"]
     assert train.rounds.tolist() == [1, 2]
     assert train.values == pytest.approx([0.75, 0.45])
-    assert train.label == "train, mean of clients (band: standard deviation; 8 tied pairs left out)"
+    assert train.label == "train, mean of clients (band: standard deviation; 28 tied pairs left out)"
