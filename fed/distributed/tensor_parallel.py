@@ -89,7 +89,8 @@ def sum_shared_gradients(model: Any, mesh: DeviceMesh) -> None:
     for _, module, style in styles(model):
         if style == SHARED:
             for weight in module.parameters(recurse=False):
-                weight.register_hook(summed)  # type: ignore[no-untyped-call]
+                if weight.requires_grad:  # below an adapter it has no gradient
+                    weight.register_hook(summed)  # type: ignore[no-untyped-call]
 
 
 def difference(model: Any, small: Callable[[Any], Any], mesh: DeviceMesh) -> float:

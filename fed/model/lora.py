@@ -6,11 +6,12 @@ arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from fed.config.groups import LoraSettings
@@ -110,13 +111,27 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
 
 
 def _linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
-    """Return the layers that can have an adapter, by their dotted names: all linear ones but the head."""
+    """Return the layers that can have an adapter, by their dotted names: all linear ones but head and routers."""
     head, unseen = model.get_output_embeddings(), READ_BY_KERNELS.get(model.config.model_type)
     return {
         name: module
         for name, module in model.named_modules()
-        if is_linear(module) and module is not head and name.rpartition(".")[2] != unseen
+        if _takes_adapter(module) and module is not head and name.rpartition(".")[2] != unseen
     }
+
+
+def _takes_adapter(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Return True if the layer returns what a linear one does; some routers are linear and return several tensors."""
+    if not isinstance(module, nn.Linear | Conv1D) or is_linear(module):
+        return isinstance(module, nn.Linear | Conv1D)
+    with torch.device("meta"):  # a trial without memory
+        weights = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in module.named_parameters()}
+        inputs = torch.empty(1, 1, weights["weight"].shape[-1], dtype=weights["weight"].dtype)
+    try:
+        output = functional_call(module, weights, (inputs,))
+    except Exception:  # whatever a layer raises that wants more than its input
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, 1, weights["weight"].shape[0])
 
 
 def _targets(model: Any, linear: Mapping[str, nn.Module], wanted: list[str] | str | None) -> list[str]:

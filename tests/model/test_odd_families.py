@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3Config,
     GPT2Config,
@@ -130,6 +131,12 @@ def adapted(folder: Path, **lora: Any) -> set[str]:
 def test_routers_get_no_adapter(tmp_path: Path) -> None:
     found = adapted(saved(tmp_path, PHIMOE), target_modules="all-linear")
     assert {"q_proj", "o_proj"} <= found and not found & {"router", "lm_head"}
+
+
+def test_linear_layers_with_a_forward_of_their_own_get_an_adapter(tmp_path: Path) -> None:
+    sizes = {k: v for k, v in COMMON.items() if k != "pad_token_id"}
+    found = adapted(saved(tmp_path, FalconConfig(**sizes)), target_modules="all-linear")
+    assert found == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 
 
 def test_a_router_that_is_named_is_refused(tmp_path: Path) -> None:
