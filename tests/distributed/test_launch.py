@@ -112,7 +112,7 @@ def test_a_mistake_that_all_processes_find_is_told_once_and_nothing_is_written(t
     (folder / "my_ideas.py").write_text(IDEAS)
     typed = ["trainer=FSDPTrainer", "trainer_processes=2", "loss._target_=my_ideas.scalar"]
     found = end(start(folder, ROOT / "main.py", *SMALL, *typed, popen=Fork), folder)
-    assert (found.code, found.out) == (2, "")
+    assert (found.code, found.out) == (2, "starting 2 processes ...\n")
     assert found.err.startswith("error: loss: scalar gives a tensor of shape ()") and found.err.count("\n") == 1
     assert {path.name for path in folder.iterdir()} <= {"my_ideas.py", "__pycache__", "out", "err"}
 

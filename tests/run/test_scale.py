@@ -97,7 +97,7 @@ def client_app(visits: ReferencedPairs, tracker: Tracker, persists: bool) -> Cli
 
 def pairs_of(clients: Sequence[ClientPairs], validation: Sequence[Example] = ()) -> Pairs:
     split = Split(validation=[], test=[], pool=[], parts=[], clients=[], overlapping=0)
-    return Pairs(split, {}, validation, [], clients, clients)
+    return Pairs(split, {}, (), validation, [], clients, clients)
 
 
 def columns_of(fill: Fill, **changes: Any) -> Columns:
