@@ -1,6 +1,5 @@
 """The rows of a run, loaded as the configuration says and given to their owners."""
 
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, get_args
@@ -9,7 +8,7 @@ from fed.config import components
 from fed.config.schema import Config
 from fed.data.divide import partition
 from fed.data.partition import OwnData
-from fed.data.rows import Loaded, Preference, SplitName, told_apart
+from fed.data.rows import Loaded, Preference, SplitName, merged, told_apart
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from load_data import load, load_file
 
@@ -86,8 +85,8 @@ def _loaded(config: Config, split: SplitName) -> Loaded:
 
 
 def _owned(split: Split, *loaded: Loaded) -> OwnedRows:
-    skipped = sum((Counter(part.skipped) for part in loaded), Counter[str]())
-    return OwnedRows(split, dict(sorted(skipped.items())), tuple(sorted({name for p in loaded for name in p.unread})))
+    every = merged(loaded)
+    return OwnedRows(split, dict(sorted(every.skipped.items())), every.unread)
 
 
 def _settings(config: Config) -> SplitSettings:

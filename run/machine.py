@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from fed.config.schema import Config
-from fed.cpu.matmul import Choice, choose_library
+from fed.cpu.matmul import MOST_FLOP, Choice, choose_library
 from fed.cpu.runtime import set_up
 from fed.cpu.threads import ThreadChoice, choose_threads
 from fed.data.collate import Layout
@@ -19,7 +19,6 @@ from fed.model.policy import Policy, total_loss
 from fed.seeding import seed_globals
 
 LARGE = 10_000_000  # weights; with more, the matrices of a step take longer than threads wait
-MOST_FLOP = 4e9  # operations of one measured step: 40 ms on a fast core
 SHORTEST = 32  # tokens of a measured pair
 
 

@@ -1,35 +1,43 @@
 """Measured choices of a machine, kept in a JSON file of `cache_dir`: a later run must compute in the same way."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fed.files import write_whole
 
-
-def kept(file: Path, key: str, fields: frozenset[str]) -> dict[str, Any] | None:
-    """Return the choice that stands in the file under `key` and has these fields; None if there is none."""
-    return _read(file, fields).get(key)
+T = TypeVar("T")
 
 
-def keep(file: Path, key: str, choice: Mapping[str, Any]) -> None:
-    """Write a choice into the file, beside those with the same fields that stand there.
+def measured_once(file: Path, key: str, kind: type[T], measure: Callable[[], T]) -> T:
+    """Return the choice that stands in the file under `key`; if there is none, the one measured now, after keeping it.
+
+    Args:
+        file: Is written whole; its choices of this kind stay in it.
+        key: Names everything that the choice depends on.
+        kind: The dataclass of the choice.
+        measure: Makes the choice.
 
     Raises:
         ValueError: If the file cannot be written.
     """
-    choices = {**_read(file, frozenset(choice)), key: dict(choice)}
+    known = _read(file, {item.name for item in fields(kind)})  # type: ignore[arg-type]
+    if key in known:
+        return kind(**known[key])
+    choice = measure()
     try:
-        write_whole(file, (json.dumps(choices, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps({**known, key: vars(choice)}, indent=2) + "\n").encode())
     except OSError as error:
         raise ValueError(f"cache_dir={file.parent} cannot be written: {error}; give another cache_dir") from error
+    return choice
 
 
-def _read(file: Path, fields: frozenset[str]) -> dict[str, Any]:
+def _read(file: Path, names: set[str]) -> dict[str, Any]:
     """Read the choices of earlier runs; a missing, damaged or foreign file holds none."""
     try:
         found = json.loads(file.read_text())
-        return {key: entry for key, entry in found.items() if entry.keys() == fields}
+        return {key: entry for key, entry in found.items() if entry.keys() == names}
     except Exception:  # whatever reading it raises
         return {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fed.cpu.choices import keep, kept
+from fed.cpu.choices import measured_once
 from fed.cpu.onednn import as_NK, linear_layers, onednn_linear, use_onednn
 from fed.cpu.runtime import cpu_name
 
@@ -89,13 +89,12 @@ def _measured_once(layer: nn.Linear | Conv1D, file: Path) -> Choice:
     """Choose for matrices of this layer's shape on this machine; read the choice from `file` if it stands there."""
     shape = "x".join(map(str, as_NK(layer).shape))
     key = f"{cpu_name()}, torch {torch.__version__}, {shape}"
-    known = kept(file, key, frozenset(("library", "speeds")))
-    if known is not None:
-        return Choice(**known)
-    speeds = measure(_like(layer))
-    choice = Choice("onednn" if speeds["onednn"] > CLEARLY * speeds["mkl"] else "mkl", speeds)
-    keep(file, key, vars(choice))
-    return choice
+
+    def faster() -> Choice:
+        speeds = measure(_like(layer))
+        return Choice("onednn" if speeds["onednn"] > CLEARLY * speeds["mkl"] else "mkl", speeds)
+
+    return measured_once(file, key, Choice, faster)
 
 
 def _like(layer: nn.Linear | Conv1D) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fed.cpu.choices import keep, kept
+from fed.cpu.choices import measured_once
 from fed.cpu.runtime import cpu_name
 
 CLEARLY = 1.2  # more threads are taken if they are faster by more than this factor
@@ -46,13 +46,12 @@ def choose_threads(step: Callable[[], None], most: int, *, cache_dir: str, what:
         ValueError: If the cache cannot be written.
     """
     file, key = Path(cache_dir) / "threads.json", f"{cpu_name()}, {most} CPUs, torch {torch.__version__}, {what}"
-    known = kept(file, key, frozenset(("threads", "milliseconds")))
-    if known is not None:
-        choice = ThreadChoice(**known)
-    else:
+
+    def best() -> ThreadChoice:
         times = _measured(step, most)
-        choice = ThreadChoice(_fewest(times), {str(count): round(ms, 3) for count, ms in times.items()})
-        keep(file, key, vars(choice))
+        return ThreadChoice(_fewest(times), {str(count): round(ms, 3) for count, ms in times.items()})
+
+    choice = measured_once(file, key, ThreadChoice, best)
     torch.set_num_threads(choice.threads)
     return choice
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fed.config.explain import nearest
 from fed.data.records import Source
-from fed.data.rows import Loaded, Preference, Skip, SplitName, split_by_conversation, told_apart
+from fed.data.rows import Loaded, Preference, Skip, SplitName, merged, split_by_conversation, told_apart
 
 Rows = Callable[[Source], Iterator[Preference | Skip]]
 
@@ -73,11 +73,11 @@ def load(
     for name in names:
         share, parts = test_fraction or DATASETS[name].test_share, DATASETS[name].parts
         loaded.append(_read(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts)))
-    rows = [row for part in loaded for row in part.rows]
-    skipped = sum((Counter(part.skipped) for part in loaded), Counter())
-    if not rows and split != "validation":
-        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {_reasons(skipped)}; check {data_dir=}")
-    return Loaded(rows, dict(skipped), tuple(sorted({name for part in loaded for name in part.unread})))
+    found = merged(loaded)
+    if not found.rows and split != "validation":
+        why = _reasons(found.skipped)
+        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {why}; check {data_dir=}")
+    return found
 
 
 def load_file(path: str, name: str = "jsonl") -> Loaded:

@@ -47,6 +47,13 @@ class Loaded:
     unread: tuple[str, ...] = ()  # fields of the records that nothing reads
 
 
+def merged(parts: Sequence[Loaded]) -> Loaded:
+    """Return the rows of all parts, one after the other, with their counts summed up."""
+    skipped = sum((Counter(part.skipped) for part in parts), Counter[str]())
+    unread = sorted({name for part in parts for name in part.unread})
+    return Loaded([row for part in parts for row in part.rows], dict(skipped), tuple(unread))
+
+
 def usable(pair: Preference) -> Preference | Skip:
     """Return the pair, or the reason why nothing can be learned from it."""
     if not pair.prompt:

@@ -63,8 +63,9 @@ def split_rows(
         ValueError: If a side that is needed would be empty.
     """
     server = _without(validation, test)
-    usable = _usable(train, _without(train, [*test, *server]), settings)
-    takes = not server  # from the training rows
+    untaken = _without(train, [*test, *server])
+    overlapping, takes = len(train) - len(untaken) + len(validation) - len(server), not server
+    usable = _usable(train, untaken, settings)
     server, pool = _server_share(usable, settings) if takes else (server, list(usable))
     parts = divide(pool)
     if takes and server and settings.server_last:
@@ -76,7 +77,7 @@ def split_rows(
         pool=pool,
         parts=parts,
         clients=[_client_rows([pool[i] for i in part], k, settings) for k, part in enumerate(parts)],
-        overlapping=_overlapping(train, validation, test),
+        overlapping=overlapping,
     )
 
 
@@ -84,11 +85,6 @@ def _without(rows: Sequence[Preference], others: Sequence[Preference]) -> list[P
     """Return the rows whose conversation none of the others has."""
     taken = {row.conversation for row in others}
     return [row for row in rows if row.conversation not in taken]
-
-
-def _overlapping(train: Sequence[Preference], validation: Sequence[Preference], test: Sequence[Preference]) -> int:
-    server = _without(validation, test)
-    return len(train) - len(_without(train, [*test, *server])) + len(validation) - len(server)
 
 
 def _usable(

@@ -19,7 +19,6 @@ from fed.cpu.onednn import is_linear
 from fed.distributed.shards import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
-ALL = "all-linear"  # peft's word for every linear layer but the head
 # Their kernels read the weight of this layer beside an adapter of it; peft refuses it too.
 READ_BY_KERNELS = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj")
 
@@ -122,8 +121,10 @@ def _linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
 
 def _takes_adapter(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
     """Return True if the layer returns what a linear one does; some routers are linear and return several tensors."""
-    if not isinstance(module, nn.Linear | Conv1D) or is_linear(module):
-        return isinstance(module, nn.Linear | Conv1D)
+    if is_linear(module):
+        return True
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
     with torch.device("meta"):  # a trial without memory
         weights = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in module.named_parameters()}
         inputs = torch.empty(1, 1, weights["weight"].shape[-1], dtype=weights["weight"].dtype)

@@ -16,7 +16,7 @@ from fed.distributed.tensor_parallel import difference, problem, split, sum_shar
 from fed.model.demo import demo_config
 from fed.model.placement import Placement
 from fed.model.pretrained import check_tokens, is_demo, load_config
-from fed.model.probe import specimen
+from fed.model.probe import ROUNDING, specimen
 from fed.model.randomness import put_back, without_randomness
 from fed.model.whole import Source, prepare, whole_model
 
@@ -92,7 +92,7 @@ def _share_layers(model: Any, mesh: Mesh) -> None:
     """
     assert mesh.device_mesh is not None
     why = problem(model, mesh.own.count)
-    if why is None and (change := difference(model, specimen, mesh.device_mesh)) > 1e-4:
+    if why is None and (change := difference(model, specimen, mesh.device_mesh)) > ROUNDING:
         why = f"shared layers of a small {type(model).__name__} differ from whole ones by {change:.1g}"
     if why is not None:
         raise ValueError(f"trainer=TensorParallelTrainer cannot share this model: {why}; use trainer=FSDPTrainer")

@@ -8,9 +8,8 @@ from typing import Any
 from fed.files import writing
 from fed.tracking.event_files import EventFiles
 
-HPARAM_METRICS = tuple(
-    f"test/{name}" for name in ("accuracy", "margin", "loss", "log_ratio")
-)  # shown beside the settings
+# Shown beside the settings.
+HPARAM_METRICS = tuple(f"test/{name}" for name in ("accuracy", "margin", "loss", "log_ratio"))
 METHOD = "strategy, mode"
 # The settings that the hparams plug-in selects at first, with the heads of their columns. It selects the first five
 # that differ among runs, by name, and believes the record which ones do: so strategy and mode share a column.
