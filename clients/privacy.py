@@ -1,5 +1,6 @@
 """The mods that keep a client's data with the client, and the check of what its owner demands of a run."""
 
+import functools
 from collections.abc import Mapping
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -9,18 +10,29 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from fed.config.flower import KIND, LEAST
 from fed.config.groups import PrivacySettings
 from fed.errors import Failed
-from fed.privacy import classical_epsilon, local_sensitivity, moved
+from fed.model.arrays import to_tensors
+from fed.privacy import (
+    check_rounding,
+    classical_epsilon,
+    local_sensitivity,
+    longest_update,
+    moved,
+    update_norm,
+)
 from fed.seeding import unseed_noise
+
+LONGEST = 1e18  # its square is a float32
 
 
 def privacy_mods(settings: PrivacySettings) -> list[Mod]:
     """Return the mods that `privacy=` needs at a client, outermost first; a user's own mods go inside them."""
     if settings.kind == "none":
         return []
+    held: list[Mod] = [only_weights, functools.partial(checked, settings)]
     if settings.kind == "central_dp":
-        return [only_weights] if settings.clipping == "server" else [only_weights, fixedclipping_mod, hide_unchanged]
+        return held if settings.clipping == "server" else [*held, fixedclipping_mod, hide_unchanged, measurable]
     noise = LocalDpMod(settings.clipping_norm, local_sensitivity(settings), classical_epsilon(settings), settings.delta)
-    mods: list[Mod] = [only_weights, noise, hide_unchanged]
+    mods: list[Mod] = [*held, noise, hide_unchanged, measurable]
     return mods if settings.seeded_noise else [*mods, unseeded]
 
 
@@ -57,6 +69,44 @@ def only_weights(message: Message, context: Context, call_next: ClientAppCallabl
         content = RecordDict({key: record for key, record in reply.content.array_records.items() if key in sent})
         content["metrics"] = MetricRecord({"num-examples": 1})
         reply.content = content
+    return reply
+
+
+def checked(settings: PrivacySettings, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the reply if its update is as short as clipping and noise leave it, whatever they did.
+
+    Raises:
+        Failed: If it is longer, or if the noise is lost in the rounding of weights as large as those received.
+    """
+    sent = {key: to_tensors(record) for key, record in message.content.array_records.items()}
+    if settings.kind == "local_dp":
+        for tensors in sent.values():
+            check_rounding(settings, tensors)
+    reply = call_next(message, context)
+    if not reply.has_error():
+        for key in sent.keys() & reply.content.array_records.keys():
+            record = reply.content.array_records[key]
+            length, most = update_norm(sent[key], to_tensors(record)), longest_update(settings, sent[key])
+            if not length <= most:
+                raise Failed(
+                    f"privacy={settings.kind}: the update would leave with norm {length:.3g} in place of {most:.3g}"
+                )
+    return reply
+
+
+def measurable(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the reply if its update has a norm: clipping lets one pass whole that has none.
+
+    Raises:
+        Failed: If the update, or its norm, is not finite in float32.
+    """
+    reply = call_next(message, context)
+    if not reply.has_error():
+        for key, sent in message.content.array_records.items():
+            if key in reply.content.array_records:
+                length = update_norm(to_tensors(sent), to_tensors(reply.content.array_records[key]))
+                if not length < LONGEST:
+                    raise Failed(f"the update has norm {length:g}, which cannot be clipped; nothing is sent")
     return reply
 
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,33 @@ DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
 }
+
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}", re.ASCII)
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """Return `folder/name/name/...`; the names may come from anybody, the folder is this program's own.
+
+    Args:
+        folder: The folder that the path must not leave.
+        *names: Plain names: 1 to 128 letters, digits and `_ . -` of ASCII, not beginning with a point.
+
+    Raises:
+        ValueError: If a name is not plain, or a symbolic link leads out of the folder.
+    """
+    for name in names:
+        if not PLAIN.fullmatch(name):
+            shown = repr(name if len(name) <= 40 else f"{name[:40]}...")
+            raise ValueError(f"{shown} is not a plain name of letters, digits, _, . and -")
+    path = folder.joinpath(*names)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder}")
+    return path
+
+
+def plain(text: str) -> str:
+    """Return a plain name that looks like `text`."""
+    return re.sub(r"[^A-Za-z0-9_.-]|^\.", "-", text, flags=re.ASCII)[:128] or "-"
 
 
 @contextmanager

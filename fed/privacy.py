@@ -7,12 +7,15 @@ have RDP T a / (2 z^2) of order a.
 
 import functools
 import math
+from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
+from torch import Tensor
 
 from fed.config.groups import PrivacySettings
+from fed.errors import Failed
 from fed.model.arrays import to_record, to_tensors
 
 
@@ -77,6 +80,52 @@ def moved(sent: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
     value = float(changed.flatten()[0])
     changed.view(-1)[0] = value + max(abs(value) * 2**-22, 1e-10)
     return to_record({**after, name: changed})
+
+
+@torch.no_grad()
+def update_norm(sent: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of trained - sent over all arrays: differences in float32, as they are clipped, then float64.
+
+    It is inf or NaN if a difference is.
+    """
+    squares = ((tensor.float() - sent[name].float()).double().square().sum() for name, tensor in trained.items())
+    return math.sqrt(sum(map(float, squares)))
+
+
+@torch.no_grad()
+def longest_update(settings: PrivacySettings, sent: Mapping[str, Tensor]) -> float:
+    """Return a norm that no update which leaves a client exceeds; inf where clients do not clip.
+
+    It is the clipping norm C, and with local_dp s (sqrt(d) + 10) for d numbers of noise of standard deviation s:
+    Gaussian noise is longer with probability exp(-50) (Boucheron, Lugosi and Massart, Concentration Inequalities,
+    Theorem 5.6). The rest is for rounding in float32.
+    """
+    if settings.kind == "central_dp" and settings.clipping == "server":
+        return math.inf
+    numbers = sum(tensor.numel() for tensor in sent.values())
+    noise = noise_deviation(settings) * (math.sqrt(numbers) + 10) if settings.kind == "local_dp" else 0.0
+    weights = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in sent.values()))
+    return 1.001 * (settings.clipping_norm + noise) + 1e-6 * weights
+
+
+def noise_deviation(settings: PrivacySettings) -> float:
+    """Return the standard deviation of the noise that a client adds to each number with local_dp."""
+    return settings.noise_multiplier * local_sensitivity(settings)
+
+
+@torch.no_grad()
+def check_rounding(settings: PrivacySettings, received: Mapping[str, Tensor]) -> None:
+    """Check that float32 holds the noise beside weights of this size; 2^23 + noise below 1 is 2^23 again, for one.
+
+    Raises:
+        Failed: If the spacing of float32 at the largest weight is more than a 16th of the noise.
+    """
+    largest = max((float(tensor.abs().max()) for tensor in received.values() if tensor.numel()), default=0.0)
+    if not largest * 2**-23 <= noise_deviation(settings) / 16:
+        raise Failed(
+            f"the server sent a weight of {largest:.3g}, beside which float32 rounds away noise of standard deviation "
+            f"{noise_deviation(settings):.3g}; nothing is sent"
+        )
 
 
 def described(settings: PrivacySettings, num_rounds: int) -> str:

@@ -16,6 +16,7 @@ from clients.app import config_of
 from clients.privacy import check_promise
 from fed.config.flower import DATA, from_text, node_settings
 from fed.errors import Failed
+from fed.files import inside
 from fed.grids.remote import RUN, SETTINGS
 from run.site import Site, site_of
 
@@ -60,7 +61,7 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
         request = node_settings(from_text(str(sent[SETTINGS])), context.node_config)
         if has_own_data:
             check_promise(request.config.privacy, context.node_config)
-        usual = Path(request.config.cache_dir) / "clients" / str(sent[RUN])
+        usual = inside(Path(request.config.cache_dir), "clients", str(sent[RUN]))
         return answer(site_of(request, context.node_config), message, context, folder or usual)
     except Failed as error:
         reason = shared = " ".join(str(error).split())

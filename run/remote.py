@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fed.config.checks import Request
 from fed.config.flower import to_text
+from fed.files import plain
 from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
 from fed.grids.settings import RemoteGridSettings
 from fed.grids.wire import Wire
@@ -42,7 +43,7 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
     settings = RemoteGridSettings(
         message_config={
             MODEL: json.dumps(identity(plan.policy, federation.model_hash)),
-            RUN: "_".join(federation.place.checkpoints.parent.absolute().parts[-2:]),
+            RUN: plain("_".join(federation.place.checkpoints.parent.absolute().parts[-2:])),
             SETTINGS: to_text(clients.request),
         },
         wait=config.process_timeout,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from fed.model.policy import Policy
 
+pytest_plugins = ["support.federate"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the markers of what it uses, and begin with servers: while one test waits others compute."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed
-from fed.model.arrays import to_tensors
+from fed.model.arrays import not_finite, to_tensors
 
 # The arrays of a message to a client: by key of the record, and by name.
 Sent = Mapping[str, Mapping[str, Tensor]]
@@ -60,6 +60,5 @@ def _problem_of_arrays(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             return f"its {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-        if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN is both
-            return f"its {name} is not finite"
-    return None
+    name_of_odd = not_finite(found)
+    return None if name_of_odd is None else f"its {name_of_odd} is not finite"

@@ -15,7 +15,8 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
-from fed.model.arrays import to_record, to_tensors
+from fed.errors import Failed
+from fed.model.arrays import not_finite, to_record, to_tensors
 
 DIFFERENCE = "bfloat16-difference"  # Flower's `stype` of what numpy cannot read
 
@@ -115,6 +116,8 @@ def unpacking(wire: Wire) -> Mod:
     def unpacked(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         received = {key: wire.unpack(record) for key, record in message.content.array_records.items()}
         for key, record in received.items():
+            if (name := not_finite(to_tensors(record))) is not None:
+                raise Failed(f"the server sent {name} with numbers that are not finite; nothing is sent")
             message.content[key] = record
         reply = call_next(message, context)
         if not reply.has_error():

@@ -108,6 +108,12 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds an infinity or a NaN; None: there is none."""
+    return next((name for name, t in tensors.items() if t.numel() and not all(map(torch.isfinite, t.aminmax()))), None)
+
+
+@torch.no_grad()
 def load_arrays(model: nn.Module, record: ArrayRecord) -> None:
     """Copy the record into the model, cast to its dtypes (some of Flower's strategies return float64).
 

@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+Tamper = Callable[[Message], None]
+
 
 class FlowerGrid(Grid):
     """Nodes with an app and a configuration; every message is serialised on its way, as Flower does."""
@@ -29,6 +31,8 @@ class FlowerGrid(Grid):
         self.received: list[tuple[str, bytes, Message]] = []  # from clients: kind, bytes, and the message
         self.silent: set[int] = set()  # nodes that never answer
         self.on_pull: Callable[[], None] = lambda: None
+        self.hostile_server: Tamper = lambda message: None  # changes a message on its way to a node
+        self.hostile_node: Tamper = lambda reply: None  # changes a reply on its way to the server
         self._waiting: dict[str, Message] = {}
         self._ids = itertools.count(1)
 
@@ -69,10 +73,12 @@ class FlowerGrid(Grid):
     def answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         message.content = recorddict_from_proto(recorddict_to_proto(message.content))
+        self.hostile_server(message)
         reply = self.apps[node](message, self.contexts[node])
         if reply.has_error():
             self.received.append((message.metadata.message_type, reply.error.reason.encode(), reply))
             return reply
+        self.hostile_node(reply)
         content = recorddict_to_proto(reply.content)
         self.received.append((message.metadata.message_type, content.SerializeToString(), reply))
         reply.content = recorddict_from_proto(content)

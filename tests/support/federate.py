@@ -1,22 +1,16 @@
-"""Runs behind Flower's grid, for the tests of this folder."""
+"""The fixtures `files` and `federate`: runs behind Flower's grid, with two nodes that have data of their own."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
-
-from fed.config.flower import run_settings
-from load_data import load
-from run import client_app, server_app
-from support.configured import through_flower
-from support.flower_grid import FlowerGrid
-from support.flower_runs import OWN
 
 
 @pytest.fixture
 def files(tmp_path):
     """Write the own pairs of two clients."""
+    from load_data import load
+
     rows = load(["demo"], "train", data_dir=None, seed=0).rows
     paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
     for number, path in enumerate(paths):
@@ -28,14 +22,27 @@ def files(tmp_path):
 
 @pytest.fixture
 def federate(tmp_path, monkeypatch):
-    """Run a federation over nodes with these configurations, and return the grid and the run's folder."""
+    """Run a federation over nodes with these configurations, and return the grid and the run's folder.
+
+    `hostile_server` and `hostile_node` change messages and replies on their way, as those of `FlowerGrid` do.
+    """
+    import torch
+
+    from fed.config.flower import run_settings
+    from run import client_app, server_app
+    from support.configured import through_flower
+    from support.flower_grid import FlowerGrid
+    from support.flower_runs import OWN
+
     monkeypatch.setattr("run.experiment.curves", lambda run_dir: run_dir / "curves.png")
     monkeypatch.chdir(tmp_path)
 
-    def run(nodes, **config):
+    def run(nodes, hostile_server=None, hostile_node=None, **config):
         given = {**OWN, "output_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "server"), **config}
         nodes = [{"cache_dir": str(tmp_path / f"cache-{k}"), **node} for k, node in enumerate(nodes)]
         grid = FlowerGrid([(client_app.flower_app(), node) for node in nodes], given)
+        grid.hostile_server = hostile_server or grid.hostile_server
+        grid.hostile_node = hostile_node or grid.hostile_node
         threads = torch.get_num_threads()
         try:
             server_app.run(run_settings(through_flower(given)), grid)
