@@ -11,6 +11,10 @@ class CannotContinue(Exception):
     """The end of a run that has written all it did to the disk; the message gives the reason."""
 
 
+class NotFinite(CannotContinue):
+    """Global weights, or their log-probs, that are infinite or not a number."""
+
+
 class TooFewClients(CannotContinue):
     """A round in which fewer clients than `min_fit_clients` succeeded."""
 

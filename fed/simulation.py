@@ -9,18 +9,19 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
+from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful, rounds
 from fed.checkpoints.contexts import Contexts
-from fed.distributed.ranks import ONE_PROCESS, Mesh
+from fed.distributed.ranks import ALONE, ONE_PROCESS, Mesh, Ranks
 from fed.distributed.shards import Shards
 from fed.distributed.stop import Stop
+from fed.errors import CannotContinue, NotFinite
 from fed.grids.base import CountingGrid
 from fed.grids.groups import GroupGrid
 from fed.grids.leader import Evaluate, LeaderGrid, follow
 from fed.grids.local import LocalGrid
 from fed.grids.remote import RemoteGrid
 from fed.grids.settings import LocalGridSettings
-from fed.model.arrays import to_record, to_tensors
+from fed.model.arrays import not_finite, to_record, to_tensors
 
 # Arguments: round, bytes sent, bytes received.
 OnTraffic = Callable[[int, int, int], None]
@@ -40,7 +41,7 @@ class Processes:
     parts: Shards | None = None  # if given, the strategy runs in the first process, on whole arrays
 
 
-ALONE = Processes()
+ONE_PROCESS_ONLY = Processes()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def simulate(
     client: ClientApp,
     client_ids: Sequence[int],
     settings: LocalGridSettings,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS_ONLY,
 ) -> ArrayRecord:
     """Run a federation over clients in this program and return the final global weights, or this process's parts.
 
@@ -99,13 +100,13 @@ def simulate(
         grid = GroupGrid(client, contexts, settings, groups=mesh.groups, work=work, exchange=exchange)
     done, initial = _begin(grid, server)
     if parts is None:
-        each_round = _each_round(server, [grid], Stop(mesh.world))
+        each_round = _each_round(server, [grid], mesh.world)
         return _final(server.make_app(initial, each_round, done), grid)
     whole = parts.whole(to_tensors(initial), keep=mesh.world.is_first)
     if not mesh.world.is_first:
-        return follow(grid, mesh.world, parts, _each_round(server, [grid], Stop(mesh.world)))
+        return follow(grid, mesh.world, parts, _each_round(server, [grid], mesh.world))
     leader = LeaderGrid(grid, mesh.world, parts)
-    evaluate = functools.partial(leader.evaluate, _each_round(server, [grid, leader], Stop(mesh.world)))
+    evaluate = functools.partial(leader.evaluate, _each_round(server, [grid, leader], mesh.world))
     return leader.finish(_final(server.make_app(to_record(whole), evaluate, done), leader))
 
 
@@ -113,20 +114,28 @@ def serve(server: ServerSide, grid: RemoteGrid, num_clients: int) -> ArrayRecord
     """Run a federation of `num_clients` clients that are elsewhere and return the final global weights."""
     grid.gather(num_clients)
     done, initial = _begin(grid, server)
-    return _final(server.make_app(initial, _each_round(server, [grid], Stop()), done), grid)
+    return _final(server.make_app(initial, _each_round(server, [grid]), done), grid)
 
 
-def _each_round(server: ServerSide, grids: Sequence[CountingGrid], stop: Stop) -> Evaluate:
+def _each_round(server: ServerSide, grids: Sequence[CountingGrid], world: Ranks = ALONE) -> Evaluate:
     """Return what a strategy calls after every round: the evaluation, with the checkpoint and the check for a stop.
 
-    The clients are behind the first grid; the strategy talks to the last one.
+    The clients are behind the first grid; the strategy talks to the last one. Weights that are not finite are neither
+    evaluated nor kept.
     """
-    persistence = server.persistence
+    persistence, stop = server.persistence, Stop(world)
+    sound = 0 if persistence is None or persistence.checkpoint is None else persistence.checkpoint.server_round
 
     def evaluate_and_save(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        nonlocal sound
         if server_round:
             server.on_traffic(server_round, grids[-1].sent, grids[-1].received)
-        found = server.evaluate(server_round, arrays)
+        try:
+            _check_finite(world, server_round, arrays)
+            found = server.evaluate(server_round, arrays)
+        except NotFinite as error:
+            raise CannotContinue(f"{error}; {_way_back(persistence, sound)}") from error
+        sound = sound if found is None else server_round
         if persistence is not None and server_round and persistence.checkpointer.is_due(server_round):
             with persistence.phase():
                 persistence.checkpointer.save(server_round, arrays, grids[0], persistence.stateful, found)
@@ -136,6 +145,26 @@ def _each_round(server: ServerSide, grids: Sequence[CountingGrid], stop: Stop) -
         return found
 
     return evaluate_and_save
+
+
+def _check_finite(world: Ranks, server_round: int, arrays: ArrayRecord) -> None:
+    """Refuse global weights that are not finite, in all processes alike.
+
+    Raises:
+        NotFinite: If this process's part of them, or another's, is not.
+    """
+    odd = [name for name in world.gather(not_finite(to_tensors(arrays))) if name is not None]
+    if odd:
+        raise NotFinite(f"round {server_round}: {odd[0]} of the global weights is not finite; the round is not kept")
+
+
+def _way_back(persistence: Persistence | None, sound: int) -> str:
+    """Name the last checkpoint whose weights were finite when they were evaluated."""
+    kept = [] if persistence is None else [n for n in rounds(persistence.checkpointer.folder) if n <= sound]
+    if not kept:
+        return "no checkpoint with finite weights is left"
+    assert persistence is not None
+    return f"the last finite weights are those of {persistence.checkpointer.folder / f'round-{max(kept)}'}"
 
 
 def _begin(grid: CountingGrid, server: ServerSide) -> tuple[int, ArrayRecord]:

@@ -6,15 +6,17 @@ worker of Ray keeps its model and serves one client after the other.
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from clients.app import config_of
 from clients.privacy import check_promise
-from fed.config.flower import DATA, from_text, node_settings
+from fed.config.flower import DATA, POLICY, from_text, node_settings
+from fed.config.policy import NodePolicy, check_allowed, read_policy
 from fed.errors import Failed
 from fed.files import inside
 from fed.grids.remote import RUN, SETTINGS
@@ -49,6 +51,12 @@ def flower_app(folder: Path | None = None) -> ClientApp:
 app = flower_app()
 
 
+def _policy(node_config: Mapping[str, Any]) -> NodePolicy | None:
+    """Return the policy of this node; None: it has neither a policy nor data of its own, as simulated clients have."""
+    path = node_config.get(POLICY)
+    return read_policy(None if path is None else str(path)) if path is not None or DATA in node_config else None
+
+
 def _guarded(answer: Answer, message: Message, context: Context, folder: Path | None) -> Message:
     """Return the answer, or an error that says why there is none.
 
@@ -59,10 +67,13 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
     try:
         sent = config_of(message)
         request = node_settings(from_text(str(sent[SETTINGS])), context.node_config)
+        policy = _policy(context.node_config)
+        if policy is not None:
+            check_allowed(policy, request.config, context.node_config.keys())
         if has_own_data:
             check_promise(request.config.privacy, context.node_config)
         usual = inside(Path(request.config.cache_dir), "clients", str(sent[RUN]))
-        return answer(site_of(request, context.node_config), message, context, folder or usual)
+        return answer(site_of(request, context.node_config, policy), message, context, folder or usual)
     except Failed as error:
         reason = shared = " ".join(str(error).split())
     except Exception as error:

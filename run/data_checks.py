@@ -29,6 +29,8 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError("accuracy_on=test but there are no test pairs; give datasets, or use accuracy_on=client")
     if config.accuracy_on == "server" and not pairs.validation:
         raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
+    if config.score_on == "server" and not pairs.validation:
+        raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
 
 
 def _no_pairs(config: Config) -> str:

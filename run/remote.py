@@ -1,5 +1,6 @@
 """A federation whose clients are elsewhere, behind one of Flower's own grids."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from fed.config.checks import Request
 from fed.config.flower import to_text
 from fed.files import plain
 from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
+from fed.grids.replies import Expected
 from fed.grids.settings import RemoteGridSettings
 from fed.grids.wire import Wire
-from fed.model.arrays import to_tensors
+from fed.model.arrays import load_arrays, to_tensors
 from fed.model.identity import identity
 from fed.simulation import serve
 from fed.tracking.log import Log
@@ -49,6 +51,8 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
         wait=config.process_timeout,
         simulated=config.engine == "ray",
         timeout=config.client_timeout if config.engine == "flower" else None,
+        expected=Expected(config.privacy.kind != "none", tuple(config.client_metrics)),
+        score=functools.partial(_score, federation) if config.score_on == "server" else None,
         on_reply=lambda *reply: _report(log, *reply),
         wire=Wire(config.wire_dtype, to_tensors(federation.initial)),
         streams=streams(federation.strategy),
@@ -63,6 +67,14 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
 
     server = federation.server_side(evaluate, log.communication)
     return serve(server, RemoteGrid(clients.grid, settings), plan.num_clients)
+
+
+def _score(federation: Federation, arrays: ArrayRecord) -> float:
+    """Return the accuracy of trained weights on the server's pairs; the evaluation loads its own weights again."""
+    evaluation = federation.evaluation
+    load_arrays(evaluation.policy.model, arrays)
+    with federation.log.phase("evaluate"):
+        return evaluation.score(evaluation.policy, federation.pairs.validation).metrics["accuracy"]
 
 
 def _report(log: Log, client_id: int, server_round: int, kind: str, metrics: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from clients.state_files import load_state, only_client, remove_old_runs, save_s
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
-from fed.config.schema import has_own_data
+from fed.config.policy import NodePolicy, check_steps, check_weights
+from fed.config.schema import Config, has_own_data
 from fed.data.rows import Loaded
 from fed.distributed import launch
 from fed.distributed.stop import Deadline
@@ -36,11 +37,11 @@ from run.references import ReferencedPairs, columns_of
 CLIENTS_IN_MEMORY = 64  # clients whose pairs a process keeps
 
 
-def site_of(request: Request, node_config: Mapping[str, Any]) -> "Site":
+def site_of(request: Request, node_config: Mapping[str, Any], policy: NodePolicy | None) -> "Site":
     """Return this process's site for these settings; it is made once and serves every message of the run."""
-    key = repr((request, node_config.get(DATA), node_config.get(FORMAT)))
+    key = repr((request, node_config.get(DATA), node_config.get(FORMAT), policy))
     if key not in _sites:
-        site = Site(request, node_config)
+        site = Site(request, node_config, policy)
         _sites.clear()  # of another run
         _sites[key] = site
     return _sites[key]
@@ -55,12 +56,14 @@ class Site:
     Args:
         request: The run's settings, with those that this node decides for itself.
         node_config: The node's configuration; with `DATA` its owner has pairs that nobody else has.
+        policy: What the owner lets a run do here; the settings have been checked against it. None: there is no owner.
 
     Raises:
         ValueError: If the settings or the data cannot be used.
+        Failed: If the policy does not allow the model's weights.
     """
 
-    def __init__(self, request: Request, node_config: Mapping[str, Any]) -> None:
+    def __init__(self, request: Request, node_config: Mapping[str, Any], policy: NodePolicy | None) -> None:
         self._config, self._is_alone = request.config, DATA in node_config
         with launch.joined(self._config.device, self._config.process_timeout) as device:
             plan = prepare_client(request, device, _own_rows(request, node_config))
@@ -68,7 +71,10 @@ class Site:
         self._identity = identity(plan.policy)
         columns = columns_of(plan, initial, self._identity["weights"], Log())
         self._pairs = ReferencedPairs(plan.pairs, columns, CLIENTS_IN_MEMORY)
-        self._deadline = Deadline(self._config.client_timeout if self._config.engine == "ray" else None)
+        self._policy = policy
+        if policy is not None:
+            check_weights(policy, self._config, node_config.keys(), self._identity["weights"])
+        self._deadline = _deadline(self._config, policy)
         client = Client(
             LocalTrainer(plan.policy, local_settings(plan)),
             self._pairs,
@@ -100,7 +106,7 @@ class Site:
         if self._is_alone:
             remove_old_runs(folder)
             self._check_model(message)
-            _ = self._pairs[0]
+            self._check_steps(0)
             if self._config.privacy.kind != "none":
                 print(described(self._config.privacy, self._config.comm_round), file=sys.stderr, flush=True)
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -119,6 +125,8 @@ class Site:
         self._check_model(message)
         config = config_of(message)
         client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
+        if message.metadata.message_type == MessageType.TRAIN:
+            self._check_steps(client_id)
         numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
         self._deadline.begin()
         if not context.state:
@@ -138,6 +146,16 @@ class Site:
             return seeded_globals(secrets.randbits(63), "a real client", 0)
         return seeded_globals(self._config.seed, f"client {kind}", client_id, server_round, 1)
 
+    def _check_steps(self, client_id: int) -> None:
+        """Refuse a round of more steps than the owner allows, and have the client's pairs ready.
+
+        Raises:
+            Failed: If so.
+        """
+        num_pairs = len(self._pairs[client_id].train)
+        if self._policy is not None:
+            check_steps(self._policy, self._config, num_pairs)
+
     def _check_model(self, message: Message) -> None:
         """Refuse a message from a server that has another model.
 
@@ -149,6 +167,13 @@ class Site:
                 f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
                 "'model.name_or_path=\"...\"'"
             )
+
+
+def _deadline(config: Config, policy: NodePolicy | None) -> Deadline:
+    """Return the limit on the time of a training: the owner's, or that of a simulation on Ray."""
+    if policy is not None:
+        return Deadline(policy.max_seconds, "max_seconds")
+    return Deadline(config.client_timeout if config.engine == "ray" else None)
 
 
 def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None:

@@ -1,5 +1,6 @@
 """The server's evaluation of the global model, which also tells the clients its accuracy."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fed.data.tokens import Example
-from fed.errors import CannotContinue
+from fed.errors import CannotContinue, NotFinite
 from fed.model.arrays import load_arrays
 from fed.model.evaluation import Evaluation
 from fed.model.policy import Policy
@@ -15,6 +16,8 @@ from fed.model.samples import Sampler
 from fed.seeding import seed_globals
 from fed.tracking.log import Log
 from server.ledgers import Ledger
+
+MAJORITY, SEVERAL = 0.5, 4  # a client with more than this share, among so many or more, is told
 
 
 @dataclass
@@ -53,12 +56,14 @@ class ServerEvaluation:
 
         Raises:
             CannotContinue: If the untrained policy and its reference give a pair different log-probs.
+            NotFinite: If a log-prob is not finite.
         """
         if server_round:
             self._log_round(server_round)
         is_last = server_round == self.num_rounds or (server_round > 0 and self.is_over())
         due = server_round % self.frequency_of_test == 0 or is_last
         found = self._scored(arrays, due) if due or self.always_accuracy else {}
+        _check_finite(server_round, found)
         if self.accuracy_on in found:
             self.train_config["server-accuracy"] = found[self.accuracy_on].metrics["accuracy"]
         if server_round == 0:
@@ -74,8 +79,14 @@ class ServerEvaluation:
 
     def _log_round(self, server_round: int) -> None:
         """Log the clients' shares of the aggregate and the privacy spent."""
-        for node, weight in self.client_weights().items():
+        weights = self.client_weights()
+        for node, weight in weights.items():
             self.log.client(node, server_round, "aggregate", {"weight": weight})
+            if weight > MAJORITY and len(weights) >= SEVERAL:
+                self.log.remark(
+                    server_round,
+                    f"client {node} has {weight:.0%} of the mean of {len(weights)} clients; see max_client_weight",
+                )
         self.log.clients_done(server_round)
         if self.ledger is not None:
             self.log.privacy(server_round, self.ledger.spent(), self.ledger.remarks())
@@ -112,6 +123,20 @@ class ServerEvaluation:
         if self.sampler is not None:
             self.sampler.load_state_dict(state["sampler"])
         seed_globals(self.seed, "flower", self._round)
+
+
+def _check_finite(server_round: int, found: Mapping[str, Evaluation]) -> None:
+    """Check that all log-probs are finite: a comparison with NaN is False, and would count as a wrong answer.
+
+    Raises:
+        NotFinite: If not.
+    """
+    for split, (metrics, margins) in found.items():
+        odd = sum(not math.isfinite(margin) for margin in margins)
+        if odd or not math.isfinite(metrics["loss"]):
+            raise NotFinite(
+                f"round {server_round}: the policy's log-probs are not finite on {odd} of {len(margins)} {split} pairs"
+            )
 
 
 def _check_ties(found: Mapping[str, Evaluation]) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from logging import INFO
 from types import MappingProxyType
 
@@ -24,12 +24,30 @@ class StreamingFedAvg(FedAvg):
 
     It takes FedAvg's parameters and returns the same result up to float32 rounding. A subclass changes the weights by
     overriding `log_weight`.
+
+    Args:
+        max_client_weight: The largest share of a client in the aggregate; None: no limit. With a limit all replies of a
+            round are in memory at once.
+        **fedavg: Flower's own FedAvg parameters.
+
+    Raises:
+        ValueError: If the limit is not above 0 and at most 1.
     """
 
-    streams = True  # each reply is used once, in order, so the grid can send them one by one
     elementwise = True  # parts of the arrays give the same parts of the result
     client_weights: Mapping[int, float] = MappingProxyType({})  # each node's share of the last aggregate
     groups: Ranks = ALONE  # each group of processes holds the replies of some clients
+
+    def __init__(self, max_client_weight: float | None = None, **fedavg: object) -> None:
+        super().__init__(**fedavg)  # type: ignore[arg-type]
+        if max_client_weight is not None and not 0 < max_client_weight <= 1:
+            raise ValueError(f"max_client_weight={max_client_weight} is out of range; expected above 0 and at most 1")
+        self.max_client_weight = max_client_weight
+
+    @property
+    def streams(self) -> bool:
+        """True if each reply is used once, in order, so that the grid can send them one by one."""
+        return self.max_client_weight is None
 
     def log_weight(self, metrics: MetricRecord) -> float:
         """Return the logarithm of this reply's weight, up to a constant common to all replies."""
@@ -42,15 +60,22 @@ class StreamingFedAvg(FedAvg):
         mean = RunningMean()
         contents: list[RecordDict] = []
         nodes: list[int] = []
+        if self.max_client_weight is None:
+            weights: Iterator[float] | None = None
+        else:
+            replies = list(replies)
+            usual = [self.log_weight(_metrics(reply)) for reply in replies if not reply.has_error()]
+            weights = iter(capped(usual, self.max_client_weight))
         for reply in replies:
             valid, _ = self._check_and_log_replies([reply], is_train=True)
             if valid:
-                metrics = next(iter(reply.content.metric_records.values()))
+                metrics = _metrics(reply)
+                weight = self.log_weight(metrics) if weights is None else next(weights)
                 arrays = next(iter(reply.content.array_records.values()))
                 if isinstance(arrays, RemoteArrays):
-                    mean.add_elsewhere(to_tensors(arrays.like), self.log_weight(metrics))
+                    mean.add_elsewhere(to_tensors(arrays.like), weight)
                 else:
-                    mean.add(to_tensors(arrays), self.log_weight(metrics))
+                    mean.add(to_tensors(arrays), weight)
                 contents.append(RecordDict({"metrics": metrics}))
                 nodes.append(reply.metadata.src_node_id)
             del reply  # or it would stay alive while the next client trains
@@ -74,7 +99,7 @@ class FeDPO(StreamingFedAvg):
         decay: "cumulative" as above, or "constant": lambda_k = decay_rate in every round, as the published code
             behaves.
         weighting: "accuracy", "samples" (FedAvg) or "accuracy_times_samples".
-        **fedavg: Flower's own FedAvg parameters.
+        **fedavg: Parameters of `StreamingFedAvg`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -178,6 +203,30 @@ class RunningMean:
     def weights(self) -> Sequence[float]:
         """Return the share of each member so far; they sum to one."""
         return _shares(self.log_weights)
+
+
+def capped(log_weights: Sequence[float], most: float) -> list[float]:
+    """Return the logarithms of shares of at most `most`: what is above is spread over the others as they weigh.
+
+    K clients whose equal shares 1/K are above the limit get equal shares.
+    """
+    if most * len(log_weights) <= 1:
+        return [0.0] * len(log_weights)
+    over: set[int] = set()
+    while True:
+        rest = [k for k in range(len(log_weights)) if k not in over]
+        left = 1 - most * len(over)
+        shares = dict(zip(rest, (left * share for share in _shares([log_weights[k] for k in rest])), strict=True))
+        more = {k for k, share in shares.items() if share > most * (1 + 1e-12)}
+        if not more:
+            return [
+                math.log(shares.get(k, most)) if shares.get(k, most) > 0 else -math.inf for k in range(len(log_weights))
+            ]
+        over |= more
+
+
+def _metrics(reply: Message) -> MetricRecord:
+    return next(iter(reply.content.metric_records.values()))
 
 
 def _shares(log_weights: Sequence[float]) -> list[float]:

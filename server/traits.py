@@ -120,7 +120,11 @@ def streams(strategy: Strategy) -> bool:
 
 def joins_groups(strategy: Strategy) -> bool:
     """Return whether the strategy can combine the means of several groups of clients."""
-    return isinstance(strategy, StreamingFedAvg) and type(strategy).aggregate_train is StreamingFedAvg.aggregate_train
+    return (
+        isinstance(strategy, StreamingFedAvg)
+        and streams(strategy)
+        and type(strategy).aggregate_train is StreamingFedAvg.aggregate_train
+    )
 
 
 def client_weights(strategy: Strategy) -> Mapping[int, float]:

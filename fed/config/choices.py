@@ -38,6 +38,11 @@ def own(path: Path, group: str) -> dict[str, Any]:
     return dict(node[group] if "@package _global_" in text else node)
 
 
+def targets(group: str) -> list[str]:
+    """Return the classes or functions, by dotted path, that the files of a group name."""
+    return sorted({str(own(path, group)["_target_"]) for path in files(group)})
+
+
 def usual() -> dict[str, str | None]:
     """Return the choice of each group that a run has if nothing is typed."""
     listed: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))["defaults"]  # type: ignore[index,call-overload]

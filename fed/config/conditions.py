@@ -13,6 +13,7 @@ NO_FEDERATION = (
 NOT_LOCAL = unless("engine", "local", "an engine other than local")
 NO_LORA = at("lora.r", 0)
 NOT_PRIVATE = Idle("privacy.kind", lambda kind: kind == "none", "privacy=none")
+PRIVATE = Idle("privacy.kind", lambda kind: kind != "none", "privacy=, where replies hold no accuracy")
 
 DEBUG = at("debug", True, "which saves no model")
 NO_HELD_OUT = at("client_eval_fraction", 0)

@@ -20,7 +20,9 @@ from fed.config.scopes import decided_by
 SETTINGS = "settings"  # the one key of `[tool.flwr.app.config]`
 PARTITION_ID = "partition-id"  # Flower's own number of a node
 DATA, FORMAT = "data", "dataset"  # a node's file of pairs, and the data set whose format it has
+POLICY = "policy"  # a node's file that says what a run may do there
 INSISTED = KIND, LEAST = "privacy.kind", "privacy.noise_multiplier"  # what a node's owner demands of a run
+NO_SETTINGS = (DATA, FORMAT, POLICY, *INSISTED)
 FLOWERS_OWN = (PARTITION_ID, "num-partitions")
 FORCED = {"engine": "flower", "trainer": "BasicTrainer"}
 
@@ -71,11 +73,11 @@ def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:
     Raises:
         ValueError: If the node names a key that it cannot decide, or a value of the wrong type.
     """
-    own = {key: value for key, value in node_config.items() if key not in (DATA, FORMAT, *INSISTED, *FLOWERS_OWN)}
+    own = {key: value for key, value in node_config.items() if key not in (*NO_SETTINGS, *FLOWERS_OWN)}
     of_the_node = (*decided_by("machine"), *decided_by("node"))
     for key in own:
         if key not in of_the_node:
-            known = (DATA, FORMAT, *of_the_node, *INSISTED)
+            known = (*NO_SETTINGS, *of_the_node)
             raise ValueError(f"--node-config has {key}; a node may set only {listed(known)}{nearest(key, known)}")
     if not own and DATA not in node_config:
         return request

@@ -105,10 +105,11 @@ class Deadline(Pauses):
 
     Args:
         seconds: How long one training may take; None: any time.
+        name: The setting that says so.
     """
 
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds, self._end = seconds, math.inf
+    def __init__(self, seconds: float | None, name: str = "client_timeout") -> None:
+        self._seconds, self._name, self._end = seconds, name, math.inf
 
     def begin(self) -> None:
         """Start the clock for the next client."""
@@ -121,4 +122,4 @@ class Deadline(Pauses):
             Failed: If the time is up.
         """
         if time.monotonic() > self._end:
-            raise Failed(f"it took longer than client_timeout={self._seconds:g} seconds")
+            raise Failed(f"it took longer than {self._name}={self._seconds:g} seconds")

@@ -7,6 +7,8 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fed.config.flower import PARTITION_ID
+from fed.errors import Failed
+from fed.foreign import one_line
 
 
 class Nodes:
@@ -72,9 +74,13 @@ class Nodes:
             node = self._waiting.pop(answer.metadata.reply_to_message_id)
             if answer.has_error():
                 self._refuse(node, (answer.error.reason or "no reason given").splitlines()[0])
+                continue
+            try:
+                wanted = _own_number(answer.content)
+            except Failed as error:
+                self._refuse(node, str(error))
             else:
-                wanted = next(iter(answer.content.metric_records.values())).get(PARTITION_ID)
-                own.append((wanted is None, int(wanted or 0), node))  # type: ignore[arg-type]
+                own.append((wanted is None, wanted or 0, node))
         taken = self.by_client()
         for without, wanted, node in sorted(own):
             if not without and wanted in taken and taken[wanted] not in online:
@@ -89,4 +95,19 @@ class Nodes:
     def _refuse(self, node: int, reason: str) -> None:
         """Leave out a node and print why."""
         self._refused.add(node)
-        print(f"node {node} cannot take part: {reason}", flush=True)
+        print(f"node {node} cannot take part: {one_line(reason)}", flush=True)
+
+
+def _own_number(answer: RecordDict) -> int | None:
+    """Return the number that a node has of its own; None: it has none.
+
+    Raises:
+        Failed: If it answers with anything else than one whole number, or none, in one record of metrics.
+    """
+    metrics = list(answer.metric_records.values())
+    if len(metrics) != 1 or len(answer) != 1 or metrics[0].keys() - {PARTITION_ID}:
+        raise Failed(f"it answers with other records than one of metrics with {PARTITION_ID}, or with none")
+    wanted = metrics[0].get(PARTITION_ID)
+    if wanted is not None and not isinstance(wanted, int):
+        raise Failed(f"its {PARTITION_ID} is {str(wanted)[:40]}; expected a whole number")
+    return wanted

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fed.distributed.stop import Stop
 from fed.errors import CannotContinue, Failed
+from fed.foreign import one_line, printable
 from fed.grids.base import CountingGrid
 from fed.grids.nodes import Nodes
 from fed.grids.replies import arrays_of, check_reply
@@ -21,8 +22,6 @@ POLL = 0.2  # seconds between two looks for replies
 # Keys in the config of every message to a client: its number, the digests of the server's model as JSON, a name of
 # the run by which clients find what they stored of it, and the settings of the run.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
-# Metrics of a reply that must be single numbers.
-NUMBERS = {"num-examples", "pairs", "train_loss", "decay", "decay_next", "accuracy", "margin", "loss"}
 
 
 class RemoteGrid(CountingGrid):
@@ -179,36 +178,29 @@ class RemoteGrid(CountingGrid):
         """Return the client's reply in the form in which the strategy gets it; an error if it cannot be used."""
         if reply.has_error():
             return self._failed(message, reply.error.reason)
-        sent, kind = message.content.array_records, message.metadata.message_type
+        sent, kind, content = message.content.array_records, message.metadata.message_type, reply.content
         try:
-            for key in reply.content.array_records.keys() & sent.keys():
-                reply.content[key] = self.settings.wire.unpack(reply.content.array_records[key], sent[key])
+            self.settings.expected.check(kind, sent.keys(), content)
+            for key, record in list(content.array_records.items()):
+                content[key] = self.settings.wire.unpack(record, sent[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays_of(message), reply)
         except Failed as error:
             return self._failed(message, str(error))
         except Exception as error:  # whatever a client may send: the others go on
             return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
-        metrics = {k: v for record in reply.content.metric_records.values() for k, v in record.items()}
-        if problem := _unusable(metrics):
-            return self._failed(message, problem)
+        metrics = next(iter(content.metric_records.values()))
+        if kind == MessageType.TRAIN and self.settings.score is not None and sent:
+            metrics["accuracy"] = self.settings.score(next(iter(content.array_records.values())))
         self.settings.on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
 
     def _failed(self, message: Message, reason: str | None) -> Message:
         """Report a failure and return it as the reply; the first line of `reason` goes to the strategy."""
         reason, _, details = (reason or "").partition("\n")
-        reason = " ".join(reason.split()) or "no reason given"
+        reason, details = one_line(reason) or "no reason given", printable(details)
         self.settings.on_failure(message.metadata.dst_node_id, self.server_round, reason, details)
         return Message(Error(0, reason), reply_to=message)
-
-
-def _unusable(metrics: Mapping[str, Any]) -> str | None:
-    """Return why no strategy can use a client's metrics; None: they can be used."""
-    for name in NUMBERS & metrics.keys():
-        if isinstance(metrics[name], list):
-            return f"its {name} is a list"
-    return None if metrics.get("num-examples", 1) > 0 else f"its num-examples is {metrics['num-examples']}"
 
 
 @dataclass(frozen=True)

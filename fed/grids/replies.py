@@ -1,16 +1,34 @@
 """Replies of clients: the check that an aggregate can use them."""
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, MessageType, RecordDict
 from torch import Tensor
 
+from fed.config.meaning import Limits
 from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed
 from fed.model.arrays import not_finite, to_tensors
 
+FINITE = Limits(at_least=-sys.float_info.max, at_most=sys.float_info.max)
+SHARE, NOT_NEGATIVE = Limits(at_least=0, at_most=1), Limits(at_least=0, at_most=2**53)
+PAIRS = Limits(at_least=1, at_most=2**53)  # a float64 holds it
+# The metrics that clients answer with, and the numbers that these can be.
+RANGES: dict[str, dict[str, Limits]] = {
+    MessageType.TRAIN: {
+        "num-examples": PAIRS,
+        "pairs": NOT_NEGATIVE,
+        "train_loss": FINITE,
+        "accuracy": SHARE,
+        "decay": SHARE,
+        "decay_next": SHARE,
+    },
+    MessageType.EVALUATE: {"num-examples": PAIRS, "accuracy": SHARE, "margin": FINITE, "loss": FINITE},
+}
 # The arrays of a message to a client: by key of the record, and by name.
 Sent = Mapping[str, Mapping[str, Tensor]]
 
@@ -18,6 +36,50 @@ Sent = Mapping[str, Mapping[str, Tensor]]
 def arrays_of(message: Message) -> Sent:
     """Return the arrays of a message, by key of the record and name; mods of the client may replace them later."""
     return {key: to_tensors(record) for key, record in message.content.array_records.items()}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply of a client elsewhere must hold, and nothing else.
+
+    Args:
+        private: Clients send `num-examples` 1 and no other metric, as `privacy=` makes them.
+        added: Names of the metrics that clients' mods add to a reply to "train".
+    """
+
+    private: bool = False
+    added: tuple[str, ...] = ()
+
+    def check(self, kind: str, keys: Collection[str], content: RecordDict) -> None:
+        """Check the records of a reply, before anything reads them.
+
+        Args:
+            kind: "train" or "evaluate".
+            keys: Of the arrays in the message to the client.
+            content: The client's answer.
+
+        Raises:
+            Failed: Naming what is missing, too much, or out of range.
+        """
+        arrays = keys if kind == MessageType.TRAIN else ()
+        if odd := sorted(content.array_records.keys() ^ set(arrays)):
+            raise Failed(f"its reply {'lacks' if odd[0] in arrays else 'has'} the arrays {odd[0]}")
+        if content.config_records or len(content.metric_records) != 1:
+            raise Failed("its reply has other records than its arrays and one record of metrics")
+        metrics = next(iter(content.metric_records.values()))
+        ranges = RANGES[kind] if not self.private else {"num-examples": Limits(at_least=1, at_most=1)}
+        added = self.added if kind == MessageType.TRAIN and not self.private else ()
+        for name in sorted(metrics.keys() ^ {*ranges, *added}):
+            if name in metrics:
+                raise Failed(
+                    f"its reply has the metric {name}, which nobody expects; those that mods add stand in "
+                    "client_metrics"
+                )
+            raise Failed(f"its reply lacks the metric {name}")
+        for name, limits in ranges.items():
+            value = metrics[name]
+            if isinstance(value, list) or not limits.hold(value):
+                raise Failed(f"its {name} is {str(value)[:40]}; expected a number{limits.text and ' '}{limits.text}")
 
 
 def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:

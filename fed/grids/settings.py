@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flwr.app import ArrayRecord
+
 from fed.checkpoints.journal import Journal
 from fed.distributed.ranks import ALONE, Ranks
 from fed.grids.faults import Faults
+from fed.grids.replies import Expected
 from fed.grids.wire import AS_IT_IS, Wire
 
 # Arguments: client, round, the reason in one line, and the traceback or "".
@@ -59,4 +62,7 @@ class RemoteGridSettings(GridSettings):
     # Seconds from sending after which a client is left out of the round; None: no limit. A node that Flower finds
     # offline is left out at once.
     timeout: float | None
+    expected: Expected  # the records of every reply
+    # Gives trained weights the accuracy that the strategy reads; None: it reads the client's own word.
+    score: Callable[[ArrayRecord], float] | None = None
     on_reply: OnReply  # called for every reply that can be used

@@ -65,7 +65,10 @@ class Wire:
             if (array.stype == DIFFERENCE) != (self.dtype == "bfloat16"):
                 raise ValueError(f"{name} travels as {array.dtype}, expected {self.dtype}: wire_dtype differs")
             if self.dtype == "float32":
-                tensors[name] = torch.from_numpy(array.numpy())
+                values = array.numpy()
+                if values.dtype != np.float32:
+                    raise ValueError(f"{name} travels as {values.dtype}, expected float32")
+                tensors[name] = torch.from_numpy(values)
             else:
                 words = np.frombuffer(array.data, dtype="<i2").reshape(array.shape).astype(np.int16)
                 tensors[name] = self._sum(name, torch.from_numpy(words).view(torch.bfloat16), base)

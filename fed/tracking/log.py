@@ -50,6 +50,9 @@ class Log:
     def privacy(self, server_round: int, spent: Mapping[str, float], remarks: Sequence[str]) -> None:
         """Report the privacy budget that the rounds so far have spent; `remarks` are shown to the user."""
 
+    def remark(self, server_round: int, text: str) -> None:
+        """Report something about a round that the user should know."""
+
     def clients_done(self, server_round: int) -> None:
         """Report that every client of the round has reported."""
 

@@ -151,7 +151,7 @@ class RoundFigures:
     clients: dict[str, dict[int, Mapping[str, float]]] = field(default_factory=dict)
     failed: int = 0
     epsilon: float | None = None
-    remarks: Sequence[str] = ()
+    remarks: list[str] = field(default_factory=list)
 
     def texts(self) -> Iterator[str]:
         """Yield the parts of the round's line."""

@@ -137,7 +137,11 @@ class Tracker(Log):
         tags = {f"{PRIVACY}/{name}": value for name, value in spent.items()}
         self._tensorboard.scalars("Server", tags, server_round)
         self._enter(server_round).epsilon = float(spent["epsilon"])
-        self._enter(server_round).remarks = remarks
+        self._enter(server_round).remarks += remarks
+
+    def remark(self, server_round: int, text: str) -> None:
+        """Print the text after the round's line."""
+        self._enter(server_round).remarks.append(text)
 
     def clients_done(self, server_round: int) -> None:
         """Close the round's reports: `avg_acc/client` is the plain mean over the clients that reported."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION
+from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, PRIVATE
 from fed.config.groups import FaultSettings
 from fed.config.meaning import Limits, Scope, at, key
 
@@ -57,11 +57,26 @@ class FederationKeys:
         idle=NO_FEDERATION,
         read_by=("strategy", "weighting"),
     )
+    max_client_weight: float | None = key(
+        None,
+        "Largest share of a client in the mean, whatever it reports; null: no limit. With it a round's replies are in "
+        "memory all at once.",
+        Limits(above=0, at_most=1),
+        idle=NO_FEDERATION,
+        read_by=("strategy", "max_client_weight"),
+    )
     accuracy_on: str = key(
         "server",
         "Pairs that a client's result is scored on: the server's validation pairs, the client's held-out pairs, or "
         "the test pairs, which the curve then no longer tests.",
         choices=("server", "client", "test"),
+    )
+    score_on: str = key(
+        "client",
+        "Where clients are elsewhere, who scores a client's result for its weight: the client itself, or the server on "
+        "its validation pairs, which takes one evaluation for each reply.",
+        choices=("client", "server"),
+        idle=(at("engine", "local", "where all replies come from this program"), PRIVATE),
     )
     alpha: float | None = key(
         None, "Weight of the anchor term; null: 1 with `strategy=fedpo`, 0 with others.", AT_LEAST_0
@@ -90,3 +105,8 @@ class FederationKeys:
         idle=NO_FEDERATION,
     )
     client_mods: list[str] = key([], "Dotted paths of Flower mods for the clients.")
+    client_metrics: list[str] = key(
+        [],
+        "Names of the metrics that these mods add to a reply; a reply with others is left out.",
+        idle=(at("engine", "local", "where all replies come from this program"),),
+    )

@@ -1,0 +1,147 @@
+"""The policy of a node: what its owner lets a run do there. Without a file, a run sets hyper-parameters only."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fed.config import choices
+from fed.config.combinations import check_combinations
+from fed.config.conditions import ABOVE_0, AT_LEAST_1
+from fed.config.explain import explain, in_one_line, listed, nearest
+from fed.config.meaning import key, value_of
+from fed.config.schema import Config
+from fed.config.values import check_values
+from fed.errors import Failed
+
+DIGEST = "sha256:"
+# Keys that name a model, or a part of one, and keys that name a type of numbers.
+OF_THE_MODEL = ("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive")
+OF_TYPES = ("model.policy_dtype", "model.reference_dtype", "model.fsdp_policy_mp", "precision", "wire_dtype")
+
+
+@dataclass
+class NodePolicy:
+    """What a run may do at a node. Each field is a key of the YAML file that `--node-config policy=` names."""
+
+    models: list[str] = key(
+        [],
+        "Models that a run may name, besides `demo` and the node's own `model.*`: directories, hub names, or "
+        "`sha256:DIGEST` of the weights of a hub name.",
+    )
+    trust_remote_code: bool = key(False, "Let a run ask for the Python code that lies beside a model's weights.")
+    client_mods: list[str] = key([], "Dotted paths of mods that a run may name.")
+    losses: list[str] = key([], "Dotted paths of losses that a run may name, besides those of `config/loss/`.")
+    dtypes: list[str] = key(["float32", "bfloat16"], "Types of numbers that a run may compute in or send.")
+    max_steps: int = key(10_000, "Most optimizer steps of a round.", AT_LEAST_1)
+    max_pairs: int = key(
+        256, "Most pairs that are computed at once: `batch_size / gradient_accumulation_steps`.", AT_LEAST_1
+    )
+    max_seconds: float = key(
+        86_400.0, "Most seconds of a round's training; then the node answers with a failure.", ABOVE_0
+    )
+
+
+def read_policy(path: str | None) -> NodePolicy:
+    """Read the owner's file; None: the defaults.
+
+    Raises:
+        ValueError: If it cannot be read, has a key that is none, or a value of the wrong type or out of range.
+    """
+    if path is None:
+        return NodePolicy()
+    known = [item.name for item in fields(NodePolicy)]
+    try:
+        found = OmegaConf.load(path)
+        for name in map(str, found):
+            if name not in known:
+                raise ValueError(f"{name} is no key of a policy; expected {listed(known)}{nearest(name, known)}")
+        policy: NodePolicy = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NodePolicy), found))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"policy={path} cannot be read: {explain(str(error))}") from error
+    except Exception as error:  # a damaged file makes the reader raise anything
+        raise ValueError(f"policy={path} cannot be read: {in_one_line(str(error))}") from error
+    for item in fields(NodePolicy):
+        limits, value = item.metadata["key"].limits, getattr(policy, item.name)
+        if limits is not None and not (math.isfinite(value) and limits.hold(value)):
+            raise ValueError(f"policy={path}: {item.name}={value} is out of range; expected {limits.text}")
+    return policy
+
+
+def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> None:
+    """Check the settings of a run against the owner's policy, before anything is loaded or imported.
+
+    Args:
+        policy: Of the node.
+        config: The run's settings, with those of the node.
+        own: Keys that the node's configuration sets itself.
+
+    Raises:
+        Failed: Naming the key that reaches too far, and the way out.
+        ValueError: If a value is out of its range, or does not go with another.
+    """
+    check_values(config)
+    check_combinations(config)
+    for name in OF_THE_MODEL:
+        value = value_of(config, name)
+        by_digest = name == "model.name_or_path" and _digests(policy) and not Path(str(value)).exists()
+        if name not in own and not by_digest:
+            _check(name, [value], ["demo", *policy.models], "models")
+    _check("model.trust_remote_code", [config.model.trust_remote_code], [policy.trust_remote_code], "trust_remote_code")
+    _check("client_mods", config.client_mods, policy.client_mods, "client_mods")
+    _check("loss._target_", [config.loss["_target_"]], [*choices.targets("loss"), *policy.losses], "losses")
+    for name in OF_TYPES:
+        _check(name, [value_of(config, name)], policy.dtypes, "dtypes")
+    pairs = config.batch_size // config.gradient_accumulation_steps
+    if config.max_tokens_per_step is None and pairs > policy.max_pairs:
+        raise Failed(_refusal("batch_size", config.batch_size, f"max_pairs: {policy.max_pairs}"))
+
+
+def check_steps(policy: NodePolicy, config: Config, num_pairs: int) -> None:
+    """Check the length of a round against the owner's policy.
+
+    Args:
+        policy: Of the node.
+        config: The run's settings.
+        num_pairs: The pairs that the node trains on.
+
+    Raises:
+        Failed: If a round may take more steps.
+    """
+    if config.local_steps is not None:
+        name, steps = "local_steps", config.local_steps
+    else:
+        least = config.batch_size if config.max_tokens_per_step is None else 1  # pairs of a step
+        name, steps = "local_epochs", config.local_epochs * math.ceil(num_pairs / least)
+    if steps > policy.max_steps:
+        raise Failed(_refusal(name, value_of(config, name), f"max_steps: {policy.max_steps}"))
+
+
+def check_weights(policy: NodePolicy, config: Config, own: Collection[str], digest: str) -> None:
+    """Check the SHA-256 of loaded weights, where the policy names digests and the run a hub name.
+
+    Raises:
+        Failed: If the policy names other weights only.
+    """
+    name = config.model.name_or_path
+    if "model.name_or_path" in own or name in (None, "demo", *policy.models) or digest in _digests(policy):
+        return
+    raise Failed(_refusal("model.name_or_path", name, f"models: the SHA-256 of its weights is {digest}"))
+
+
+def _digests(policy: NodePolicy) -> list[str]:
+    return [entry.removeprefix(DIGEST) for entry in policy.models if entry.startswith(DIGEST)]
+
+
+def _check(name: str, wanted: Sequence[Any], allowed: Sequence[Any], entry: str) -> None:
+    for value in wanted:
+        if value is not None and value is not False and value not in allowed:
+            raise Failed(_refusal(name, value, entry))
+
+
+def _refusal(name: str, value: object, entry: str) -> str:
+    return f"{name}={value} reaches further than this node's policy; its owner may allow it with {entry}"
