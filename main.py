@@ -110,15 +110,14 @@ def carry_out(request: Request) -> None:
     """
     from fed.distributed import stop
     from run import experiment
-    from run.folder import create_folder, locked
+    from run.folder import opened
     from run.prepare import prepare
 
     with ExitStack() as stack:
         with _refusals():
             device = stack.enter_context(launch.joined(request.config.device, request.config.process_timeout))
             plan = prepare(request, device)
-            folder = create_folder(plan)
-            stack.enter_context(locked(plan, folder))
+            folder = stack.enter_context(opened(plan))
         with nullcontext() if launch.is_started_here() else stop.listening(), _early_ends(folder):
             if request.config.engine == "ray":
                 from run import ray_engine

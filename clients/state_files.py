@@ -6,6 +6,7 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from fed.checkpoints import serialize
+from fed.files import make_private
 
 CHECKPOINTS = 3  # the server's last checkpoints: a run may be resumed from one before the newest
 RUNS = 10  # runs whose files stay on the disk
@@ -24,7 +25,8 @@ def save_state(folder: Path, client_id: int, server_round: int, state: RecordDic
     Raises:
         OSError: If the disk refuses the file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder.parent)
+    make_private(folder)
     found = _rounds(folder, client_id)
     rounds = [r for r in found if r < server_round]
     for later in set(found).difference(rounds):  # a resumed run repeats these rounds

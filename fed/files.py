@@ -1,6 +1,7 @@
 """Files that are never left half written, and the error that a full or missing disk raises."""
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -19,6 +20,7 @@ DISK = {
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
 }
 
+DIGEST = hashlib.sha256().digest_size
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
 
@@ -76,20 +78,31 @@ def _refusal(error: BaseException | None) -> str | None:
     return None
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file by way of a partial one, so that a reader never sees half of it.
+def make_private(folder: Path) -> None:
+    """Create a folder that only its owner can read, if there is none; one that is there stays as it is.
+
+    Raises:
+        OSError: If it cannot be created.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_whole(file: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file by way of a partial one, so that a reader never sees half of it; `mode` as for `os.open`.
 
     Raises:
         OSError: If it cannot be written.
     """
     partial = file.with_suffix(f".{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content)
+    with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as opened:
+        opened.write(content)
     partial.replace(file)
 
 
 def write_array(entry: Path, values: np.ndarray) -> None:
-    """Write an array to a cache; a reader never sees half of it.
+    """Write an array to a cache, with its SHA-256 behind it; a reader never sees half of it, and others see nothing.
 
     Raises:
         CannotWrite: If the disk refuses the file.
@@ -97,14 +110,19 @@ def write_array(entry: Path, values: np.ndarray) -> None:
     content = io.BytesIO()
     np.lib.format.write_array(content, values, allow_pickle=False)
     with writing(entry):
-        write_whole(entry, content.getvalue())
+        make_private(entry.parent)
+        write_whole(entry, content.getvalue() + hashlib.sha256(content.getvalue()).digest(), mode=0o600)
 
 
 def read_array(entry: Path) -> np.ndarray | None:
-    """Read an array from a cache; None if there is no file or it cannot be read."""
+    """Read an array from a cache; None if it is missing or damaged, or if another user owns it or may write it."""
     try:
         with entry.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            owner = os.fstat(file.fileno())
+            content, digest = (whole := file.read())[:-DIGEST], whole[-DIGEST:]
+        if owner.st_uid != os.geteuid() or owner.st_mode & 0o022 or hashlib.sha256(content).digest() != digest:
+            return None
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
         return None
 

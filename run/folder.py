@@ -36,28 +36,27 @@ def places_of(plan: Plan, folder: Path) -> list[Place]:
     return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
 
 
-def create_folder(plan: Plan) -> Path:
-    """Create the run's folder with everything that is known before training, or open that of the run to resume.
-
-    Of several processes the first one does it, and all return the folder.
-
-    Raises:
-        ValueError: If the folder cannot be written, or belongs to a run with other data.
-    """
-    make = _create_folder if plan.config.resume is None else _reopen_folder
-    return plan.machine.mesh.world.from_first_or_raise(lambda: make(plan))
-
-
 @contextmanager
-def locked(plan: Plan, folder: Path) -> Iterator[None]:
-    """Keep other runs from writing into the folder while the context lasts.
+def opened(plan: Plan) -> Iterator[Path]:
+    """Create the run's folder, or open that of the run to resume, and keep other runs from writing there meanwhile.
+
+    The folder holds everything that is known before training. Of several processes the first one does it, and all get
+    the folder. A folder that another run is writing is left as it is.
 
     Raises:
-        ValueError: If another run is writing there.
+        ValueError: If the folder cannot be written, is in use, or belongs to a run with other data.
     """
+    resume = plan.config.resume
     with ExitStack() as stack:
-        plan.machine.mesh.world.from_first_or_raise(lambda: stack.enter_context(run_folder.locked(folder)))
-        yield
+
+        def lock(folder: Path) -> Path:
+            stack.enter_context(run_folder.locked(folder))
+            return folder
+
+        def make() -> Path:
+            return lock(_create_folder(plan)) if resume is None else _reopen_folder(plan, lock(Path(resume)))
+
+        yield plan.machine.mesh.world.from_first_or_raise(make)
 
 
 def _create_folder(plan: Plan) -> Path:
@@ -77,10 +76,8 @@ def _create_folder(plan: Plan) -> Path:
     return folder
 
 
-def _reopen_folder(plan: Plan) -> Path:
+def _reopen_folder(plan: Plan, folder: Path) -> Path:
     config = plan.config
-    assert config.resume is not None
-    folder = Path(config.resume)
     run_folder.check_cache_folder(config.cache_dir)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / PARTITION_FILE

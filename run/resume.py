@@ -1,7 +1,7 @@
 """`resume=`: the settings of the run to resume, read from its folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from fed.tracking.versions import CHANGED, commit
 LATEST = "latest"
 FINDS = on_resume("finds")  # keys that say which run to resume
 MAY_CHANGE = on_resume("free")
+# Modules whose classes and functions a run's folder may name.
+KNOWN_CODE = (
+    *("server.strategies", "losses.preference", "fed.data.partition"),
+    *("flwr.serverapp.strategy", "flwr.clientapp.mod"),
+)
 # The keys that environment.json must have, and their types.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
 # These keys of environment.json decide the last bits of a run.
@@ -46,6 +51,7 @@ def resumed(request: Request) -> Request:
         for key in sorted(request.given & {"output_dir", "exp_name"}):
             raise ValueError(f"{key} has no effect with resume={typed.resume}, which names the run; leave it out")
     began, environment = _config(folder), _environment(folder)
+    _check_code(folder, began, trusts=typed.resume_trusts)
     if (began.engine == "flower") != (typed.engine == "flower"):
         flower, here = "flwr run . NAME -c 'settings=\"resume=FOLDER\"'", "python main.py resume=FOLDER"
         how = flower if began.engine == "flower" else here
@@ -100,13 +106,45 @@ def _config(folder: Path) -> Config:
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
         name_as_now(config.partition)
-        for group in OPEN_GROUPS:
-            if target := getattr(config, group).get("_target_"):
-                imported(f"{group}._target_", target)
     except Exception as error:  # a damaged file makes the readers raise anything
         way_out = f"{_older_commit(folder)}start a new run"
         raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error
     return config
+
+
+def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
+    """Check that the settings of a folder, which may come from anybody, run no code but this program's and Flower's.
+
+    Raises:
+        ValueError: If they name other code and the user does not trust the folder, or code that cannot be imported.
+    """
+    named = [(f"{group}.{key}", path) for group in OPEN_GROUPS for key, path in _targets(getattr(config, group))]
+    named += [("client_mods", path) for path in config.client_mods]
+    foreign = [f"{key}={path}" for key, path in named if str(path).rpartition(".")[0] not in KNOWN_CODE]
+    foreign += ["model.trust_remote_code=true"] * config.model.trust_remote_code
+    if foreign and not trusts:
+        raise ValueError(
+            f"resume={folder}: its settings name code that is not part of this program: {foreign[0]}; if you trust the "
+            "folder, add resume_trusts=true"
+        )
+    for key, path in named:
+        try:
+            imported(key, path)
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG} cannot be read as the settings of a run: {error}") from error
+
+
+def _targets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every `_target_` in a group, with its key; strategies wrap others."""
+    if isinstance(group, list):
+        for item in group:
+            yield from _targets(item, prefix)
+    if isinstance(group, dict):
+        for key, value in group.items():
+            if key == "_target_":
+                yield prefix + key, value
+            else:
+                yield from _targets(value, f"{prefix}{key}.")
 
 
 def _older_commit(folder: Path) -> str:

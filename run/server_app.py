@@ -12,7 +12,7 @@ from fed.config.flower import run_settings
 from fed.distributed import launch
 from fed.errors import CannotContinue
 from run import experiment
-from run.folder import create_folder, locked
+from run.folder import opened
 from run.prepare import prepare
 from run.remote import RemoteClients
 from run.resume import as_begun, resumed
@@ -54,7 +54,6 @@ def run(request: Request, grid: Grid) -> None:
     """
     with launch.joined(request.config.device, request.config.process_timeout) as device:
         plan = prepare(request, device)
-        folder = create_folder(plan)
-        with locked(plan, folder):
+        with opened(plan) as folder:
             print(f"results: {folder.absolute()}", flush=True)
             experiment.run(plan, folder, RemoteClients(grid, as_begun(request)))

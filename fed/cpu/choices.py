@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fed.files import write_whole
+from fed.files import make_private, write_whole
 
 T = TypeVar("T")
 
@@ -28,7 +28,8 @@ def measured_once(file: Path, key: str, kind: type[T], measure: Callable[[], T])
         return kind(**known[key])
     choice = measure()
     try:
-        write_whole(file, (json.dumps({**known, key: vars(choice)}, indent=2) + "\n").encode())
+        make_private(file.parent)
+        write_whole(file, (json.dumps({**known, key: vars(choice)}, indent=2) + "\n").encode(), mode=0o600)
     except OSError as error:
         raise ValueError(f"cache_dir={file.parent} cannot be written: {error}; give another cache_dir") from error
     return choice

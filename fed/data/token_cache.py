@@ -13,7 +13,7 @@ import transformers
 
 from fed.data.rows import Preference
 from fed.data.tokens import Example, shared_ids, tokenize
-from fed.files import read_array, write_array, writing
+from fed.files import read_array, write_array
 
 FORMAT = 1  # raised when `tokenize` makes other tokens of the same rows
 
@@ -40,8 +40,6 @@ def tokenize_once(
         examples = tokenize(rows, tokenizer, **limits)
         parts = [part for example in examples for part in (example.prompt, example.chosen, example.rejected)]
         numbers = itertools.chain(map(len, parts), itertools.chain.from_iterable(parts))
-        with writing(entry):
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # tokens are the owner's texts
         write_array(entry, np.fromiter(numbers, dtype=np.int32))
     return examples
 

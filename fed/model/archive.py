@@ -1,6 +1,7 @@
 """Archives: weights of a trained model, which a run loads over those of its own model."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load_archive(model: Any, path: Path) -> None:
     else:
         state = _read_directory(model, path) if path.is_dir() else _read_file(path)
     own = model.state_dict()
+    _check_tensors(path, state, own)
     common = sorted(own.keys() & state.keys())
     values: dict[int, Tensor] = {}  # by memory, which tied weights share
     for name in common:
@@ -44,6 +46,25 @@ def load_archive(model: Any, path: Path) -> None:
         counts = ", ".join(f"{len(names)} weights {problem} (first: {names[0]})" for problem, names in found.items())
         raise ValueError(f"archive {path} does not match the model: {counts}; give an archive of the same architecture")
     model.load_state_dict({name: state[name] for name in common}, strict=False)
+
+
+def _check_tensors(path: Path, state: Mapping[Any, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Check that a file's tensors are such as weights are: dense, present, floating-point.
+
+    Raises:
+        ValueError: If one is not; the others would fail later, in torch's words.
+    """
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"archive {path} names a weight {name!r:.40}; expected text")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = f"{kind}, sparse or quantized"
+        elif tensor.is_meta:
+            kind = "no values"
+        elif name not in own or tensor.dtype == own[name].dtype or tensor.is_floating_point():
+            continue
+        raise ValueError(f"archive {path} has {name} with {kind}; expected dense floating-point numbers")
 
 
 def _read_directory(model: Any, path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from torch import nn
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.data.collate import PADDED, Layout
 from fed.distributed.ranks import ALONE
+from fed.distributed.shards import local
+from fed.model.arrays import not_finite
 from fed.model.placement import Placement, move
 from fed.model.policy import Policy
 from fed.model.precision import compute_dtype, weights_dtype
@@ -45,6 +47,7 @@ def load_policy(
     source, own = _source(settings, lora), place.mesh.own
     is_whole = place.mesh.device_mesh is None
     model, root = (whole_model(source), None) if is_whole else sharded_model(source, place)
+    _check_finite(model, settings, place)
     _set_checkpointing(model, activation_checkpointing)
     check_positions(model.config, max_length)
     attention = model.config._attn_implementation
@@ -52,6 +55,19 @@ def load_policy(
     device = move(model, place.device) if is_whole else place.device
     policy = Policy(model, source.tokenizer, device, source.compute_dtype, *possible, attention)
     return replace(policy, ranks=own if root is not None else ALONE, holders=own, root=root)
+
+
+def _check_finite(model: Any, settings: ModelSettings, place: Placement) -> None:
+    """Check the weights, each process those that it holds.
+
+    Raises:
+        ValueError: If one is infinite or not a number.
+    """
+    own = {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
+    odd = [name for name in place.mesh.world.gather(not_finite(own)) if name is not None]
+    if odd:
+        where = settings.archive or settings.gguf_file or settings.name_or_path
+        raise ValueError(f"{where} has numbers that are not finite, in {odd[0]} for one; give other weights")
 
 
 def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:

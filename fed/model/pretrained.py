@@ -16,6 +16,8 @@ from fed.model.randomness import put_back, without_randomness
 # Transformers then names the weights that it left random; by default a log line or an exception names none.
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
+MOST_LAYERS = 10_000  # each is an object before a weight is read; the largest models have some hundreds
+
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """Load the tokenizer, and check that it can end a response, knows text and can be saved.
@@ -91,7 +93,11 @@ def load_config(settings: ModelSettings) -> Any:
         ValueError: If it cannot be loaded.
     """
     name, gguf, trust = settings.name_or_path or ".", settings.gguf_file, settings.trust_remote_code
-    return from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
+    config = from_pretrained("model", AutoConfig.from_pretrained, name, gguf, trust)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ValueError(f"the configuration of {name} has {layers:,} layers; expected at most {MOST_LAYERS:,}")
+    return config
 
 
 def check_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None:

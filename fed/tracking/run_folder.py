@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fed.cpu.runtime import cpu_name
-from fed.files import write_whole
+from fed.files import make_private, write_whole
 from fed.tracking.run_files import CONFIG, ENVIRONMENT
 from fed.tracking.versions import commit, packages
 
@@ -28,7 +28,8 @@ def check_cache_folder(cache_dir: str) -> None:
     """
     folder = Path(cache_dir) / "reference"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder.parent)
+        make_private(folder)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write {folder}")
     except OSError as error:
@@ -75,7 +76,16 @@ def newest_run(output_dir: str, exp_name: str) -> Path:
         raise ValueError(
             f"resume=latest finds no run {what}in {Path(output_dir, exp_name)}; give exp_name or its folder"
         )
-    return max(free, key=lambda folder: (folder.name, folder.stat().st_mtime))
+    return max(free, key=_started)
+
+
+def _started(folder: Path) -> tuple[str, int]:
+    """Return when a run was started, to the second as its `environment.json` says, then by the time of that file."""
+    file = folder / ENVIRONMENT
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["started"]), file.stat().st_mtime_ns
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", 0
 
 
 def _in_use(folder: Path) -> bool:

@@ -37,6 +37,12 @@ class RunKeys:
         "[reliability.md](reliability.md) says how.",
         scope=Scope("place", resume="finds"),
     )
+    resume_trusts: bool = key(
+        False,
+        "Let the folder of `resume=` name code of others (strategies, losses, mods), which then runs.",
+        idle=(at("resume", None),),
+        scope=Scope("place", resume="finds"),
+    )
     checkpoint_every: int = key(
         1,
         "Rounds between checkpoints; 0: none, so that a run that is cut off begins again.",
