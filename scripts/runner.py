@@ -71,12 +71,18 @@ class Runner:
 
 @contextmanager
 def _interrupting() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `KeyboardInterrupt` with their number, even if a shell had SIGINT ignored."""
+    """Let SIGINT, SIGTERM and SIGHUP raise `KeyboardInterrupt` with their number.
+
+    SIGINT does so even if a shell had it ignored; SIGHUP stays ignored under `nohup`.
+    """
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -120,8 +120,8 @@ class FeDPO(StreamingFedAvg):
             raise ValueError(f"decay_rate={decay_rate} is out of range; expected 0 < decay_rate <= 1")
         if decay not in ("cumulative", "constant"):
             raise ValueError(f"decay={decay} is unknown; expected cumulative or constant")
-        if not math.isfinite(temp):
-            raise ValueError(f"temp={temp} is not finite")
+        if not 0 <= temp < math.inf:
+            raise ValueError(f"temp={temp} is out of range; expected a finite number, at least 0")
         self.temp, self.decay_rate, self.decay, self.weighting = temp, decay_rate, decay, weighting
 
     @property

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import re
 import zlib
@@ -14,6 +15,7 @@ from fed.data.formats import GZIP, LONGEST, check_format
 from fed.data.rows import SplitName
 
 LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
+MOST_UNPACKED = 200  # times the size of a gzip file, after the first 64 MiB; gzip itself reaches 1,032 (zlib.net, FAQ)
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
 # The words for each split in the names of files, as the hub, trl, axolotl and LLaMA-Factory write them.
 SPLIT_NAMES: dict[SplitName, Sequence[str]] = {
@@ -199,7 +201,11 @@ def _lines(path: Path) -> Iterator[bytes]:
             check_format(path, beginning)
         with gzip.open(path) if packed else open(path, "rb") as file:
             check_format(path, file.peek(LONGEST), unpacked=packed)
+            most = max(MOST_UNPACKED * os.path.getsize(path), LONGEST_LINE) if packed else math.inf
+            read = 0
             while line := file.readline(LONGEST_LINE + 1):
+                if (read := read + len(line)) > most:
+                    raise ValueError(f"{path} unpacks to more than {MOST_UNPACKED} times its size, as no text does")
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error

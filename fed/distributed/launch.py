@@ -83,7 +83,7 @@ def _launch_config(processes: int, folder: str) -> Any:
         rdzv_configs={"store_type": "file"},
         max_restarts=0,
         monitor_interval=0.1,
-        signals_to_handle="SIGHUP,SIGQUIT",  # SIGINT and SIGTERM end the run after its present step
+        signals_to_handle="SIGQUIT",  # SIGINT, SIGTERM and SIGHUP end the run after its present step
     )
 
 

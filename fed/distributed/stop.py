@@ -14,7 +14,7 @@ from typing import Any
 from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed, Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one when a terminal closes
 SAME = 0.5  # seconds within which a second signal is the same request, delivered twice
 ORDER = "FEDPO_STOP"  # names the file by which a launcher tells the processes it started
 
@@ -31,7 +31,10 @@ _request = _Request()
 
 @contextmanager
 def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterator[None]:
-    """Take note of the first SIGINT or SIGTERM and call `on_first` with it; a second signal has its usual effect."""
+    """Take note of the first of `SIGNALS` and call `on_first` with it; a second signal has its usual effect.
+
+    SIGHUP stays ignored where it is, as under `nohup`.
+    """
 
     def take(number: int, _: FrameType | None) -> None:
         if _request.number:
@@ -45,7 +48,8 @@ def listening(on_first: Callable[[int], object] = lambda number: None) -> Iterat
         )
         on_first(number)
 
-    before = {number: signal.signal(number, take) for number in SIGNALS}
+    deaf = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, take) for number in SIGNALS if number not in deaf}
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ class FederationKeys:
     temp: float = key(
         0.1,
         "FeDPO: inverse temperature of the softmax over accuracies; 0 weighs all clients alike.",
+        AT_LEAST_0,
         idle=(*NO_FEDERATION, at("weighting", "samples")),
         read_by=("strategy", "temp"),
     )
