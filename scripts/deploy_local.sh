@@ -3,6 +3,9 @@
 #
 #     bash scripts/deploy_local.sh [KEY=VALUE ...]
 #
+# Each node runs the client app of this checkout, whatever code the run brings (`scripts/node.py`), under the policy of
+# POLICY=file if given. With nginx installed the nodes reach nothing but the fleet API (`scripts/nginx.conf`).
+#
 # Runs 2 rounds of the demo, prints the final accuracy, and stops all that it started. The exit code is 0 only if the
 # rounds were run. Settings are those of main.py. Everything is on 127.0.0.1 and in a temporary folder, which KEEP=folder
 # keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's, NODE='dataset="hh" ...' adds to what
@@ -49,14 +52,22 @@ starts() { # PID LOG WORDS: wait until the program says so
     done
     fail "$(basename "$2" .log) did not start within 60 seconds"
 }
+answers() { # PID PORT: wait until the program listens
+    for _ in $(seq 100); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null && return
+        kill -0 "$1" 2>/dev/null || break
+        sleep 0.1
+    done
+    fail "nginx did not start"
+}
 
 export FLWR_HOME="$work/flwr" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 mkdir -p "$FLWR_HOME"
 bash scripts/certificates.sh folder="$work/certs"
 python scripts/demo_files.py "$work/node-1.jsonl" "$work/node-2.jsonl"
-read -r port port_1 port_2 < <(python - <<'PY'
+read -r port public port_1 port_2 < <(python - <<'PY'
 import socket
-found = [socket.socket() for _ in range(3)]
+found = [socket.socket() for _ in range(4)]
 for s in found:
     s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in found))
@@ -76,12 +87,21 @@ flower-superlink --host 127.0.0.1 --port "$port" "${certs[@]}" --enable-supernod
     --disable-runtime-dependency-installation >"$work/superlink.log" 2>&1 &
 pids+=($!)
 starts $! "$work/superlink.log" "Uvicorn running\|startup complete"
+if nginx=$(PATH="$PATH:/usr/sbin" command -v nginx); then # nodes reach the fleet API only, and nobody else the control API
+    sed "s#FOLDER#$work#; s#PUBLIC#$public#; s#SUPERLINK#$port#" scripts/nginx.conf >"$work/nginx.conf"
+    "$nginx" -c "$work/nginx.conf" -e "$work/nginx.log" >"$work/nginx.out" 2>&1 &
+    pids+=($!)
+    answers $! "$public"
+else
+    echo "there is no nginx: the nodes reach the SuperLink's own port, and with it the control API, which takes code"
+    public=$port
+fi
 for node in 1 2; do
     flwr supernode register "$work/certs/node-$node.pub" here >"$work/register-$node.log" 2>&1 || fail "node-$node is not registered"
     own=port_$node data=DATA_$node
-    flower-supernode --superlink "127.0.0.1:$port" --root-certificates "$work/certs/ca.pem" \
+    python -m scripts.node --superlink "127.0.0.1:$public" --root-certificates "$work/certs/ca.pem" \
         --auth-supernode-private-key "$work/certs/node-$node.key" --host 127.0.0.1 --port "${!own}" \
-        --node-config "data=\"${!data:-$work/node-$node.jsonl}\" partition-id=$((node - 1)) cache_dir=\"$work/node-$node-cache\" ${NODE:-}" \
+        --node-config "data=\"${!data:-$work/node-$node.jsonl}\" partition-id=$((node - 1)) cache_dir=\"$work/node-$node-cache\" ${POLICY:+policy=\"$POLICY\"} ${NODE:-}" \
         >"$work/node-$node.log" 2>&1 &
     pids+=($!)
 done
