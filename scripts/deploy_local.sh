@@ -88,7 +88,7 @@ flower-superlink --host 127.0.0.1 --port "$port" "${certs[@]}" --enable-supernod
 pids+=($!)
 starts $! "$work/superlink.log" "Uvicorn running\|startup complete"
 if nginx=$(PATH="$PATH:/usr/sbin" command -v nginx); then # nodes reach the fleet API only, and nobody else the control API
-    sed "s#FOLDER#$work#; s#PUBLIC#$public#; s#SUPERLINK#$port#" scripts/nginx.conf >"$work/nginx.conf"
+    sed "s#FOLDER#$work#; s#PUBLIC#$public#; s#SUPERLINK#$port#; s#OWNER#$(id -un)#" scripts/nginx.conf >"$work/nginx.conf"
     "$nginx" -c "$work/nginx.conf" -e "$work/nginx.log" >"$work/nginx.out" 2>&1 &
     pids+=($!)
     answers $! "$public"

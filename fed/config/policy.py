@@ -81,11 +81,13 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
         own: Keys that the node's configuration sets itself.
 
     Raises:
-        Failed: Naming the key that reaches too far, and the way out.
-        ValueError: If a value is out of its range, or does not go with another.
+        Failed: Naming the key that reaches too far, is out of its range, or does not go with another.
     """
-    check_values(config)
-    check_combinations(config)
+    try:
+        check_values(config)
+        check_combinations(config)
+    except ValueError as error:  # of the run's settings, not of the owner's data
+        raise Failed(str(error)) from error
     for name in OF_THE_MODEL:
         value = value_of(config, name)
         by_digest = name == "model.name_or_path" and _digests(policy) and not Path(str(value)).exists()

@@ -1,0 +1,161 @@
+"""What a server's settings may do at a node: hyper-parameters, and what the owner's policy allows."""
+
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from fed.config.policy import NodePolicy, read_policy
+from fed.errors import CannotContinue
+from fed.grids.remote import SETTINGS
+from support.flower_runs import nodes
+
+ENDS = {"min_fit_clients": 2, "process_timeout": 3}
+
+
+def sets(**changes):
+    """Return a server whose messages hold other settings than its own checks would let pass."""
+
+    def hostile(message):
+        config = next(iter(message.content.config_records.values()))
+        sent = json.loads(str(config[SETTINGS]))
+        for dotted, value in changes.items():
+            group, _, name = dotted.rpartition(".")
+            (sent["config"][group] if group else sent["config"])[name] = value
+        config[SETTINGS] = json.dumps(sent)
+
+    return hostile
+
+
+REACHES_TOO_FAR = {
+    "code beside a model": ({"model.trust_remote_code": True}, "model.trust_remote_code=True"),
+    "a directory": ({"model.name_or_path": "/etc"}, "model.name_or_path=/etc"),
+    "a tokenizer": ({"model.tokenizer_name_or_path": "/etc"}, "model.tokenizer_name_or_path=/etc"),
+    "an archive": ({"model.archive": "/etc/passwd"}, "model.archive=/etc/passwd"),
+    "a GGUF file": ({"model.gguf_file": "/etc/passwd"}, "model.gguf_file=/etc/passwd"),
+    "a mod": ({"client_mods": ["os.system"]}, "client_mods=os.system"),
+    "a loss": ({"loss._target_": "os.system"}, "loss._target_=os.system"),
+    "float16": ({"precision": "float16"}, "precision=float16"),
+    "steps without end": ({"local_steps": 10**9}, "local_steps=1000000000"),
+    "epochs without end": ({"local_epochs": 10**9}, "local_epochs=1000000000"),
+    "all pairs at once": ({"batch_size": 10**6}, "batch_size=1000000"),
+    "a negative step": ({"local_steps": -1}, "local_steps=-1 is out of range"),
+    "a learning rate that is none": ({"lr": -1.0}, "lr=-1.0 is out of range"),
+    "no name of a folder": ({"exp_name": "../x"}, "exp_name=../x"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REACHES_TOO_FAR.values(), ids=REACHES_TOO_FAR)
+def test_a_setting_that_reaches_too_far_is_refused_and_the_server_told_which(federate, files, capfd, changes, words):
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=sets(**changes), **ENDS)
+    out, err = capfd.readouterr()
+    assert words in out and words in err and "Traceback" not in err
+
+
+def test_nothing_is_imported_for_a_setting_that_is_refused(federate, files, tmp_path, monkeypatch):
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'sung')!r}, 'w')\n\ndef mod(*_): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for changes in ({"client_mods": ["canary_module.mod"]}, {"loss._target_": "canary_module.mod"}):
+        with pytest.raises(CannotContinue, match="2 cannot take part"):
+            federate(nodes(files), hostile_server=sets(**changes), **ENDS)
+    assert not (tmp_path / "sung").exists() and "canary_module" not in sys.modules
+
+
+def test_no_path_of_the_servers_is_opened(federate, files, tmp_path):
+    """All keys that name a place are sent as a canary's; the node opens nothing of that name."""
+    canary, opened = tmp_path / "canary-of-the-server", []
+
+    def watch(event, arguments):
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree") and "canary-of" in str(
+            arguments[0]
+        ):
+            opened.append((event, arguments))
+
+    places = ("output_dir", "cache_dir", "data_dir", "resume")
+    sys.addaudithook(watch)
+    federate(
+        nodes(files), hostile_server=sets(**dict.fromkeys(places, str(canary)), datasets=[str(canary)]), comm_round=1
+    )
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "settings"),
+    [
+        ("client_mods: [test_policy.passes]", {}, {"client_mods": "[test_policy.passes]"}),
+        ("losses: [test_policy.loss]", {}, {"loss._target_": "test_policy.loss"}),
+        ("max_steps: 3", {"local_steps": 3}, {}),
+    ],
+)
+def test_what_the_policy_allows_is_done(federate, files, tmp_path, text, changes, settings):
+    (tmp_path / "policy.yaml").write_text(text)
+    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+    _, run = federate(allowing, hostile_server=sets(**changes), comm_round=1, **settings)
+    assert (run / "summary.json").exists()
+
+
+def passes(message, context, call_next):
+    return call_next(message, context)
+
+
+def loss(policy, reference, *, beta, label_smoothing=0.0, reference_free=False):
+    return beta * (policy.rejected - policy.chosen)
+
+
+def test_a_training_ends_when_the_owner_says(federate, files, tmp_path, capfd):
+    (tmp_path / "policy.yaml").write_text("max_seconds: 0.001")
+    limited = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+    with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
+        federate(limited, comm_round=1)
+    assert "it took longer than max_seconds=0.001 seconds" in capfd.readouterr().err
+
+
+def test_models_are_allowed_by_directory_and_by_the_digest_of_their_weights(federate, files, tmp_path, capfd):
+    from fed.model.demo import demo_model, demo_tokenizer
+    from fed.seeding import seeded_globals
+
+    folder, tokenizer = tmp_path / "model", demo_tokenizer()
+    with seeded_globals(0, "model"):
+        demo_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    typed = {"model": "blank_model", "model.name_or_path": str(folder), "comm_round": 1}
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), **typed, **ENDS)
+    assert "its owner may allow it with models" in capfd.readouterr().err
+    (tmp_path / "policy.yaml").write_text(f"models: ['{folder}']")
+    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+    _, run = federate(allowing, **typed)
+    assert (run / "summary.json").exists()
+    (tmp_path / "policy.yaml").write_text(f"models: ['sha256:{'0' * 64}']")
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(allowing, **typed, **ENDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_step: 3", "max_step is no key of a policy; .*nearest: max_steps"),
+        ("max_steps: many", "max_steps"),
+        ("max_steps: 0", "max_steps=0 is out of range; expected at least 1"),
+        ("max_seconds: .nan", "max_seconds=nan is out of range"),
+        ("- a", "cannot be read"),
+        ("a: [", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_cannot_be_read_is_refused(tmp_path, text, words):
+    file = tmp_path / "policy.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_policy(str(file))
+
+
+def test_the_manual_names_every_key_of_a_policy():
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    assert all(f"| `{item.name}` |" in page for item in fields(NodePolicy))
+    assert read_policy(None) == NodePolicy()
