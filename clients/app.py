@@ -1,5 +1,6 @@
 """The clients' Flower app: the one place where Flower messages meet training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -67,7 +68,7 @@ class Client:
         """
         client_id, config = _client_id(context), config_of(message)
         if self.strict:
-            _check_keys(config)
+            _check_records(message, READ)
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
@@ -101,8 +102,14 @@ class Client:
         return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Answer "evaluate" with metrics of the received weights on the client's own held-out pairs."""
+        """Answer "evaluate" with metrics of the received weights on the client's own held-out pairs.
+
+        Raises:
+            CannotContinue: As `train`.
+        """
         client_id = _client_id(context)
+        if self.strict:
+            _check_records(message, READ[:1])
         own = self.pairs[client_id].held_out
         with self.log.phase("copy"):
             self._receive(message)
@@ -133,12 +140,22 @@ READ = ("server-round", "server-accuracy", "decay-rate", "decay-mode", "proximal
 CARRIES = (CLIENT, MODEL, RUN, SETTINGS)
 
 
-def _check_keys(config: ConfigRecord) -> None:
-    for key in sorted(config.keys() - {*READ, *CARRIES}):
+def _check_records(message: Message, read: Sequence[str]) -> None:
+    """Refuse what nothing reads: a second record of a kind, metrics, and other keys of the config than `read`."""
+    content, config = message.content, config_of(message)
+    for key in [*[*content.array_records][1:], *content.metric_records, *[*content.config_records][1:]]:
         raise CannotContinue(
-            f"the strategy sends clients {key}={config[key]!r}, which nothing reads; clients read {', '.join(READ)}: "
+            f"the strategy sends clients a record {key!r}, which nothing reads; clients read one of arrays and one of "
+            "config: put it there, or name a mod that reads it (client_mods)"
+        )
+    for key in sorted(config.keys() - {*read, *CARRIES}):
+        raise CannotContinue(
+            f"the strategy sends clients {key}={config[key]!r}, which nothing reads; clients read {', '.join(read)}: "
             "send one of these, or name a mod that reads it (client_mods)"
         )
+    lr = config.get("lr", 0.0)
+    if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+        raise CannotContinue(f"the strategy sends clients lr={lr!r}; expected a finite number of at least 0")
 
 
 def client_app(client: Client, mods: Sequence[Mod]) -> ClientApp:

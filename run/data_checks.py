@@ -48,7 +48,8 @@ def check_lengths(policy: Policy, max_length: int, examples: Iterable[Example]) 
     Raises:
         ValueError: If an example has more tokens than the model has positions.
     """
-    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    config = policy.model.config
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter: MPT
     longest = max((example.length for example in examples), default=0)
     if positions is not None and longest > positions:
         raise ValueError(

@@ -68,10 +68,18 @@ def _learning_rate(plan: Plan) -> str:
     text = f"steps: {_span(steps)} per client and round, learning rate up to {_span(reached)}"
     if min(reached) == config.lr:
         return text
-    return (
-        f"warning: {text} of lr={config.lr:g}: warm-up takes the rest; lower warmup_steps={config.warmup_steps}, or "
-        "give warmup_ratio=0.1, or warmup_restarts=false, which counts over rounds"
-    )
+    return f"warning: {text} of lr={config.lr:g}: warm-up takes the rest; {_less_warm_up(config)}"
+
+
+def _less_warm_up(config: Config) -> str:
+    """Say which settings, of those that are not in force, let clients reach the learning rate."""
+    if config.warmup_ratio is None:
+        ways = [f"lower warmup_steps={config.warmup_steps}", "give warmup_ratio=0.1"]
+    else:
+        ways = [f"lower warmup_ratio={config.warmup_ratio:g}"]
+    if config.warmup_restarts and config.client_optimizer == "reset":
+        ways.append("give warmup_restarts=false, which counts over rounds")
+    return ", or ".join(ways)
 
 
 def _span(values: Sequence[float]) -> str:

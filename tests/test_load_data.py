@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from fed.data.rows import Preference, SplitName, usable
+from fed.data.rows import Preference, SplitName, first_human_turn, usable
 from load_data import DATASETS, dataset, load
 from support.rows import dialogue, pairs, read, write
 
@@ -226,6 +226,17 @@ def test_a_number_is_a_group_and_null_is_none(tmp_path):
     rows = read(write(tmp_path / "mine.jsonl", [{**pair, **more} for pair, more in zip(pairs(4), extra, strict=True)]))
     assert sorted(row.group for row in rows) == ["2.5", "3", "mine", "mine"]
     assert "7" in {row.conversation for row in rows}
+
+
+def test_whole_numbers_are_the_same_conversation_however_they_are_written(tmp_path):
+    """Pandas writes 1.0 for 1 if the column lacks a number, and NaN where it does."""
+    write(tmp_path / "train.jsonl", [{**pair, "conversation": 1, "group": 2} for pair in pairs(1)])
+    lacking = {**pairs(2)[1], "conversation": float("nan"), "group": float("nan")}
+    write(tmp_path / "test.jsonl", [{**pairs(1)[0], "conversation": 1.0, "group": 2.0}, lacking])
+    (train,) = load(["jsonl"], "train", data_dir=str(tmp_path), seed=0).rows
+    test, without = load(["jsonl"], "test", data_dir=str(tmp_path), seed=0).rows
+    assert (train.conversation, train.group) == (test.conversation, test.group) == ("1", "2")
+    assert without.conversation == first_human_turn(without.prompt) and without.group != "nan"
 
 
 def test_an_empty_prompt_is_skipped_and_counted_and_unread_fields_are_told(tmp_path):

@@ -114,7 +114,10 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
+    parser.allow_abbrev = False  # --hel and --vers would get Hydra's own page and version
     found = parser.parse_args(list(arguments))
+    if found.help:  # joined with another letter, as in -hm
+        refuse("-h is typed by itself")
     if found.experimental_rerun is not None:
         raise ValueError("--experimental-rerun is refused: it loads a pickle, which can run code; use resume=RUN_DIR")
     for name in ("config_name", "config_path", "config_dir", "package"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fed.cpu.choices import measured_once
+from fed.cpu.choices import check_measured, measured_once
 from fed.cpu.onednn import as_NK, linear_layers, onednn_linear, use_onednn
 from fed.cpu.runtime import cpu_name
 
@@ -31,6 +31,11 @@ class Choice:
 
     library: str | None  # None: this torch has neither
     speeds: dict[str, float]  # empty: not measured
+
+    def __post_init__(self) -> None:
+        if self.library not in (None, *NAMES):
+            raise ValueError(f"library is {self.library!r}; expected {' or '.join(NAMES)}")
+        check_measured(self.speeds, NAMES)
 
     def __str__(self) -> str:
         text = f"float32 matrices by {NAMES[self.library] if self.library else 'what torch was built with'}"

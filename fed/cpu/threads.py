@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fed.cpu.choices import measured_once
+from fed.cpu.choices import check_measured, measured_once
 from fed.cpu.runtime import cpu_name
 
 CLEARLY = 1.2  # more threads are taken if they are faster by more than this factor
@@ -24,6 +24,11 @@ class ThreadChoice:
 
     threads: int
     milliseconds: dict[str, float]  # empty: not measured
+
+    def __post_init__(self) -> None:
+        if type(self.threads) is not int or self.threads < 1:
+            raise ValueError(f"threads is {self.threads!r}; expected a whole number of at least 1")
+        check_measured(self.milliseconds, [str(self.threads)])
 
     def __str__(self) -> str:
         text = f"{self.threads} thread{'s' * (self.threads > 1)}"

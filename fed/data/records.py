@@ -45,10 +45,15 @@ class Record:
         return value
 
     def label(self, name: str) -> str | None:
-        """Return a field that is a string or a number, as text; None if there is none or it is null."""
+        """Return a field that is a string or a number, as text; None if there is none, or it is null or NaN.
+
+        1.0 is 1: pandas writes whole numbers so if a column lacks some.
+        """
         value = self.fields.get(name)
-        if value is None or isinstance(value, int | float):
-            return None if value is None else str(value)
+        if value is None or value != value:
+            return None
+        if isinstance(value, int | float):
+            return str(int(value) if isinstance(value, float) and value.is_integer() else value)
         return self.text(name)
 
     def number(self, name: str) -> float:

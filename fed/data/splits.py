@@ -63,6 +63,11 @@ def split_rows(
         ValueError: If a side that is needed would be empty.
     """
     server = _without(validation, test)
+    if validation and not server:
+        raise ValueError(
+            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
+            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
+        )
     untaken = _without(train, [*test, *server])
     overlapping, takes = len(train) - len(untaken) + len(validation) - len(server), not server
     usable = _usable(train, untaken, settings)

@@ -1,9 +1,11 @@
 """Keys of a message's config are obeyed or refused, never ignored."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from clients.app import READ, Client, ClientPairs, client_app
 from clients.trainer import LocalTrainer
@@ -28,15 +30,23 @@ class Steps(Log):
         self.rates.append(metrics["lr"])
 
 
-def rates(policy: Policy, *, strict: bool = True, decay_target: str = "loss", **config: Any) -> list[float]:
-    """Train a client that reads this config, and return the learning rates of its two steps."""
+def rates(
+    policy: Policy,
+    *,
+    strict: bool = True,
+    decay_target: str = "loss",
+    to: str = "train",
+    more: Mapping[str, Any] = MappingProxyType({}),
+    **config: Any,
+) -> list[float]:
+    """Send a client this config, and `more` records, and return the learning rates of its two steps."""
     log, pairs = Steps(), referenced(policy, examples(8))
     settings = local_settings(loss=dpo_loss, lr=0.5, warmup_steps=1, batch_size=4, decay_target=decay_target)
-    own = ClientPairs(pairs, (), pairs)
+    own = ClientPairs(pairs, pairs[:2], pairs)
     app = client_app(Client(LocalTrainer(policy, settings), [own], log, strict=strict), [])
     LocalGrid(app, [])  # messages need a run
-    record = {"arrays": to_record(model_tensors(policy.model)), "config": ConfigRecord(config)}
-    app(Message(RecordDict(record), 0, "train"), Context(0, 0, {"partition-id": 0}, RecordDict(), {}))
+    record = {"arrays": to_record(model_tensors(policy.model)), "config": ConfigRecord(config), **more}
+    app(Message(RecordDict(record), 0, to), Context(0, 0, {"partition-id": 0}, RecordDict(), {}))
     return log.rates
 
 
@@ -52,3 +62,22 @@ def test_a_key_that_nothing_reads_is_refused_with_those_that_are_read(policy: Po
     with pytest.raises(CannotContinue, match=f"sends clients {key}=3, which nothing reads; clients read {READ[0]}, "):
         rates(policy, **{key: 3})
     assert rates(policy, strict=False, **{key: 3}) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("lr", [-0.1, float("nan"), float("inf"), "fast"])
+def test_a_learning_rate_that_is_none_is_refused(policy: Policy, lr: object) -> None:
+    with pytest.raises(CannotContinue, match=f"sends clients lr={lr!r}; expected a finite number of at least 0"):
+        rates(policy, lr=lr)
+
+
+@pytest.mark.parametrize("record", [ConfigRecord({"lr": 1.0}), MetricRecord({"lr": 1.0}), ArrayRecord()])
+def test_a_record_that_nothing_reads_is_refused(policy: Policy, record: Any) -> None:
+    with pytest.raises(CannotContinue, match="sends clients a record 'more', which nothing reads"):
+        rates(policy, more={"more": record})
+    assert rates(policy, strict=False, more={"more": record}) == [0.25, 0.5]
+
+
+def test_a_key_that_evaluation_does_not_read_is_refused(policy: Policy) -> None:
+    assert rates(policy, to="evaluate", **{"server-round": 1}) == []
+    with pytest.raises(CannotContinue, match=r"lr=0\.1, which nothing reads; clients read server-round: "):
+        rates(policy, to="evaluate", lr=0.1)

@@ -35,6 +35,15 @@ def test_a_flag_between_settings_is_refused_as_argparse_would_lose_the_rest() ->
     check_arguments(["seed=1", "alpha=1,2", "--multirun"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("--hel", "arguments: --hel"), ("--vers", "arguments: --vers"), ("-hm", "-h is typed by itself")],
+)
+def test_an_abbreviation_gets_no_page_of_hydras(typed: str, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"{words}; python main\.py --help lists"):
+        check_arguments([typed])
+
+
 def test_other_arguments_pass() -> None:
     check_arguments(["--multirun", "strategy=fedavg,fedadam", "seed=range(0,3)", "~loss.beta", "+loss.x=[1]"])
     check_arguments(["--cfg", "job", "--resolve", "--package", "model", "strategy=glob(fedad*)", "exp_name=v1.10"])

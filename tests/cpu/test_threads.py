@@ -1,5 +1,6 @@
 """The number of threads is measured, kept, and used; libraries let waiting threads sleep."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,28 @@ def test_a_choice_is_kept_for_the_same_step_on_the_same_machine(tmp_path: Path) 
     again, other = Step({1: 9, 2: 1}), Step({1: 9, 2: 1})
     assert choose_threads(again, 2, cache_dir=str(tmp_path), what="a step") == first and again.calls == 0
     assert choose_threads(other, 2, cache_dir=str(tmp_path), what="another").threads == 2 and other.calls > 0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"threads": 0, "milliseconds": {}},
+        {"threads": "2", "milliseconds": {}},
+        {"threads": True, "milliseconds": {}},
+        {"threads": 64, "milliseconds": {"1": 3.0, "2": 1.0}},
+        {"threads": 1, "milliseconds": [3.0]},
+        {"threads": 1, "milliseconds": {"1": "fast"}},
+    ],
+)
+def test_a_kept_choice_that_is_none_is_measured_anew(tmp_path: Path, choice: dict[str, object]) -> None:
+    choose_threads(Step({1: 1, 2: 9}), 2, cache_dir=str(tmp_path), what="a step")
+    file = tmp_path / "threads.json"
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: choice}))
+    again = Step({1: 1, 2: 9})
+    found = choose_threads(again, 2, cache_dir=str(tmp_path), what="a step")
+    assert again.calls > 0 and found.threads == torch.get_num_threads() == 1
+    assert json.loads(file.read_text())[key]["threads"] == 1
 
 
 def test_a_run_of_a_small_model_measures_and_leaves_its_weights_alone(

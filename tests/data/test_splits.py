@@ -48,3 +48,8 @@ def test_training_rows_that_are_all_tested_on_are_told_with_their_conversation()
         ValueError, match=r"all 3 training pairs are of conversations.* such as 's'.*field conversation"
     ):
         split("sss", test="s")
+
+
+def test_validation_rows_that_are_all_tested_on_are_told_and_not_replaced_by_training_rows() -> None:
+    with pytest.raises(ValueError, match=r"all 2 validation pairs .* also in the test pairs, such as 'v'; give other"):
+        split("abcd", validation="vw", test="vwx")

@@ -1,6 +1,7 @@
 """Models with parts that most lack: routers, jitter, attention of their own, no positions, later tokens in sight."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MixtralConfig,
+    MptConfig,
     Phi3Config,
     PhimoeConfig,
     PreTrainedConfig,
@@ -22,12 +24,14 @@ from transformers import (
 
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.data.collate import Layout
+from fed.data.tokens import Example
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_tokenizer
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
 from fed.model.policy import Policy, pair_logps, save_policy
 from fed.model.samples import Draws, generate
+from run.data_checks import check_lengths
 from support.policies import PAIRS, refusal
 
 CPU = torch.device("cpu")
@@ -117,6 +121,13 @@ def test_positions_that_depend_on_the_batch_are_refused(tmp_path: Path, rope: st
     with pytest.raises(ValueError, match=f"max_length=65 is more than the 64 positions.*{rope}.*give max_length=64"):
         loaded(folder, max_length=65)
     assert loaded(folder, max_length=64)
+
+
+def test_pairs_longer_than_a_table_of_alibi_are_refused() -> None:
+    model: Any = SimpleNamespace(model=SimpleNamespace(config=MptConfig(max_seq_len=8)))
+    check_lengths(model, 9, [Example((1, 2, 3), (4,) * 5, (5,))])
+    with pytest.raises(ValueError, match="max_length=9 allows pairs of 9 tokens but the model has 8 positions"):
+        check_lengths(model, 9, [Example((1, 2, 3), (4,) * 6, (5,))])
 
 
 # Adapters

@@ -35,6 +35,21 @@ def test_the_header_says_which_learning_rate_clients_reach(
     assert line in command_line(*SMALL, "lr=1e-3", *typed).out
 
 
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        (["warmup_steps=9"], "lower warmup_steps=9, or give warmup_ratio=0.1, or give warmup_restarts=false, which"),
+        (["warmup_ratio=1"], "lower warmup_ratio=1, or give warmup_restarts=false, which counts over rounds\n"),
+        (["warmup_steps=9", "warmup_restarts=false"], "lower warmup_steps=9, or give warmup_ratio=0.1\n"),
+        (["warmup_steps=9", "client_optimizer=persist"], "lower warmup_steps=9, or give warmup_ratio=0.1\n"),
+    ],
+)
+def test_only_settings_that_are_not_in_force_are_advised_against_warm_up(
+    command_line: CommandLine, typed: list[str], advice: str
+) -> None:
+    assert f"warm-up takes the rest; {advice}" in command_line(*SMALL, *typed).out
+
+
 def test_few_validation_pairs_are_told_where_they_decide_weights(command_line: CommandLine) -> None:
     told = (
         "scores clients on 2 pairs, so the accuracies that decide weights and decay have a standard error of up to 0.35"
