@@ -23,7 +23,7 @@ MAY_CHANGE = on_resume("free")
 # Modules whose classes and functions a run's folder may name.
 KNOWN_CODE = (
     *("server.strategies", "losses.preference", "fed.data.partition"),
-    *("flwr.serverapp.strategy", "flwr.clientapp.mod"),
+    *("flwr.serverapp.strategy", "flwr.clientapp.mod", "flwr_datasets.partitioner"),
 )
 # The keys that environment.json must have, and their types.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}

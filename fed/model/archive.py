@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fed.model import weight_files
+from fed.model.arrays import not_finite
 from fed.model.pretrained import REPORT, from_pretrained, one_line
 
 # Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
@@ -65,6 +66,8 @@ def _check_tensors(path: Path, state: Mapping[Any, Tensor], own: Mapping[str, Te
         elif name not in own or tensor.dtype == own[name].dtype or tensor.is_floating_point():
             continue
         raise ValueError(f"archive {path} has {name} with {kind}; expected dense floating-point numbers")
+    if (odd := not_finite({name: tensor for name, tensor in state.items() if name in own})) is not None:
+        raise ValueError(f"archive {path} has numbers that are not finite, in {odd} for one; give other weights")
 
 
 def _read_directory(model: Any, path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""Files that came from somebody else: run folders, caches and data."""
+
+import gzip
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from fed.config import choices
+from fed.config.schema import OPEN_GROUPS
+from fed.data import records
+from fed.data.records import Source
+from fed.files import read_array, write_array
+from fed.model.arrays import to_record, to_tensors
+from fed.tracking import run_folder
+from run.resume import KNOWN_CODE
+from server.strategies import StreamingFedAvg
+from support.separate_runs import call
+
+TINY = ("client_num_in_total=2", "n_train_examples=16", "n_test_examples=4", "num_threads=1")
+
+
+def changed(run: Path, **settings: object) -> Path:
+    """Return a copy of the run's folder whose config.yaml has other settings."""
+    copy = run.with_name("foreign")
+    shutil.copytree(run, copy)
+    config = OmegaConf.load(copy / "config.yaml")
+    for key, value in settings.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    (copy / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"strategy": {"_target_": "canary_of_a_folder.Strategy"}}, "strategy._target_=canary_of_a_folder.Strategy"),
+        ({"loss": {"_target_": "canary_of_a_folder.loss", "beta": 0.1}}, "loss._target_=canary_of_a_folder.loss"),
+        ({"strategy__strategy": {"_target_": "os.system"}}, "strategy.strategy._target_=os.system"),
+        ({"client_mods": ["canary_of_a_folder.mod"]}, "client_mods=canary_of_a_folder.mod"),
+        ({"model__trust_remote_code": True}, "model.trust_remote_code=true"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_folder_of_somebody_else_runs_no_code(command_line, tmp_path, monkeypatch, settings, named):
+    run = command_line(*TINY, "comm_round=1").run
+    (tmp_path / "canary_of_a_folder.py").write_text(f"open({str(tmp_path / 'sung')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = call(tmp_path, f"resume={changed(run, **settings)}", "comm_round=2")
+    assert ended.code == 2 and not (tmp_path / "sung").exists()
+    assert f"its settings name code that is not part of this program: {named}" in ended.text
+    assert "add resume_trusts=true" in ended.text
+
+
+@pytest.mark.parametrize("group", OPEN_GROUPS)
+def test_every_choice_of_this_program_can_be_resumed(group):
+    assert {target.rpartition(".")[0] for target in choices.targets(group)} <= {*KNOWN_CODE}
+
+
+def test_a_refused_resume_leaves_a_live_run_as_it_is(command_line, tmp_path):
+    run = command_line(*TINY, "comm_round=1").run
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+    with run_folder.locked(run):
+        ended = call(tmp_path, f"resume={run}", "comm_round=2")
+    assert ended.code == 2 and "is in use by another process" in ended.text
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+
+
+def test_the_latest_run_is_the_one_that_was_started_last(tmp_path):
+    for name, started in (
+        ("zzz", "2026-01-01T00:00:00"),
+        ("a-10", "2026-03-01T00:00:00"),
+        ("a-2", "2026-02-01T00:00:00"),
+    ):
+        folder = tmp_path / "exp" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+        (folder / "environment.json").write_text(json.dumps({"started": started}))
+    assert run_folder.newest_run(str(tmp_path), "exp").name == "a-10"
+
+
+class Spoils(StreamingFedAvg):
+    """A mean whose third round is multiplied by a number, in float64."""
+
+    def __init__(self, factor: float, **fedavg: object) -> None:
+        super().__init__(**fedavg)
+        self.factor = factor
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if server_round == 3:
+            arrays = to_record({name: self.factor * tensor.double() for name, tensor in to_tensors(arrays).items()})
+        return arrays, metrics
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        ("1e400", "of the global weights is not finite; the round is not kept"),
+        ("1e200", "round 3: the policy's log-probs are not finite on 4 of 4 test pairs"),  # finite in float64 only
+    ],
+)
+def test_a_model_that_is_no_longer_finite_ends_the_run_and_names_the_last_that_was(command_line, factor, words):
+    spoils = ("strategy._target_=test_foreign_files.Spoils", f"+strategy.factor={factor}")
+    result = command_line(*TINY, "strategy=fedavg", "server_fraction=0", "accuracy_on=test", *spoils, "comm_round=4")
+    assert result.code == 1 and words in result.err, result.err
+    named = result.folder / result.err.split("the last finite weights are those of ")[1].split(";")[0]
+    assert named.name == "round-2" and named.is_dir() and not (named.parent / "round-3").exists()
+    (run,) = result.runs
+    assert '"round": 3, "who": "server", "split": "test"' not in (run / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["damaged", "of another owner's making", "whole"])
+def test_an_entry_of_a_cache_is_used_if_it_is_whole_and_ones_own(tmp_path, kind):
+    entry = tmp_path / "cache" / "entry.npy"
+    write_array(entry, np.arange(5.0))
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o600 and stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
+    if kind == "damaged":  # a value that is as good as another
+        content = bytearray(entry.read_bytes())
+        content[-40] ^= 1
+        entry.write_bytes(content)
+    elif kind != "whole":
+        entry.chmod(0o666)
+    found = read_array(entry)
+    assert (found is None) == (kind != "whole")
+
+
+def test_a_damaged_reference_is_computed_again(command_line, tmp_path):
+    """A reference of training pairs is in no evaluation: nothing but its checksum tells that a value has changed."""
+    shared = f"cache_dir={tmp_path / 'cache'}"
+    first = command_line(*TINY, "comm_round=1", shared)
+    entries = sorted((tmp_path / "cache").rglob("reference-*.npy"))
+    assert entries
+    for entry in entries:
+        content = bytearray(entry.read_bytes())
+        content[-48] ^= 1
+        entry.write_bytes(content)
+    assert command_line(*TINY, "comm_round=1", shared).lines() == first.lines()
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 2**16)
+    file = tmp_path / "bomb-train.jsonl.gz"
+    with gzip.open(file, "wb") as packed:
+        packed.write(b"\n" * 2**22)
+    source = Source("jsonl", "train", file, seed=0, cache_dir=None, test_share=0.1)
+    with pytest.raises(ValueError, match="unpacks to more than 200 times its size"):
+        list(source.records(None))
