@@ -15,7 +15,6 @@ from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
 from fed.foreign import one_line
-from run.client_app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN_BY_FLOWER = ("pyproject.toml", ".info/CONTENT")
@@ -32,7 +31,13 @@ def main() -> None:
 
 def own_app(**_: Any) -> Callable[..., ClientApp]:
     """Return what Flower asks for the client app of a bundle; it gets that of this checkout."""
-    return lambda *bundle: app
+
+    def load(*_: str) -> ClientApp:
+        from run.client_app import app  # seconds, in which Flower must already hear of this process
+
+        return app
+
+    return load
 
 
 def compare(bundle: bytes, **_: Any) -> None:
