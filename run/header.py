@@ -19,6 +19,7 @@ from run.plan import Plan, local_settings
 from server.traits import asks
 
 MANY = 0.5  # of the weights
+MOST_NAMED = 10  # fields that nothing reads; a damaged file may have one in every line
 ENOUGH = 30  # validation pairs; with fewer, an accuracy of one half has a standard error above 0.09
 
 
@@ -29,7 +30,7 @@ def describe(plan: Plan, console: Console) -> None:
         lines.append(
             "warning: accuracy_on=test uses the test pairs for weights and decay, so the test curve is not held out"
         )
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print("\n".join(lines))
 
 
 def _settings(plan: Plan) -> Iterator[str]:
@@ -97,7 +98,9 @@ def _data_remarks(plan: Plan) -> Iterator[str]:
     if pairs.skipped:
         yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in pairs.skipped.items())
     if pairs.unread:
-        yield f"not read from the data: {', '.join(pairs.unread)}"
+        shown = [name if name.isprintable() else repr(name) for name in pairs.unread[:MOST_NAMED]]
+        more = f" and {len(pairs.unread) - MOST_NAMED} more fields" if len(pairs.unread) > MOST_NAMED else ""
+        yield f"not read from the data: {', '.join(shown)}{more}"
     if pairs.split.overlapping:
         yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
 

@@ -9,6 +9,7 @@ import pytest
 from fed.files import read_array
 from run import header
 from support.command_line import SMALL, CommandLine
+from support.rows import pairs, write
 
 
 def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
@@ -56,6 +57,16 @@ def test_few_validation_pairs_are_told_where_they_decide_weights(command_line: C
     )
     assert told in command_line(*SMALL).out
     assert "standard error" not in command_line(*SMALL, "strategy=fedavg").out
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(command_line: CommandLine, tmp_path: Path) -> None:
+    """Fields that nothing reads, of which ten are named, and the folder of the run."""
+    odd = ["[/x]", "[red]", "\x1b[2J", *(f"f{n}" for n in range(20))]
+    path = write(tmp_path / "mine.jsonl", [{**pair, **dict.fromkeys(odd, 1)} for pair in pairs(60)])
+    result = command_line(*SMALL, "datasets=[jsonl]", f"data_dir={path}", 'exp_name="[red]a"', "local_steps=1")
+    assert result.code == 0, result.err
+    assert "not read from the data: '\\x1b[2J', [/x], [red], f0, f1, f10, " in result.out
+    assert "f14 and 13 more fields\n" in result.out and "results in runs/[red]a/" in result.out
 
 
 @pytest.mark.parametrize(("lr", "told"), [("5e-7", True), ("1e-1", False)])
