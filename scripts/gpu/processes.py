@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +74,17 @@ def _outcome(part: Part, code: int | None, seconds: float, last: str, found: dic
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Ask the process and all that it started to end, and kill those that have not after a while."""
-    try:
-        own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        own = []
     if process.poll() is None:
+        own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(own, timeout=GRACE)
-    else:
-        left = own
-    for one in left:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+    # The children of a process that ended by itself are known by its process group only.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:

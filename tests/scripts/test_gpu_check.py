@@ -20,8 +20,14 @@ from support.forked import Fork
 ENTRY = """
 import json, os, signal, subprocess, sys, time
 name, file, *typed = sys.argv[1:]
+found = {"machine": {"who": name}, "typed": typed}
+if name == "skips":
+    found["skipped"] = "no model"
+if name in ("fails", "hangs"):
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    found["child"] = subprocess.Popen(command, start_new_session=name == "hangs").pid
 with open(file, "w") as out:
-    json.dump({"machine": {"who": name}, "typed": typed, **({"skipped": "no model"} if name == "skips" else {})}, out)
+    json.dump(found, out)
 print("this is", name, flush=True)
 if name == "fails":
     raise ValueError("of its own")
@@ -29,9 +35,6 @@ if name == "dies":
     os.kill(os.getpid(), signal.SIGSEGV)
 if name == "hangs":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    with open(file, "w") as out:
-        json.dump({"machine": {"who": name}, "child": child.pid}, out)
     time.sleep(600)
 """
 
@@ -63,7 +66,7 @@ def test_a_part_that_fails_hangs_or_dies_stops_no_other(
     assert failed.reason == "ValueError: of its own"
     assert died.reason == "ended by SIGSEGV; its last line: this is dies"
     assert skipped.reason == "no model"
-    assert has_ended(late.found["child"]), "what it started ends with it"
+    assert has_ended(late.found["child"]) and has_ended(failed.found["child"]), "what it started ends with it"
     assert late.seconds < 20 and done.found["typed"][0] == "batch=3" and done.found["typed"][-1].startswith("seconds=")
     log = (tmp_path / "gpu_check.log").read_text()
     assert re.findall("^this is (.*)$", log, re.MULTILINE) == [part.name for part in ends]
