@@ -62,7 +62,7 @@ def carry_out_all(parts: Sequence[Part], arguments: Sequence[str], folder: Path,
         for part in parts:
             left = deadline - time.monotonic()
             if left < LEAST:
-                outcomes.append(Outcome(part, SKIPPED, 0.0, "no time is left", {"skipped": "no time is left"}))
+                outcomes.append(Outcome(part, SKIPPED, 0.0, "no time is left", {}))
             else:
                 result = Path(results, f"{part.name}.json")
                 outcomes.append(

@@ -88,12 +88,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a part: nothing is downloaded or reported, one GPU, and this program's modules."""
+    """Return the environment of a part: nothing is downloaded, one GPU, and this program's modules."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_OFFLINE": "1"}
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "TQDM_DISABLE": "1"}
-    return {**os.environ, **offline, **quiet, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": first}
+    return {**os.environ, **offline, "TQDM_DISABLE": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": first}
 
 
 def _read(result: Path) -> dict[str, Any]:
