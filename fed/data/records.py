@@ -203,7 +203,8 @@ def _lines(path: Path) -> Iterator[bytes]:
         if not (packed and beginning.startswith(GZIP.magic)):
             check_format(path, beginning)
         with gzip.open(path) if packed else open(path, "rb") as file:
-            check_format(path, file.peek(LONGEST), unpacked=packed)
+            if packed:
+                check_format(path, file.peek(LONGEST), unpacked=True)
             while line := file.readline(LONGEST_LINE + 1):
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
