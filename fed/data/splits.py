@@ -40,7 +40,7 @@ class Split:
     pool: list[Preference]  # divided among the clients
     parts: PartitionIndices  # of the pool
     clients: list[ClientRows]
-    overlapping: int  # rows dropped because their conversation is in the test rows or, of training, the server's
+    overlapping: int  # rows left out because the test or the server has their conversation
 
 
 def split_rows(
@@ -69,11 +69,12 @@ def split_rows(
             f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
         )
     untaken = _without(train, [*test, *server])
-    overlapping, takes = len(train) - len(untaken) + len(validation) - len(server), not server
+    overlapping = len(train) - len(untaken) + len(validation) - len(server)
     usable = _usable(train, untaken, settings)
-    server, pool = _server_share(usable, settings) if takes else (server, list(usable))
+    is_from_train = not server
+    server, pool = _server_share(usable, settings) if is_from_train else (server, list(usable))
     parts = divide(pool)
-    if takes and server and settings.server_last:
+    if is_from_train and server and settings.server_last:
         left, pool, parts = _left_over(pool, parts)
         server = [*left, *server]
     return Split(

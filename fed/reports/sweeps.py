@@ -78,20 +78,17 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
         return ""
     best = ranked[0]
     typed = " ".join(f"{label(key)}={shown(key, value)}" for key, value in zip(keys, best.values, strict=True))
-    accuracy = fmean(best.final("accuracy"))
-    return (
-        f"Highest accuracy: `{typed}` with {accuracy:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
-    )
+    highest = fmean(best.final("accuracy"))
+    return f"Highest accuracy: `{typed}` with {highest:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
 
 
 def _row(setting: Setting, keys: Sequence[str]) -> list[str]:
     values = [shown(*item).replace("|", "\\|") for item in zip(keys, setting.values, strict=True)]
-    finals = [_mean(setting.final(metric), setting) for metric in METRICS[1:]]
-    scores = [setting.final(METRICS[0])]
-    for score in (lambda run: run.chosen_accuracy, _best):
-        scores.append([found for run in setting.runs if (found := score(run)) is not None])
-    final, chosen, best = (_accuracy(score, setting) for score in scores)
-    return [*values, str(len(setting.runs)), final, *finals, chosen, best]
+    final, *others = (setting.final(metric) for metric in METRICS)
+    chosen = [found for run in setting.runs if (found := run.chosen_accuracy) is not None]
+    best = [found for run in setting.runs if (found := _best(run)) is not None]
+    cells = [_accuracy(final, setting), *(_mean(values, setting) for values in others)]
+    return [*values, str(len(setting.runs)), *cells, _accuracy(chosen, setting), _accuracy(best, setting)]
 
 
 def _mean(values: Sequence[float], setting: Setting) -> str:
