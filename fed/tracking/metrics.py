@@ -17,6 +17,7 @@ COMMUNICATION = "communication"  # the bytes that travelled in a round
 PRIVACY = "privacy"  # the budget that the rounds so far have spent
 
 EVERYONE = "clients"  # `who` of the mean over clients that train alone
+ROUNDING = 1e-9  # a mean over steps whose pairs all tie may be less than 1 by so much
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def untied_accuracy(metrics: Mapping[str, Any]) -> float | None:
     pairs of that step tie.
     """
     accuracy, ties = metrics.get("accuracy"), metrics.get("ties") or 0.0
-    if accuracy is None or ties > 1 - 1e-9:
+    if accuracy is None or ties > 1 - ROUNDING:
         return None
     return min(1.0, float(accuracy) / (1 - ties))
 
