@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fed.files import write_whole
+from scripts.options import HH
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 5.0  # seconds without which no part is begun
 SHORTER = 8  # lengths of pairs are divided by this in a dry run
-HH = ROOT.parent / "shared" / "data" / "hh" / "harmless-base-test.jsonl.gz"
 
 
 @dataclass(frozen=True)
