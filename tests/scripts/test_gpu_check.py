@@ -101,6 +101,12 @@ def test_all_parts_but_the_last_leave_it_time() -> None:
     assert spent + 60 < Options().seconds < 480
 
 
+def test_the_docs_name_every_part_with_its_seconds() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \| (\d+|all that is left) \|", page, re.MULTILINE)
+    assert told == [(part.name, "all that is left" if part is PARTS[-1] else str(part.seconds)) for part in PARTS]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main([f"folder={tmp_path / 'found'}"]) == 2
