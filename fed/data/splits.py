@@ -62,12 +62,7 @@ def split_rows(
     Raises:
         ValueError: If a side that is needed would be empty.
     """
-    server = _without(validation, test)
-    if validation and not server:
-        raise ValueError(
-            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
-            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
-        )
+    server = _untested(validation, test)
     untaken = _without(train, [*test, *server])
     overlapping = len(train) - len(untaken) + len(validation) - len(server)
     usable = _usable(train, untaken, settings)
@@ -91,6 +86,21 @@ def _without(rows: Sequence[Preference], others: Sequence[Preference]) -> list[P
     """Return the rows whose conversation none of the others has."""
     taken = {row.conversation for row in others}
     return [row for row in rows if row.conversation not in taken]
+
+
+def _untested(validation: Sequence[Preference], test: Sequence[Preference]) -> list[Preference]:
+    """Return the validation rows whose conversation is not in the test rows.
+
+    Raises:
+        ValueError: If there are validation rows, but none such.
+    """
+    server = _without(validation, test)
+    if validation and not server:
+        raise ValueError(
+            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
+            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
+        )
+    return server
 
 
 def _usable(
