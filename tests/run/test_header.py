@@ -9,6 +9,7 @@ import pytest
 from fed.files import read_array
 from run import header
 from support.command_line import SMALL, CommandLine
+from support.rows import pairs, write
 
 
 def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
@@ -75,6 +76,13 @@ def test_a_reference_that_does_not_tie_ends_the_run_before_training(command_line
     again = command_line(*SMALL)
     assert again.code == 1 and "log-probs differ on 1 of" in again.err and "remove the folder reference" in again.err
     assert "round 0" not in again.out
+
+
+def test_what_is_not_read_of_the_data_is_told(command_line: CommandLine, tmp_path: Path) -> None:
+    records = [{**record, "score": 1} for record in pairs(60)]
+    path = write(tmp_path / "mine.jsonl", [*records, {**records[0], "prompt": ""}])
+    result = command_line(*SMALL, "datasets=[jsonl]", f"data_dir={path}")
+    assert "skipped rows: 1 empty prompt\n" in result.out and "not read from the data: score\n" in result.out
 
 
 @pytest.mark.parametrize("in_hardware", [True, False])
