@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.errors import CannotContinue
-from run import client_app, server_app
+from run import client_app, server_app, site
 from run.resume import resumed
 from support.configured import through_flower
 from support.deployment import lines
@@ -166,3 +166,10 @@ def test_a_node_refuses_what_nothing_reads(federate, files, capfd):
     with pytest.raises(CannotContinue):
         federate(nodes(files), strategy="fedavg", **{"strategy._target_": "test_site.Tells"}, min_fit_clients=1)
     assert "the strategy sends clients local-epochs=3, which nothing reads" in capfd.readouterr().err
+
+
+def test_a_node_scores_what_it_receives_on_the_pairs_that_the_run_names(federate, files, monkeypatch):
+    named, made = [], site.Client
+    monkeypatch.setattr(site, "Client", lambda *a, **b: named.append(b.get("accuracy_on")) or made(*a, **b))
+    federate(nodes(files), comm_round=1)
+    assert {*named} == {"client"}
