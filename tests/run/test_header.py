@@ -88,6 +88,13 @@ def test_a_reference_that_does_not_tie_ends_the_run_before_training(command_line
     assert "round 0" not in again.out
 
 
+def test_what_is_not_read_of_the_data_is_told(command_line: CommandLine, tmp_path: Path) -> None:
+    records = [{**record, "score": 1} for record in pairs(60)]
+    path = write(tmp_path / "mine.jsonl", [*records, {**records[0], "prompt": ""}])
+    result = command_line(*SMALL, "datasets=[jsonl]", f"data_dir={path}")
+    assert "skipped rows: 1 empty prompt\n" in result.out and "not read from the data: score\n" in result.out
+
+
 @pytest.mark.parametrize("in_hardware", [True, False])
 def test_emulated_bfloat16_is_told(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, in_hardware: bool

@@ -96,6 +96,11 @@ def test_parts_for_which_no_time_is_left_are_skipped(ends: list[Part], tmp_path:
     assert [(one.status, one.reason) for one in outcomes] == [(SKIPPED, "no time is left")] * 2
 
 
+def test_parts_come_in_the_order_that_the_page_tells() -> None:
+    steps = ("step_gpt2", "step_smollm2", "step_llama1b")
+    assert [part.name for part in PARTS] == ["tests", *steps, "kernels", "federation", "compare"]
+
+
 def test_all_parts_but_the_last_leave_it_time() -> None:
     spent = sum(part.seconds for part in PARTS[:-1])
     assert spent + 60 < Options().seconds < 480
