@@ -25,6 +25,16 @@ class Mean(NamedTuple):
     mean: float
     se: float
 
+    @property
+    def low(self) -> float:
+        """The mean less its standard error."""
+        return self.mean - self.se
+
+    @property
+    def high(self) -> float:
+        """The mean and its standard error."""
+        return self.mean + self.se
+
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return "not finite"
@@ -86,6 +96,8 @@ def mean_and_se(values: Sequence[float]) -> Mean:
     Raises:
         StatisticsError: If there is no value.
     """
+    if len(values) > 1 and len({*values}) == 1:
+        return Mean(values[0], 0.0)  # exactly, which rounding would not give
     return Mean(fmean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
 
 

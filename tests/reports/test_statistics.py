@@ -58,6 +58,7 @@ def test_wilsons_interval_holds_the_share_and_ends_exactly_at_0_and_1(count: int
 
 def test_seeds_of_one_accuracy_have_no_standard_error_of_0():
     assert str(accuracy([1.0, 1.0, 1.0], 32)) == "1.000 [0.893, 1.000]"
+    assert str(accuracy([0.99, 0.99, 0.99], 100)) == "0.990 [0.946, 0.998]"  # rounding gives them a sd of 1.4e-16
     assert str(accuracy([0.6, 0.8], 32)) == "0.700 ± 0.100"
 
 
