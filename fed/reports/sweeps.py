@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fed.reports.runs import Run
-from fed.reports.statistics import accuracy, mean_and_se
+from fed.reports.statistics import mean_and_se
 from fed.reports.sweep_png import picture
 from fed.reports.sweep_settings import Setting, best_first, label, settings, shown, swept_keys
 from fed.tracking.run_files import CONFIG, SUMMARY
@@ -101,8 +101,7 @@ def _mean(values: Sequence[float], setting: Setting) -> str:
 
 def _accuracy(values: Sequence[float], setting: Setting) -> str:
     """Return the mean accuracy as `_mean` does, or with Wilson's interval on one run's test pairs."""
-    pairs = setting.runs[0].points[-1].metrics.get("examples")
-    return str(accuracy(values, pairs)) if pairs and len(values) == len(setting.runs) else _mean(values, setting)
+    return str(setting.summed_up(values)) if len(values) == len(setting.runs) else "-"
 
 
 def _best(run: Run) -> float | None:
