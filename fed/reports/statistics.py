@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fed.intervals import NORMAL, student, wilson
 from fed.reports.runs import Method, Run
 
+SAME = 1e-9  # accuracies that differ by less are one and the same, but for rounding
 Floats = NDArray[np.float64]
 
 

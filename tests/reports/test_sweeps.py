@@ -206,6 +206,19 @@ def test_with_more_than_two_keys_the_best_settings_are_named(make: Make, tmp_pat
     assert "Highest accuracy: `lr=0.1 temp=2 loss.beta=0.5` with 0.590. Of 8 settings" in text
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ([1.0, 1.0, 1.0], "All 3 settings have the same accuracy: 1.000."),
+        ([0.7, 0.9, 0.9], "Highest accuracy: `temp=1` and `temp=2`, which have the same, with 0.900. Of 3 settings"),
+        ([0.9] * 6 + [0.1], "`temp=2`, `temp=3` and 2 more, which have the same, with 0.900. Of 7 settings"),
+    ],
+)
+def test_settings_of_one_accuracy_are_all_named(make: Make, tmp_path: Path, accuracies: list[float], said: str) -> None:
+    draw([make({"temp": temp}, accuracy=accuracy) for temp, accuracy in enumerate(accuracies)], tmp_path)
+    assert said in (tmp_path / "sweep.md").read_text()
+
+
 def test_settings_without_an_accuracy_are_not_ranked(make: Make) -> None:
     runs = [make({"temp": temp}, accuracy=0.1 * temp) for temp in (1, 2, 3)]
     lines = (runs[2].folder / "metrics.jsonl").read_text().splitlines()
