@@ -84,6 +84,13 @@ def test_without_times_the_wall_clock_cannot_be_chosen(tmp_path):
     assert re.search(r'data-axis="time"[^>]* disabled', (tmp_path / "report.html").read_text())
 
 
+def test_the_page_says_what_the_band_of_equal_seeds_is(text):
+    said = " ".join(text.split())
+    assert (
+        "its band ± the standard error; where all seeds have the same accuracy, it is its 95 % Wilson interval." in said
+    )
+
+
 def test_without_samples_the_page_says_how_to_get_them(tmp_path):
     methods = [Method("fedpo", [fabricate(tmp_path / "run", mode="federated", seed=0, samples=0)])]
     write_page(tmp_path / "report.html", methods, make_findings(methods))
