@@ -213,6 +213,15 @@ def test_verdicts_say_how_much_was_compared():
     ]
 
 
+def test_seeds_of_as_many_pairs_are_not_summed_up():
+    """They may all have the same pairs, which would be counted twice."""
+    same = paired_difference([np.zeros(20)] * 2, [names(20)] * 2)
+    assert verdicts({("a", "b"): same})[0].endswith("(2 seeds x 20 pairs)")
+    other = paired_difference([np.zeros(20), np.zeros(19)], [names(20), names(19)])
+    assert verdicts({("a", "b"): other})[0].endswith("(2 seeds, 39 pairs)")
+    assert verdicts({("a", "b"): paired_difference([np.zeros(20)], [names(20)])})[0].endswith("(1 seed, 20 pairs)")
+
+
 def method(
     name: str, folder: Path, margins: dict[int, list[list[float]]], *, mode: str, seeds: Sequence[int]
 ) -> Method:
