@@ -163,8 +163,13 @@ def _check_options(comparison: Comparison) -> None:
     }
     for key, found in lists.items():
         if not found or "" in found or len(set(found)) < len(found):
-            given, example = ",".join(map(str, found)), found[0] if found else "a"
-            raise ValueError(f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example}]")
+            given, example = (
+                ",".join(map(str, found)),
+                [text for text in found if text != ""] or getattr(Options(), key),
+            )
+            raise ValueError(
+                f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example[0]}]"
+            )
     known = schema.every_key()["mode"].choices
     for mode in comparison.modes:
         if mode not in known:

@@ -100,6 +100,7 @@ def markdown(
 ) -> str:
     """Return the text of `compare.md`: the table, paired differences, the budgets and the commands."""
     found = rows(methods)
+    paired = [f"- {verdict}" for verdict in verdicts(differences)]
     shown = [cells(row) for row in found]
     lines = [[*shown[0]], ["---"] * len(shown[0]), *(list(line.values()) for line in shown)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -107,9 +108,7 @@ def markdown(
         [f"# {title}"],
         table,
         [f"- {note}" for note in notes(found)],
-        ["## Paired differences in accuracy"],
-        [HOW],
-        [f"- {verdict}" for verdict in verdicts(differences)],
+        *([["## Paired differences in accuracy"], [HOW], paired] if paired else []),
         ["## Budgets"],
         [f"- {line}" for line in budgets(methods)],
         ["## Commands"],

@@ -218,6 +218,10 @@ def test_a_bar_in_a_name_does_not_split_its_cell(tmp_path: Path):
     assert "| a\\|b | federated |" in text
 
 
+def test_one_method_has_no_paired_differences(tmp_path: Path):
+    assert "Paired differences" not in markdown(two_seeds(tmp_path)[:1], {}, [])
+
+
 @pytest.mark.parametrize(
     ("seconds", "traffic", "shown"),
     [

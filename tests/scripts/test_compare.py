@@ -173,8 +173,9 @@ def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> Non
     ("typed", "words"),
     [
         ("modes=[federated,centralised]", "centralised is unknown nearest: centralized"),
-        ("modes=[]", "modes=[] a list"),
-        ('strategies=[""]', "a list without repetitions"),
+        ("modes=[]", "modes=[] a list modes=[federated]"),
+        ('strategies=[""]', "a list without repetitions strategies=[fedpo]"),
+        ("seeds=[]", "seeds=[] is refused e.g. seeds=[0]"),
         ("seeds=[0,x]", "seeds=[0,x] is of the wrong type; expected whole numbers"),
         ("seeds=[0,-1]", "seeds=-1 is too small"),
         ("seeds=[1,1]", "seeds=[1,1] without repetitions"),
