@@ -109,7 +109,8 @@ def test_tensorboard_overlays_the_runs_with_their_settings(compared: Path) -> No
     assert sorted(multiplexer.Runs()) == sorted(runs(compared))
     for name, run in runs(compared).items():
         values = [(event.step, event.value) for event in multiplexer.Scalars(name, "test/accuracy")]
-        assert values == [(p.server_round, pytest.approx(p.metrics["accuracy"])) for p in run.points]
+        untied = [point for point in run.points if point.metrics["ties"] < 1]  # all of them tie before training
+        assert values == [(p.server_round, pytest.approx(p.metrics["accuracy"])) for p in untied]
         assert SESSION_START_INFO_TAG in multiplexer.GetAccumulator(name).summary_metadata
 
 
