@@ -1,6 +1,8 @@
 """`python scripts/compare.py`: it compares small runs, runs only missing ones, and refuses mistakes."""
 
 import csv
+import html
+import re
 import shutil
 import signal
 import subprocess
@@ -122,7 +124,14 @@ def test_finished_runs_are_used_again_and_only_what_is_missing_runs(compared: Pa
     more = ["sample_during_eval=true", "n_eval_model_samples=2", "temp=2"]
     again = call(folder, *METHODS, *SMALL, *more, "runs_at_a_time=2")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("finished before") == 9 and again.stdout.count("main.py mode=") - 10 == 1
+    assert again.stdout.count("finished before") == 9 and again.stdout.count("main.py mode=") == 1
+    lines = again.stdout.splitlines()
+    assert lines[:2] == ["checking the settings of 10 runs ...", "10 runs, 1 to do"]
+    assert any(line.startswith("[fedavg-seed1] run 4 of 10: python main.py mode=federated") for line in lines)
+    assert "drawing the report ..." in lines and any(line.startswith("fedpo temp=5  accuracy 0.") for line in lines)
+    report = folder / "out/small/report.html"
+    assert html.escape(lines[-2]) in report.read_text() and lines[-1] == str(report)
+    assert re.search(r"(has|have) the (highest|same) .*accuracy on the test pairs, ", lines[-2])
     after = runs(folder)
     assert {name: run.folder for name, run in before.items()}.items() < {n: r.folder for n, r in after.items()}.items()
     kept = (compared / "out/small/runs/").glob("fedavg-seed1/*/margins.jsonl")
