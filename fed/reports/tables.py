@@ -138,7 +138,7 @@ def cells(row: Row) -> dict[str, str]:
 def notes(found: Sequence[Row]) -> list[str]:
     """Return the notes below the table."""
     several = [row for row in found if len(row.seeds) > 1]
-    wilson = [row for row in found if isinstance(row.accuracy, Share)]
+    wilson = [row for row in found if any(isinstance(one, Share) for one in (row.accuracy, row.chosen, row.best))]
     said = []
     if several:
         said.append(f"± of {_named(several)}: standard error over seeds, sd / sqrt(n).")
