@@ -116,10 +116,15 @@ def untied_accuracy(metrics: Mapping[str, Any]) -> float | None:
     `accuracy` counts ties as wrong. Before its first step a client's policy is the reference in round 1, so there all
     pairs of that step tie.
     """
-    accuracy, ties = metrics.get("accuracy"), metrics.get("ties") or 0.0
-    if accuracy is None or ties > 1 - ROUNDING:
+    accuracy = metrics.get("accuracy")
+    if accuracy is None or all_tie(metrics):
         return None
-    return min(1.0, float(accuracy) / (1 - ties))
+    return min(1.0, float(accuracy) / (1 - (metrics.get("ties") or 0.0)))
+
+
+def all_tie(metrics: Mapping[str, Any]) -> bool:
+    """Return True if all pairs tie, so that their accuracy, 0, measures nothing."""
+    return (metrics.get("ties") or 0.0) > 1 - ROUNDING
 
 
 def num_tied(every: Iterable[Mapping[str, Any]]) -> int:

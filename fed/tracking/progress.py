@@ -105,7 +105,7 @@ class Display:
 
     def _pace(self, pairs_per_second: float | None) -> Iterator[str]:
         if pairs_per_second is not None:
-            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s"
+            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s in training"
         yield f"elapsed {_clock(time.monotonic() - self._began)}"
         if (left := self._left()) is not None:
             yield f"left {_clock(left)}"

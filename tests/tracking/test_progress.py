@@ -31,14 +31,15 @@ def test_a_pipe_gets_one_unbroken_line_per_round(tmp_path: Path, clock: list[flo
         tracker.server(0, "validation", {"loss": 0.6931})
         play(tracker, clock)
     figures = (
-        "validation accuracy 0.812  test accuracy 0.790 [0.752, 0.823]  clients' validation accuracy 0.625  50 pairs/s"
+        "validation accuracy 0.812  test accuracy 0.790 [0.752, 0.823]  clients' validation accuracy 0.625  "
+        "50 pairs/s in training"
     )
     lines = output.getvalue().splitlines()
     assert lines[0] == "round 0/2  validation loss 0.693  elapsed 0:00"
     assert lines[1].split("  ")[0] == "round 1/2"
     assert set(figures.split("  ")) <= set(lines[1].split("  "))
-    assert lines[1].endswith("50 pairs/s  elapsed 0:05  left 0:05")
-    assert lines[2].endswith("50 pairs/s  elapsed 0:10  left 0:00")
+    assert lines[1].endswith("50 pairs/s in training  elapsed 0:05  left 0:05")
+    assert lines[2].endswith("50 pairs/s in training  elapsed 0:10  left 0:00")
     assert len(lines) == 3
 
 
