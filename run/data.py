@@ -33,8 +33,8 @@ def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
     _check_server_fraction(config, given, validation)
     if isinstance(partitioner, OwnData):
         own = [load_file(path) for path in partitioner.client_data]
-        server = validation.rows or train.rows
-        split = split_own(server, test.rows, [client.rows for client in own], settings)
+        server, unused = (validation.rows, len(train.rows)) if validation.rows else (train.rows, 0)
+        split = split_own(server, test.rows, [client.rows for client in own], settings, unused)
         return _owned(split, train, validation, test, *own)
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(

@@ -100,6 +100,16 @@ def _data_remarks(plan: Plan) -> Iterator[str]:
         yield f"not read from the data: {', '.join(pairs.unread)}"
     if pairs.split.overlapping:
         yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
+    if pairs.split.shared:
+        yield (
+            f"warning: the conversations of {pairs.split.shared} of the clients' own pairs are also in the test or "
+            "validation pairs, so clients train on what they are tested on; give datasets other pairs"
+        )
+    if pairs.split.unused:
+        yield (
+            f"not used: the {pairs.split.unused} training pairs of datasets; clients have files of their own, and the "
+            "validation files are the server's"
+        )
 
 
 def _scores_decide(plan: Plan) -> bool:

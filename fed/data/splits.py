@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fed.data.divide import PartitionIndices
-from fed.data.rows import Preference, split_by_conversation
+from fed.data.rows import Preference, split_by_conversation, told_apart
 from fed.seeding import generator
 
 
@@ -41,6 +41,8 @@ class Split:
     parts: PartitionIndices  # of the pool
     clients: list[ClientRows]
     overlapping: int  # rows dropped because their conversation is in the test rows or, of training, the server's
+    shared: int = 0  # rows of clients with data of their own whose conversation is in the server's or the test rows
+    unused: int = 0  # training rows that nobody has
 
 
 def split_rows(
@@ -143,17 +145,22 @@ def split_own(
     test: Sequence[Preference],
     clients: Sequence[list[Preference]],
     settings: SplitSettings,
+    unused: int = 0,
 ) -> Split:
     """Leave every client its own rows; the server validates on at most `n_eval_examples` of its own."""
     pool = [row for rows in clients for row in rows]
     ends = list(accumulate(map(len, clients)))
+    validation = sample(server, settings.n_eval_examples, settings.seed, "validation")
+    tested = sample(test, settings.n_test_examples, settings.seed, "test")
     return Split(
-        validation=sample(server, settings.n_eval_examples, settings.seed, "validation"),
-        test=sample(test, settings.n_test_examples, settings.seed, "test"),
+        validation=validation,
+        test=tested,
         pool=pool,
         parts=[list(range(end - len(rows), end)) for rows, end in zip(clients, ends, strict=True)],
         clients=[own_rows(rows, settings) for rows in clients],
         overlapping=0,
+        shared=len(pool) - len(_without(pool, told_apart([*validation, *tested]))),
+        unused=unused,
     )
 
 

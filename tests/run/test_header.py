@@ -85,3 +85,24 @@ def test_emulated_bfloat16_is_told(
     result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
     assert result.code == 0, result.err
     assert ("float32 is faster here" in result.out) != in_hardware
+
+
+def question(number: int) -> str:
+    """Return a line of a conversation of its own."""
+    record = {"prompt": f"\n\nHuman: What is {number}?\n\nAssistant:", "chosen": " A number.", "rejected": " No."}
+    return json.dumps(record) + "\n"
+
+
+def test_own_pairs_of_tested_conversations_and_training_pairs_that_nobody_has_are_told(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    server = tmp_path / "server"
+    server.mkdir()
+    for name, numbers in {"a": range(30), "b": range(30, 60), "server/test": range(5, 25)}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(map(question, numbers)))
+    for name, numbers in {"train": range(100, 107), "valid": range(28, 32)}.items():
+        (server / f"{name}.jsonl").write_text("".join(map(question, numbers)))
+    own = ["partition=own", f"client_data=[{tmp_path}/a.jsonl,{tmp_path}/b.jsonl]", "client_num_in_total=2"]
+    result = command_line("comm_round=1", "datasets=[jsonl]", f"data_dir={server}", *own)
+    assert "warning: the conversations of 24 of the clients' own pairs are also in the test or validation" in result.out
+    assert "not used: the 7 training pairs of datasets; clients have files of their own" in result.out

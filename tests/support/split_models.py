@@ -104,7 +104,7 @@ def train(
         policy=policy,
         objective=Objective(loss, beta=0.5, supervised=loss is sft, by_pair=loss is not against_the_mean),
         pairs=Pairs(
-            split=SimpleNamespace(overlapping=0),
+            split=SimpleNamespace(overlapping=0, shared=0, unused=0),
             skipped={},
             unread=(),
             validation=examples(9, seed=100),
