@@ -16,7 +16,7 @@ from fed.model.precision import vanishing
 from fed.privacy import described
 from run.local import budget
 from run.plan import Plan, local_settings
-from server.traits import asks
+from server.traits import asks, constant_decay
 
 MANY = 0.5  # of the weights
 ENOUGH = 30  # validation pairs; with fewer, an accuracy of one half has a standard error above 0.09
@@ -64,11 +64,14 @@ def _learning_rate(plan: Plan) -> str:
     this_round = RoundSettings(pairs=next(iter(budget(plan, schedule)), None))
     steps = [len(schedule.steps(train[client_id], client_id, ClientState(), this_round)) for client_id in ends]
     rounds = config.comm_round * plan.clients_per_round // plan.num_clients
-    reached = [config.lr * warmed_up(settings, n, n - 1, n * max(rounds, 1) - 1) for n in steps]
+    decay = constant_decay(plan.make_strategy()) if config.decay_target == "lr" else 1.0
+    whole = config.lr * decay
+    reached = [whole * warmed_up(settings, n, n - 1, n * max(rounds, 1) - 1) for n in steps]
     text = f"steps: {_span(steps)} per client and round, learning rate up to {_span(reached)}"
-    if min(reached) == config.lr:
-        return text
-    return f"warning: {text} of lr={config.lr:g}: warm-up takes the rest; {_less_warm_up(config)}"
+    decayed = f"lr={config.lr:g}" if decay == 1 else f"lr={config.lr:g} times decay_rate={decay:g}"
+    if min(reached) == whole:
+        return text if decay == 1 else f"{text}: {decayed}"
+    return f"warning: {text} of {decayed}: warm-up takes the rest; {_less_warm_up(config)}"
 
 
 def _less_warm_up(config: Config) -> str:

@@ -27,6 +27,10 @@ def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLi
         (["warmup_ratio=0.5"], "learning rate up to 0.001\n"),
         (["mode=centralized"], "steps: 3 per client and round"),
         (["client_optimizer=persist", "warmup_steps=1"], "learning rate up to 0.001\n"),
+        (
+            ["strategy=fedpo_published", "decay_rate=0.5", "decay_target=lr", "warmup_steps=0"],
+            "learning rate up to 0.0005: lr=0.001 times decay_rate=0.5\n",
+        ),
     ],
 )
 def test_the_header_says_which_learning_rate_clients_reach(
