@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.console import Console
 from clients.schedule import Schedule, warmed_up
 from clients.settings import RoundSettings
 from clients.state import ClientState
-from fed.config.schema import Config
+from fed.config.choices import chosen
+from fed.config.explain import counted
+from fed.config.schema import Config, flat
 from fed.cpu.runtime import has_bfloat16
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
@@ -35,17 +38,16 @@ def describe(plan: Plan, console: Console) -> None:
 def _settings(plan: Plan) -> Iterator[str]:
     config, pairs, model = plan.config, plan.pairs, plan.policy.model
     engine = "" if config.engine == "local" else f" (engine={config.engine})"
-    yield (
-        f"{config.exp_name}: {config.mode}{engine}, {plan.num_clients} clients x {config.comm_round} rounds, "
-        f"{config.strategy['_target_'].rsplit('.', 1)[-1]}"
-    )
+    size = f"{counted(plan.num_clients, 'client')} x {counted(config.comm_round, 'round')}"
+    strategy = f", {_strategy(config)}" if config.mode == "federated" else ""
+    yield f"{config.exp_name}: {config.mode}{engine}, {size}{strategy}"
     yield (
         f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
         f"parameters, {config.model.policy_dtype} on {plan.policy.device}, {_computation(plan.policy, config)}"
     )
     yield f"cpu: {plan.machine.cpu}"
     yield (
-        f"data: {'+'.join(config.datasets) or 'none'}; clients train on {_sizes(plan)}, server validates on "
+        f"data: {'+'.join(config.datasets) or 'none'}; {_sizes(plan)}, server validates on "
         f"{len(pairs.validation)}, test {len(pairs.test)}"
     )
     if pairs.clients:
@@ -53,6 +55,11 @@ def _settings(plan: Plan) -> Iterator[str]:
     computes = (plan.policy.compute_dtype, model.dtype)
     if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():
         yield "this CPU has no bfloat16 instructions and emulates them: float32 is faster here"
+
+
+def _strategy(config: Config) -> str:
+    """Return the strategy as it is chosen on the command line, or the name of its class."""
+    return chosen("strategy", dict(flat(asdict(config)))) or str(config.strategy["_target_"]).rpartition(".")[2]
 
 
 def _learning_rate(plan: Plan) -> str:
@@ -178,5 +185,12 @@ def _processes(plan: Plan) -> str:
 
 
 def _sizes(plan: Plan) -> str:
+    """Describe what clients train on and what they hold out: "clients train on 76 pairs (38 each) and hold out 4"."""
     sizes = [len(client.train) for client in plan.pairs.clients]
-    return f"{sum(sizes)} pairs ({min(sizes)} to {max(sizes)} each)" if sizes else "pairs of their own"
+    if not sizes:
+        return "clients train on pairs of their own"
+    span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+    each = f" ({span} each)" if len(sizes) > 1 else ""
+    held_out = sum(len(client.held_out) for client in plan.pairs.clients)
+    who, train, hold = ("clients", "train", "hold") if len(sizes) > 1 else ("the client", "trains", "holds")
+    return f"{who} {train} on {counted(sum(sizes), 'pair')}{each}" + (f" and {hold} out {held_out}" if held_out else "")

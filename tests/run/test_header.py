@@ -11,6 +11,27 @@ from run import header
 from support.command_line import SMALL, CommandLine
 
 
+@pytest.mark.parametrize(
+    ("typed", "first", "data"),
+    [
+        ([], "fedpo: federated, 2 clients x 1 round, fedpo\n", "clients train on 36 pairs (18 each) and hold out 2,"),
+        (["mode=centralized"], "fedpo: centralized, 1 client x 1 round\n", "the client trains on 36 pairs"),
+        (
+            ["strategy=fedpo_published"],
+            "2 clients x 1 round, fedpo_published\n",
+            "clients train on 32 pairs (16 each),",
+        ),
+        (["strategy.decay=constant"], "2 clients x 1 round, FeDPO\n", "(18 each)"),
+        (["strategy=fedadam", "strategy.eta=0.5"], "2 clients x 1 round, fedadam\n", "(18 each)"),
+    ],
+)
+def test_the_header_names_the_strategy_as_it_is_typed_and_counts_every_pair(
+    command_line: CommandLine, typed: list[str], first: str, data: str
+) -> None:
+    out = command_line(*SMALL, *typed).out
+    assert first in out and data in out
+
+
 def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
     result = command_line(*SMALL, "cpu_matmul=onednn", "keep_freed_memory=false")
     text = "1 thread, freed memory returned, float32 matrices by oneDNN"
