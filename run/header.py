@@ -14,6 +14,7 @@ from fed.config.choices import chosen
 from fed.config.explain import counted
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import has_bfloat16
+from fed.data.rows import are_few_conversations, in_conversations
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
 from fed.privacy import described
@@ -108,6 +109,12 @@ def _data_remarks(plan: Plan) -> Iterator[str]:
         yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in pairs.skipped.items())
     if pairs.unread:
         yield f"not read from the data: {', '.join(pairs.unread)}"
+    rows = [*pairs.split.pool, *pairs.split.validation, *pairs.split.test]
+    if rows and are_few_conversations(rows):
+        yield (
+            f"warning: {in_conversations(rows)} by their first human turns, and no conversation is divided; if these "
+            "are more, tell them apart by a field conversation"
+        )
     if pairs.split.overlapping:
         yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
     if pairs.split.shared:

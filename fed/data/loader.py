@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from fed.config.explain import nearest
 from fed.data.records import Source
-from fed.data.rows import Loaded, Preference, Skip, SplitName, merged, split_by_conversation, told_apart
+from fed.data.rows import (
+    Loaded,
+    Preference,
+    Skip,
+    SplitName,
+    in_conversations,
+    merged,
+    split_by_conversation,
+    told_apart,
+)
 
 Rows = Callable[[Source], Iterator[Preference | Skip]]
 
@@ -69,15 +78,28 @@ def load(
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; expected train, validation or test")
     _check_names(names)
-    loaded = []
+    sources = []
     for name in names:
         share, parts = test_fraction or DATASETS[name].test_share, DATASETS[name].parts
-        loaded.append(_read(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts)))
-    found = merged(loaded)
+        sources.append(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts))
+    found = merged([_read(source) for source in sources])
     if not found.rows and split != "validation":
         why = _reasons(found.skipped)
+        _check_divisible(sources)
         raise ValueError(f"the {split} split of {', '.join(names)} has no rows {why}; check {data_dir=}")
     return found
+
+
+def _check_divisible(sources: Sequence[Source]) -> None:
+    """Refuse files of one conversation that are to be divided into training and test pairs."""
+    for source in sources:
+        rows = told_apart(_all(source).rows) if source.undivided else []
+        if rows:
+            same = "; pairs with one first human turn are one, unless a field conversation tells them apart"
+            raise ValueError(
+                f"{source.path} has {in_conversations(rows)}; {source.test_share:g} of the conversations is tested on: "
+                f"give more, or a folder with train.jsonl and test.jsonl{same if len(rows) > 1 else ''}"
+            )
 
 
 def load_file(path: str, name: str = "jsonl") -> Loaded:

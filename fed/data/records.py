@@ -52,6 +52,8 @@ class Record:
             return None
         if isinstance(value, int | float):
             return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string or a number")
         return self.text(name)
 
     def number(self, name: str) -> float:

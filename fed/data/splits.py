@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fed.data.divide import PartitionIndices
-from fed.data.rows import Preference, split_by_conversation, told_apart
+from fed.data.rows import Preference, in_conversations, split_by_conversation, told_apart
 from fed.seeding import generator
 
 
@@ -124,8 +124,8 @@ def _server_share(rows: Sequence[Preference], settings: SplitSettings) -> tuple[
     server, pool = split_by_conversation(rows, settings.server_fraction, seed)
     if settings.server_fraction and not server:
         raise ValueError(
-            f"server_fraction={settings.server_fraction} of {len(rows)} training pairs gives none; raise it or "
-            "give more data"
+            f"server_fraction={settings.server_fraction} of {in_conversations(rows)} to train on gives none, because "
+            "no conversation is divided; give more data"
         )
     return server, pool
 

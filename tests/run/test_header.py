@@ -131,3 +131,15 @@ def test_own_pairs_of_tested_conversations_and_training_pairs_that_nobody_has_ar
     result = command_line("comm_round=1", "datasets=[jsonl]", f"data_dir={server}", *own)
     assert "warning: the conversations of 24 of the clients' own pairs are also in the test or validation" in result.out
     assert "not used: the 7 training pairs of datasets; clients have files of their own" in result.out
+
+
+def test_pairs_of_few_conversations_and_a_limit_of_validation_pairs_without_a_share(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    for name, numbers in {"train": range(20, 100), "test": range(3), "valid": range(100, 110)}.items():
+        lines = (question(number).replace("Human:", f"Human: {number // 20}\\n\\nHuman:") for number in numbers)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    own = ["datasets=[jsonl]", f"data_dir={tmp_path}", "client_num_in_total=2", "comm_round=1"]
+    result = command_line(*own, "server_fraction=0", "n_eval_examples=4")
+    assert "server validates on 4, test 3\n" in result.out
+    assert "warning: 87 pairs in 6 conversations by their first human turns, and no conversation is" in result.out
