@@ -7,8 +7,13 @@ from fed.distributed import launch
 
 def say(step: str) -> None:
     """Print what begins now, at once; of several processes the first one speaks."""
+    remark(f"{step} ...")
+
+
+def remark(text: str) -> None:
+    """Print a line at once; of several processes the first one speaks."""
     if launch.is_first():
-        print(f"{step} ...", flush=True)
+        print(text, flush=True)
 
 
 def say_loading() -> None:
