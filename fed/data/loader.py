@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fed.config.explain import nearest
+from fed.config.places import check_data_file
 from fed.data.records import Source
 from fed.data.rows import (
     Loaded,
@@ -115,8 +116,7 @@ def load_file(path: str, name: str = "jsonl") -> Loaded:
     _check_names([name])
     if name == "demo":
         raise ValueError("data set 'demo' is made in code and has no files; give the format of the file, e.g. jsonl")
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
+    check_data_file(path)
     found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
     if not found.rows:
         raise ValueError(f"{path} has no pairs {_reasons(found.skipped)}")

@@ -193,7 +193,7 @@ ENOUGH = b"".join(own_line(prompt=f"p{number}") for number in range(60))
 DATA = (
     ("no such folder", "datasets=[jsonl] data_dir=nowhere", "data_dir=nowhere exist", None),
     ("no data_dir", "datasets=[jsonl]", "jsonl data_dir=", None),
-    ("hub out of reach", "datasets=[hh]", "Anthropic/hh-rlhf data_dir", None),
+    ("hub out of reach", "datasets=[hh]", "Anthropic/hh-rlhf HF_HUB_OFFLINE is set: unset it data_dir", None),
     ("empty folder", "datasets=[hh] data_dir={folder}", "data_dir .jsonl", files()),
     ("file of another kind", OWN, "data_dir .jsonl", files(a_csv=b"prompt,chosen,rejected\np,c,r\n")),
     ("link to itself", OWN, "data_dir .jsonl", locked_folder),
@@ -302,7 +302,7 @@ MODEL = (
     ("no model", "model=blank_model", "model.name_or_path model.gguf_file", None),
     ("empty name", "model=blank_model model.name_or_path=", "model.name_or_path model.gguf_file", None),
     ("no such directory", "model=blank_model model.name_or_path=./nowhere", "nowhere exist", None),
-    ("hub out of reach", "model=gpt2", "gpt2 hub HF_HUB_OFFLINE", None),
+    ("hub out of reach", "model=gpt2", "gpt2 hub HF_HUB_OFFLINE is set: unset it", None),
     ("empty directory", DIRECTORY, "tokenizer directory", files()),
     ("no weights", DIRECTORY, "model.safetensors weights", model(without("model.safetensors"))),
     ("no config", DIRECTORY, "cannot load config", model(without("config.json"))),
