@@ -157,5 +157,6 @@ def closing(outcomes: Sequence[Outcome], reached: Sequence[Goal]) -> str:
 
 
 def succeeded(outcomes: Sequence[Outcome]) -> bool:
-    """Return True if no part failed or ran out of time."""
-    return all(one.status == DONE or "skipped" in one.found for one in outcomes)
+    """Return True if a part was done and none failed or ran out of time."""
+    done = any(one.status == DONE for one in outcomes)
+    return done and all(one.status == DONE or "skipped" in one.found for one in outcomes)
