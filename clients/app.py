@@ -67,9 +67,7 @@ class Client:
             CannotContinue: If the strategy sends something that nothing reads, or a decay without what decides it.
         """
         client_id, config = _client_id(context), config_of(message)
-        if self.strict:
-            _check_records(message, READ)
-        _check_decay(config, self.accuracy_on)
+        self._check(message)
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
@@ -120,6 +118,12 @@ class Client:
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def _check(self, message: Message) -> None:
+        """Refuse a "train" message with keys or records that nothing reads, or with half a decay."""
+        if self.strict:
+            _check_records(message, READ)
+        _check_decay(config_of(message), self.accuracy_on)
 
     def _accuracy_of_received(self, config: ConfigRecord, scoring: Sequence[Example]) -> float | None:
         """Return the accuracy of the received weights on the scoring pairs; None if no decay depends on it."""

@@ -73,8 +73,7 @@ def load(
         test_fraction: Share to test on of data without a test split; None: the data set's own.
 
     Raises:
-        ValueError: If a name is unknown, a file cannot be read or a line is no record, or nothing is left to train or
-            test on.
+        ValueError: If a name is unknown, a file cannot be read, a line is no record, or a split has no row.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; expected train, validation or test")
@@ -85,13 +84,13 @@ def load(
         sources.append(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts))
     found = merged([_read(source) for source in sources])
     if not found.rows and split != "validation":
+        _refuse_one_conversation(sources)
         why = _reasons(found.skipped)
-        _check_divisible(sources)
         raise ValueError(f"the {split} split of {', '.join(names)} has no rows {why}; check {data_dir=}")
     return found
 
 
-def _check_divisible(sources: Sequence[Source]) -> None:
+def _refuse_one_conversation(sources: Sequence[Source]) -> None:
     """Refuse files of one conversation that are to be divided into training and test pairs."""
     for source in sources:
         rows = told_apart(_all(source).rows) if source.undivided else []

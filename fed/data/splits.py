@@ -64,12 +64,7 @@ def split_rows(
     Raises:
         ValueError: If a side that is needed would be empty.
     """
-    server = _without(validation, test)
-    if validation and not server:
-        raise ValueError(
-            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
-            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
-        )
+    server = _untested(validation, test)
     untaken = _without(train, [*test, *server])
     overlapping, takes = len(train) - len(untaken) + len(validation) - len(server), not server
     usable = _usable(train, untaken, settings)
@@ -92,6 +87,21 @@ def _without(rows: Sequence[Preference], others: Sequence[Preference]) -> list[P
     """Return the rows whose conversation none of the others has."""
     taken = {row.conversation for row in others}
     return [row for row in rows if row.conversation not in taken]
+
+
+def _untested(validation: Sequence[Preference], test: Sequence[Preference]) -> list[Preference]:
+    """Return the validation rows whose conversations are not tested on.
+
+    Raises:
+        ValueError: If there are validation rows, but no such ones.
+    """
+    server = _without(validation, test)
+    if validation and not server:
+        raise ValueError(
+            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
+            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
+        )
+    return server
 
 
 def _usable(
