@@ -78,12 +78,6 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
     """Name the setting with the highest mean accuracy, or all that have the same."""
     if not keys or not (ranked := best_first(swept)):
         return ""
-<<<<<<< HEAD
-    best = ranked[0]
-    typed = " ".join(f"{label(key)}={shown(key, value)}" for key, value in zip(keys, best.values, strict=True))
-    highest = fmean(best.final("accuracy"))
-    return f"Highest accuracy: `{typed}` with {highest:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
-=======
     means = [fmean(setting.final("accuracy")) for setting in ranked]
     best = [setting for setting, mean in zip(ranked, means, strict=True) if means[0] - mean < SAME]
     if len(best) == len(ranked) > 1:
@@ -94,7 +88,6 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
         texts.append(f"{more} more")
     typed = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}, which have the same,"
     return f"Highest accuracy: {typed} with {means[0]:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
->>>>>>> 644a303486974c7336a7f4620b0e5149e3635b67
 
 
 def _row(setting: Setting, keys: Sequence[str]) -> list[str]:

@@ -7,8 +7,13 @@ from fed.distributed import launch
 
 def say(step: str) -> None:
     """Print the step that begins now; of several processes the first one prints."""
+    remark(f"{step} ...")
+
+
+def remark(text: str) -> None:
+    """Print a line at once; of several processes the first one prints."""
     if launch.is_first():
-        print(f"{step} ...", flush=True)
+        print(text, flush=True)
 
 
 def say_loading() -> None:

@@ -247,6 +247,7 @@ class Tracker(Log):
         self.pairs = pairs
         self._stopwatch.set(seconds)
         self._began = time.perf_counter() - wall_seconds
+        self._display.went_before(wall_seconds)
 
     def _append(self, who: str, server_round: int, split: str, metrics: Mapping[str, object]) -> None:
         line = {"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics}

@@ -54,10 +54,12 @@ def choose(names: list[str]) -> list[Part]:
     """Return the named parts in their order; `all` names every part.
 
     Raises:
-        ValueError: If there is no such part.
+        ValueError: If there is no such part, or none is named.
     """
     known = {part.name: part for part in PARTS}
     wanted = list(known) if names == ["all"] else names
+    if not wanted:
+        raise ValueError(f"parts is empty; expected all or some of {', '.join(known)}")
     if unknown := [name for name in wanted if name not in known]:
         expected = f"expected all or some of {', '.join(known)}"
         raise ValueError(f"parts={','.join(names)}: there is no {', '.join(unknown)}; {expected}")

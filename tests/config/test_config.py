@@ -136,7 +136,6 @@ def test_bad_values_are_refused_by_name(typed: str, words: str) -> None:
         ("weighting=samples", "strategy=fedadam"),
         ("data_evenly_distributed=false", "partition=iid"),
         ("anchor_norm=sum", "alpha=0"),
-        ("n_eval_examples=5", "server_fraction=0"),
         ("do_first_eval=true", "client_eval_fraction=0"),
         ("eval_every=10", "client_eval_fraction=0"),
         ("data_dir=somewhere", "datasets=[demo]"),

@@ -12,6 +12,27 @@ from support.command_line import SMALL, CommandLine
 from support.rows import pairs, write
 
 
+@pytest.mark.parametrize(
+    ("typed", "first", "data"),
+    [
+        ([], "fedpo: federated, 2 clients x 1 round, fedpo\n", "clients train on 36 pairs (18 each) and hold out 2,"),
+        (["mode=centralized"], "fedpo: centralized, 1 client x 1 round\n", "the client trains on 36 pairs"),
+        (
+            ["strategy=fedpo_published"],
+            "2 clients x 1 round, fedpo_published\n",
+            "clients train on 32 pairs (16 each),",
+        ),
+        (["strategy.decay=constant"], "2 clients x 1 round, FeDPO\n", "(18 each)"),
+        (["strategy=fedadam", "strategy.eta=0.5"], "2 clients x 1 round, fedadam\n", "(18 each)"),
+    ],
+)
+def test_the_header_names_the_strategy_as_it_is_typed_and_counts_every_pair(
+    command_line: CommandLine, typed: list[str], first: str, data: str
+) -> None:
+    out = command_line(*SMALL, *typed).out
+    assert first in out and data in out
+
+
 def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLine) -> None:
     result = command_line(*SMALL, "cpu_matmul=onednn", "keep_freed_memory=false")
     text = "1 thread, freed memory returned, float32 matrices by oneDNN"
@@ -28,6 +49,10 @@ def test_header_and_environment_say_how_the_cpu_computes(command_line: CommandLi
         (["warmup_ratio=0.5"], "learning rate up to 0.001\n"),
         (["mode=centralized"], "steps: 3 per client and round"),
         (["client_optimizer=persist", "warmup_steps=1"], "learning rate up to 0.001\n"),
+        (
+            ["strategy=fedpo_published", "decay_rate=0.5", "decay_target=lr", "warmup_steps=0"],
+            "learning rate up to 0.0005: lr=0.001 times decay_rate=0.5\n",
+        ),
     ],
 )
 def test_the_header_says_which_learning_rate_clients_reach(
@@ -103,3 +128,36 @@ def test_emulated_bfloat16_is_told(
     result = command_line(*SMALL, "model.fsdp_policy_mp=bfloat16")
     assert result.code == 0, result.err
     assert ("float32 is faster here" in result.out) != in_hardware
+
+
+def question(number: int) -> str:
+    """Return a line of a conversation of its own."""
+    record = {"prompt": f"\n\nHuman: What is {number}?\n\nAssistant:", "chosen": " A number.", "rejected": " No."}
+    return json.dumps(record) + "\n"
+
+
+def test_own_pairs_of_tested_conversations_and_training_pairs_that_nobody_has_are_told(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    server = tmp_path / "server"
+    server.mkdir()
+    for name, numbers in {"a": range(30), "b": range(30, 60), "server/test": range(5, 25)}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(map(question, numbers)))
+    for name, numbers in {"train": range(100, 107), "valid": range(28, 32)}.items():
+        (server / f"{name}.jsonl").write_text("".join(map(question, numbers)))
+    own = ["partition=own", f"client_data=[{tmp_path}/a.jsonl,{tmp_path}/b.jsonl]", "client_num_in_total=2"]
+    result = command_line("comm_round=1", "datasets=[jsonl]", f"data_dir={server}", *own)
+    assert "warning: the conversations of 24 of the clients' own pairs are also in the test or validation" in result.out
+    assert "not used: the 7 training pairs of datasets; clients have files of their own" in result.out
+
+
+def test_pairs_of_few_conversations_and_a_limit_of_validation_pairs_without_a_share(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    for name, numbers in {"train": range(20, 100), "test": range(3), "valid": range(100, 110)}.items():
+        lines = (question(number).replace("Human:", f"Human: {number // 20}\\n\\nHuman:") for number in numbers)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    own = ["datasets=[jsonl]", f"data_dir={tmp_path}", "client_num_in_total=2", "comm_round=1"]
+    result = command_line(*own, "server_fraction=0", "n_eval_examples=4")
+    assert "server validates on 4, test 3\n" in result.out
+    assert "warning: 87 pairs in 6 conversations by their first human turns, and no conversation is" in result.out

@@ -71,7 +71,7 @@ def test_a_part_that_fails_hangs_or_dies_stops_no_other(
     log = (tmp_path / "gpu_check.log").read_text()
     assert re.findall("^this is (.*)$", log, re.MULTILINE) == [part.name for part in ends]
     assert capsys.readouterr().out.splitlines()[0] == "machine of fails"
-    assert not table.succeeded(outcomes) and table.succeeded([skipped, done])
+    assert not table.succeeded(outcomes) and table.succeeded([skipped, done]) and not table.succeeded([skipped])
 
 
 def test_the_file_is_whole_after_every_part(ends: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +125,8 @@ def test_without_a_gpu_it_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
     [
         ("dri=true", "unknown option dri=true; expected dry=, parts="),
         ("parts=step", "parts=step: there is no step; expected all or some of tests, step_gpt2,"),
+        ("parts=[]", "parts is empty; expected all or some of tests, step_gpt2,"),
+        ("model=/nowhere", "model=/nowhere has no effect with dry=true, which takes tiny models; leave it out"),
         ("seconds=0", "seconds=0 is too small"),
         ("folder=/dev/null/x", "folder=/dev/null/x cannot be made: Not a directory"),
     ],
@@ -133,6 +135,15 @@ def test_a_wrong_option_is_told_in_one_line(argument: str, told: str, capsys: py
     assert gpu_check.main(["dry=true", argument]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and told in err and err.count("\n") == 1
+
+
+def test_a_model_that_does_not_exist_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["model=/nowhere"]) == 2
+    assert capsys.readouterr().err == "error: model=/nowhere does not exist; give a GGUF file or a directory\n"
+
+
+def test_a_call_in_which_no_part_ran_has_not_succeeded(tmp_path: Path) -> None:
+    assert gpu_check.main(["dry=true", "seconds=3", f"folder={tmp_path}"]) == 1
 
 
 def test_a_dry_run_walks_through_all_parts_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

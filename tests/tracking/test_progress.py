@@ -55,6 +55,20 @@ def test_time_left_counts_from_the_round_a_run_resumed_at(tmp_path: Path, clock:
     assert output.getvalue() == "round 9/10  elapsed 0:05  left 0:05\n"
 
 
+def test_time_elapsed_counts_that_before_a_resume_as_the_summary_does(tmp_path: Path, clock: list[float]) -> None:
+    """Ten seconds before the checkpoint, two of another process that resumes, and three of its training."""
+    with make(tmp_path) as first:
+        clock[0] += 10
+        state = first.state_dict()
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output)) as tracker:
+        clock[0] += 2
+        tracker.load_state_dict(state)
+        clock[0] += 3
+        tracker.server(2, "test", {"loss": 0.5})
+    assert "elapsed 0:13" in output.getvalue() and tracker.summary()["wall_seconds"] == 13
+
+
 def test_time_left_is_right_where_a_client_is_heard_of_when_it_is_done(tmp_path: Path, clock: list[float]) -> None:
     """The first of four visits took 10 s."""
     output = StringIO()
