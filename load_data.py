@@ -101,12 +101,13 @@ def jsonl(source: Source) -> Iterator[Preference | Skip]:
     known = {"prompt", "chosen", "rejected", "group", "conversation"}
     for record in source.records(hub=None):
         source.unread.update(record.fields.keys() - known)
+        group = record.label("group")
         yield usable(
             Preference(
                 record.text("prompt"),
                 record.text("chosen"),
                 record.text("rejected"),
-                group=record.part if (group := record.label("group")) is None else group,
+                group=record.part if group is None else group,
                 conversation=record.label("conversation") or "",
             )
         )

@@ -18,11 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fed.config import arguments, checks, explain, schema, usage
+from fed.config import arguments, checks, explain, places, schema, usage
 from fed.config.checks import Request
 from fed.distributed import launch
 from fed.errors import CannotContinue, Stopped
-from fed.tracking import steps
+from fed.tracking import run_files, steps
 
 
 def main() -> int:
@@ -70,6 +70,9 @@ def settle(composed: DictConfig) -> Request:
     if _is_sweep() and launch.is_rank():
         raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
     request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
+    places.check_places(request.config)
+    if request.config.resume is not None:
+        run_files.check_resumed(request.config.resume, request.config.output_dir, request.config.exp_name)
     # torch and transformers take seconds to import: not before the command line is known to be right.
     steps.say_loading()
     if request.config.resume is not None:

@@ -64,11 +64,10 @@ class Client:
         """Answer "train" with the trained weights and with metrics, as `client_app` lists them.
 
         Raises:
-            CannotContinue: If the strategy sends something that nothing reads.
+            CannotContinue: If the strategy sends something that nothing reads, or a decay without what decides it.
         """
         client_id, config = _client_id(context), config_of(message)
-        if self.strict:
-            _check_records(message, READ)
+        self._check(message)
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
@@ -120,6 +119,12 @@ class Client:
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
+    def _check(self, message: Message) -> None:
+        """Refuse a "train" message with keys or records that nothing reads, or with half a decay."""
+        if self.strict:
+            _check_records(message, READ)
+        _check_decay(config_of(message), self.accuracy_on)
+
     def _accuracy_of_received(self, config: ConfigRecord, scoring: Sequence[Example]) -> float | None:
         """Return the accuracy of the received weights on the scoring pairs; None if no decay depends on it."""
         if "decay-rate" not in config or config.get("decay-mode") == "constant":
@@ -156,6 +161,18 @@ def _check_records(message: Message, read: Sequence[str]) -> None:
     lr = config.get("lr", 0.0)
     if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
         raise CannotContinue(f"the strategy sends clients lr={lr!r}; expected a finite number of at least 0")
+
+
+def _check_decay(config: ConfigRecord, accuracy_on: str) -> None:
+    """Refuse a decay that lacks what decides it."""
+    if "decay-mode" in config and "decay-rate" not in config:
+        raise CannotContinue("the strategy sends clients decay-mode without decay-rate; send both, or neither")
+    on_accuracy = "decay-rate" in config and config.get("decay-mode") != "constant" and accuracy_on != "client"
+    if on_accuracy and "server-accuracy" not in config:
+        raise CannotContinue(
+            "the strategy sends clients decay-rate without server-accuracy, which decides whether they decay; set "
+            "needs_server_accuracy = True in its class, or send decay-mode=constant"
+        )
 
 
 def client_app(client: Client, mods: Sequence[Mod]) -> ClientApp:

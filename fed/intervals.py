@@ -9,7 +9,8 @@ NORMAL = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie 
 def wilson(share: float, count: float) -> tuple[float, float]:
     """Return the ends of Wilson's 95 % interval of a share that was measured on `count` independent pairs.
 
-    It lies within [0, 1] and has a width at a share of 0 and of 1 too, where the standard error would be 0.
+    It lies within [0, 1], holds the share, and has a width at a share of 0 and of 1 too, where the standard error would
+    be 0.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Brown, Cai and DasGupta
     2001, "Interval estimation for a binomial proportion", Eq. 4.
@@ -17,7 +18,8 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     z2 = NORMAL * NORMAL
     centre = (share * count + z2 / 2) / (count + z2)
     half = NORMAL / (count + z2) * math.sqrt(count * share * (1 - share) + z2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding may leave an end a hair on the wrong side of the share, which is the end at 0 and at 1.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def student(freedom: int) -> float:

@@ -30,11 +30,11 @@ def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
     partitioner = components.create("partition", config.partition, given)
     settings = _settings(config)
     train, validation, test = (_loaded(config, split) for split in get_args(SplitName))
-    _check_server_fraction(config, given, validation)
+    _check_validation(config, given, validation, has_own=isinstance(partitioner, OwnData))
     if isinstance(partitioner, OwnData):
         own = [load_file(path) for path in partitioner.client_data]
-        server = validation.rows or train.rows
-        split = split_own(server, test.rows, [client.rows for client in own], settings)
+        server, unused = (validation.rows, len(train.rows)) if validation.rows else (train.rows, 0)
+        split = split_own(server, test.rows, [client.rows for client in own], settings, unused)
         return _owned(split, train, validation, test, *own)
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
@@ -57,12 +57,15 @@ def one_clients(own: Loaded, config: Config) -> OwnedRows:
     return _owned(split_own([], [], [own.rows], _settings(config)), own)
 
 
-def _check_server_fraction(config: Config, given: frozenset[str], validation: Loaded) -> None:
+def _check_validation(config: Config, given: frozenset[str], validation: Loaded, *, has_own: bool) -> None:
+    """Refuse keys of the server's pairs that have no effect with the data's files."""
     if validation.rows and "server_fraction" in given and config.server_fraction:
         raise ValueError(
             f"server_fraction={config.server_fraction} has no effect: the data has validation files, whose pairs are "
             "the server's; leave it out"
         )
+    if "n_eval_examples" in given and not (validation.rows or config.server_fraction or has_own):
+        raise ValueError("n_eval_examples has no effect with server_fraction=0; leave it out")
 
 
 def _apart(*lists: list[Preference]) -> list[list[Preference]]:

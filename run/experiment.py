@@ -45,7 +45,8 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
         Stopped: If a signal asked the run to stop; it can be resumed.
     """
     world = plan.machine.mesh.world
-    console = Console(quiet=not world.is_first)
+    # Names of folders, data sets and fields may look like rich's markup.
+    console = Console(quiet=not world.is_first, soft_wrap=True, highlight=False, markup=False)
     with _log(plan, folder, console) as log:
         describe(plan, console)
         for federation in _federations(plan, folder, log, console, are_here=clients is None):
@@ -60,11 +61,8 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
         with writing(folder / CURVES):
             picture = curves(folder)
         seconds, board = summary["wall_seconds"], folder / TENSORBOARD
-        console.print(
-            f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}", soft_wrap=True, highlight=False
-        )
-        way = f"curves: {picture}  (or: tensorboard --logdir {board})"
-        console.print(way, soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}")
+        console.print(f"curves: {picture}  (or: tensorboard --logdir {board})")
 
 
 def hyperparameters(config: Config) -> dict[str, object]:
@@ -106,9 +104,7 @@ def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_he
     first, checkpoint = 0, None
     if plan.config.resume:
         for change in resume.differences(folder, run_folder.surroundings(plan.policy.device)):
-            console.print(
-                f"warning: the run began with {change}: the last bits may differ", soft_wrap=True, highlight=False
-            )
+            console.print(f"warning: the run began with {change}: the last bits may differ")
         first, checkpoint = _resume_point(checkpointers, log, console, are_here=are_here)
     if checkpoint is None:
         log.settings(hyperparameters(plan.config))
@@ -125,16 +121,16 @@ def _resume_point(
     """Return the federation that was cut off, by number, and its newest checkpoint; those before it are complete."""
 
     def on_damage(message: str) -> None:
-        console.print(f"{message}; using the one before it", soft_wrap=True, highlight=False)
+        console.print(f"{message}; using the one before it")
 
     for number, checkpointer in reversed(list(enumerate(checkpointers))):
         checkpoint = checkpointer.newest(on_damage)
         if checkpoint is not None:
-            console.print(f"resuming after round {checkpoint.server_round}, from {checkpoint.folder}", soft_wrap=True)
+            console.print(f"resuming after round {checkpoint.server_round}, from {checkpoint.folder}")
             return number, checkpoint
     log.start_over()
     within_round = "; clients that are done with the first round do not train again" if are_here else ""
-    console.print(f"no round is complete yet{within_round}", soft_wrap=True)
+    console.print(f"no round is complete yet{within_round}")
     return 0, None
 
 

@@ -105,9 +105,7 @@ class Federation:
         if self.checkpointer.every and (left_out := state.left_out()):
             self.console.print(
                 f"not saved in checkpoints, because no file can hold it: {', '.join(left_out)}; give the strategy "
-                "state_dict() and load_state_dict(state) to save it",
-                soft_wrap=True,
-                highlight=False,
+                "state_dict() and load_state_dict(state) to save it"
             )
         ledger = self.evaluation.ledger
         stateful: dict[str, Stateful] = {} if ledger is None else {"privacy": ledger}

@@ -32,8 +32,20 @@ def places_of(plan: Plan, folder: Path) -> list[Place]:
     """Return one place for all clients, or in mode=local one for each client."""
     everyone = range(plan.num_clients)
     if plan.config.mode != "local":
-        return [Place(everyone, folder / "checkpoints", folder / "policy")]
-    return [Place([k], folder / "checkpoints" / f"client-{k}", folder / "policy" / f"client-{k}") for k in everyone]
+        return [Place(everyone, _checkpoints(folder), folder / "policy")]
+    return [Place([k], _checkpoints(folder, k), folder / "policy" / f"client-{k}") for k in everyone]
+
+
+def _checkpoints(folder: Path, alone: int | None = None) -> Path:
+    """Return the folder of the checkpoints of all clients or, in mode=local, of one of them."""
+    return folder / "checkpoints" if alone is None else folder / "checkpoints" / f"client-{alone}"
+
+
+def is_finished(config: Config) -> bool:
+    """Return True if the run to resume has the checkpoint of its last round."""
+    assert config.resume is not None
+    last = config.client_num_in_total - 1 if config.mode == "local" else None
+    return max(rounds(_checkpoints(Path(config.resume), last)), default=0) >= config.comm_round
 
 
 @contextmanager

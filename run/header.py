@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
@@ -9,16 +10,20 @@ from rich.console import Console
 from clients.schedule import Schedule, warmed_up
 from clients.settings import RoundSettings
 from clients.state import ClientState
-from fed.config.schema import Config
+from fed.config.choices import chosen
+from fed.config.explain import counted
+from fed.config.schema import Config, flat
 from fed.cpu.runtime import has_bfloat16
+from fed.data.rows import are_few_conversations, in_conversations
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
 from fed.privacy import described
 from run.local import budget
 from run.plan import Plan, local_settings
-from server.traits import asks
+from server.traits import asks, constant_decay
 
 MANY = 0.5  # of the weights
+MOST_NAMED = 10  # fields that nothing reads; a damaged file may have one in every line
 ENOUGH = 30  # validation pairs; with fewer, an accuracy of one half has a standard error above 0.09
 
 
@@ -29,23 +34,22 @@ def describe(plan: Plan, console: Console) -> None:
         lines.append(
             "warning: accuracy_on=test uses the test pairs for weights and decay, so the test curve is not held out"
         )
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print("\n".join(lines))
 
 
 def _settings(plan: Plan) -> Iterator[str]:
     config, pairs, model = plan.config, plan.pairs, plan.policy.model
     engine = "" if config.engine == "local" else f" (engine={config.engine})"
-    yield (
-        f"{config.exp_name}: {config.mode}{engine}, {plan.num_clients} clients x {config.comm_round} rounds, "
-        f"{config.strategy['_target_'].rsplit('.', 1)[-1]}"
-    )
+    size = f"{counted(plan.num_clients, 'client')} x {counted(config.comm_round, 'round')}"
+    strategy = f", {_strategy(config)}" if config.mode == "federated" else ""
+    yield f"{config.exp_name}: {config.mode}{engine}, {size}{strategy}"
     yield (
         f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
         f"parameters, {config.model.policy_dtype} on {plan.policy.device}, {_computation(plan.policy, config)}"
     )
     yield f"cpu: {plan.machine.cpu}"
     yield (
-        f"data: {'+'.join(config.datasets) or 'none'}; clients train on {_sizes(plan)}, server validates on "
+        f"data: {'+'.join(config.datasets) or 'none'}; {_sizes(plan)}, server validates on "
         f"{len(pairs.validation)}, test {len(pairs.test)}"
     )
     if pairs.clients:
@@ -53,6 +57,11 @@ def _settings(plan: Plan) -> Iterator[str]:
     computes = (plan.policy.compute_dtype, model.dtype)
     if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():
         yield "this CPU has no bfloat16 instructions and emulates them: float32 is faster here"
+
+
+def _strategy(config: Config) -> str:
+    """Return the strategy as it is chosen on the command line, or the name of its class."""
+    return chosen("strategy", dict(flat(asdict(config)))) or str(config.strategy["_target_"]).rpartition(".")[2]
 
 
 def _learning_rate(plan: Plan) -> str:
@@ -64,11 +73,14 @@ def _learning_rate(plan: Plan) -> str:
     this_round = RoundSettings(pairs=next(iter(budget(plan, schedule)), None))
     steps = [len(schedule.steps(train[client_id], client_id, ClientState(), this_round)) for client_id in ends]
     rounds = config.comm_round * plan.clients_per_round // plan.num_clients
-    reached = [config.lr * warmed_up(settings, n, n - 1, n * max(rounds, 1) - 1) for n in steps]
+    decay = constant_decay(plan.make_strategy()) if config.decay_target == "lr" else 1.0
+    whole = config.lr * decay
+    reached = [whole * warmed_up(settings, n, n - 1, n * max(rounds, 1) - 1) for n in steps]
     text = f"steps: {_span(steps)} per client and round, learning rate up to {_span(reached)}"
-    if min(reached) == config.lr:
-        return text
-    return f"warning: {text} of lr={config.lr:g}: warm-up takes the rest; {_less_warm_up(config)}"
+    decayed = f"lr={config.lr:g}" if decay == 1 else f"lr={config.lr:g} times decay_rate={decay:g}"
+    if min(reached) == whole:
+        return text if decay == 1 else f"{text}: {decayed}"
+    return f"warning: {text} of {decayed}: warm-up takes the rest; {_less_warm_up(config)}"
 
 
 def _less_warm_up(config: Config) -> str:
@@ -97,9 +109,27 @@ def _data_remarks(plan: Plan) -> Iterator[str]:
     if pairs.skipped:
         yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in pairs.skipped.items())
     if pairs.unread:
-        yield f"not read from the data: {', '.join(pairs.unread)}"
+        shown = [name if name.isprintable() else repr(name) for name in pairs.unread[:MOST_NAMED]]
+        more = f" and {len(pairs.unread) - MOST_NAMED} more fields" if len(pairs.unread) > MOST_NAMED else ""
+        yield f"not read from the data: {', '.join(shown)}{more}"
+    rows = [*pairs.split.pool, *pairs.split.validation, *pairs.split.test]
+    if rows and are_few_conversations(rows):
+        yield (
+            f"warning: {in_conversations(rows)} by their first human turns, and no conversation is divided; if these "
+            "are more, tell them apart by a field conversation"
+        )
     if pairs.split.overlapping:
         yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
+    if pairs.split.shared:
+        yield (
+            f"warning: the conversations of {pairs.split.shared} of the clients' own pairs are also in the test or "
+            "validation pairs, so clients train on what they are tested on; give datasets other pairs"
+        )
+    if pairs.split.unused:
+        yield (
+            f"not used: the {pairs.split.unused} training pairs of datasets; clients have files of their own, and the "
+            "validation files are the server's"
+        )
 
 
 def _scores_decide(plan: Plan) -> bool:
@@ -165,5 +195,12 @@ def _processes(plan: Plan) -> str:
 
 
 def _sizes(plan: Plan) -> str:
+    """Describe what clients train on and what they hold out: "clients train on 76 pairs (38 each) and hold out 4"."""
     sizes = [len(client.train) for client in plan.pairs.clients]
-    return f"{sum(sizes)} pairs ({min(sizes)} to {max(sizes)} each)" if sizes else "pairs of their own"
+    if not sizes:
+        return "clients train on pairs of their own"
+    span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+    each = f" ({span} each)" if len(sizes) > 1 else ""
+    held_out = sum(len(client.held_out) for client in plan.pairs.clients)
+    who, train, hold = ("clients", "train", "hold") if len(sizes) > 1 else ("the client", "trains", "holds")
+    return f"{who} {train} on {counted(sum(sizes), 'pair')}{each}" + (f" and {hold} out {held_out}" if held_out else "")

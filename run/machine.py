@@ -47,7 +47,7 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
 def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice:
     """Return the number of threads; measure a step of a small model for it, unless `num_threads` is given.
 
-    Large models, and runs of several processes, have the threads that they began with.
+    Large models, runs of several processes and runs with `deterministic` have the threads that they began with.
 
     Raises:
         ValueError: If the choice cannot be kept in `cache_dir`.
@@ -57,6 +57,7 @@ def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice
     if is_fixed or world.count > 1 or most == 1 or weights > LARGE:
         return ThreadChoice(most, {})
     pairs = max(1, config.batch_size // config.gradient_accumulation_steps)
+    # Forward and backward pass take 6 operations for each weight and token.
     length = min(config.max_length, max(SHORTEST, int(MOST_FLOP / (6 * weights * pairs))))
     shape = (type(policy.model).__name__, weights, pairs, length, policy.layout, policy.compute_dtype, config.lora.r)
     batch = policy.collate([_pair(length)] * pairs)

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from clients.privacy import privacy_mods
 from fed.config import components
 from fed.config.checks import Request
+from fed.config.explain import counted
 from fed.config.schema import Config
 from fed.data.rows import Loaded
 from fed.distributed.ranks import arrange
@@ -20,6 +21,7 @@ from fed.tracking import steps
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, shared_out
 from run.data_checks import check_lengths, check_scoring
+from run.folder import is_finished
 from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
 from run.pairs import all_pairs, pairs_on_demand
 from run.plan import Machine, Objective, Pairs, Plan
@@ -40,6 +42,9 @@ def prepare(request: Request, device: torch.device) -> Plan:
     """
     config, given = request.config, request.given
     _quiet_libraries()
+    if config.resume is not None and is_finished(config):
+        has = f"this run has finished its {counted(config.comm_round, 'round')}"
+        steps.remark(f"{has}: nothing is trained; comm_round=N gives it more")
     strategy = _make_strategy(config, given)
 
     def load_rows() -> OwnedRows:

@@ -13,11 +13,10 @@ from fed.config.components import imported
 from fed.config.moved import name_as_now
 from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
-from fed.tracking.run_files import CONFIG, ENVIRONMENT
+from fed.tracking.run_files import CONFIG, ENVIRONMENT, LATEST, check_run
 from fed.tracking.run_folder import newest_run
 from fed.tracking.versions import CHANGED, commit
 
-LATEST = "latest"
 FINDS = on_resume("finds")  # keys that say which run to resume
 MAY_CHANGE = on_resume("free")
 # Modules whose classes and functions a run's folder may name.
@@ -95,11 +94,7 @@ def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
 
 def _config(folder: Path) -> Config:
     path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(
-            f"resume={folder} is not the folder of a run: it has no {CONFIG}; give the folder "
-            "output_dir/exp_name/date_time"
-        )
+    check_run(folder)
     try:
         found = OmegaConf.load(path)
         config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))  # type: ignore[assignment]

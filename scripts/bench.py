@@ -23,9 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.options import at_least, read
-
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.options import HH, at_least, read
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Options:
     repeats: int = 3
     threads: int = 1
     variants: list[str] = field(default_factory=lambda: ["all"])
-    data_dir: str = str(ROOT.parent / "shared" / "data" / "hh" / "harmless-base-test.jsonl.gz")
+    data_dir: str = str(HH)
     federation: bool = True
     rounds: int = 2
     json: str = ""

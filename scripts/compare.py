@@ -20,8 +20,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import explain, schema, usage
-from fed.reports import compare_png, page, statistics, tables
+from fed.reports import compare_png, page, page_differences, statistics, tables
 from fed.reports.runs import Method, Run
+from fed.tracking import steps
 from scripts.compare_runs import ROOT, Wanted, method_arguments, reads
 from scripts.options import at_least, described, option, read, split
 from scripts.runner import Runner
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         comparison = parse(arguments)
         wanted = comparison.wanted()
+        steps.say(f"checking the settings of {len(wanted)} {'run' if len(wanted) == 1 else 'runs'}")  # takes seconds
         for one in wanted:
             _ = one.config  # composed, and so checked, before anything runs
     except (ValueError, HydraException, OmegaConfBaseException) as error:
@@ -163,8 +165,13 @@ def _check_options(comparison: Comparison) -> None:
     }
     for key, found in lists.items():
         if not found or "" in found or len(set(found)) < len(found):
-            given, example = ",".join(map(str, found)), found[0] if found else "a"
-            raise ValueError(f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example}]")
+            given, example = (
+                ",".join(map(str, found)),
+                [text for text in found if text != ""] or getattr(Options(), key),
+            )
+            raise ValueError(
+                f"{key}=[{given}] is refused; expected a list without repetitions, e.g. {key}=[{example[0]}]"
+            )
     known = schema.every_key()["mode"].choices
     for mode in comparison.modes:
         if mode not in known:
@@ -194,7 +201,8 @@ def _file_name(method: str) -> str:
 
 
 def write(comparison: Comparison, wanted: Sequence[Wanted], command: str) -> None:
-    """Draw and tabulate the finished runs in the comparison's folder."""
+    """Draw and tabulate the finished runs in the comparison's folder, and print what was found."""
+    steps.say("drawing the report")
     found = [(one, run) for one in wanted if (run := one.found()) is not None]
     methods = [Method(name, [run for one, run in found if one.method == name]) for name in comparison.methods()]
     rows = tables.rows(methods)
@@ -211,9 +219,13 @@ def write(comparison: Comparison, wanted: Sequence[Wanted], command: str) -> Non
         page.Findings(comparison.exp_name, rows, differences, commands),
     )
     _link_events(folder / "tensorboard", {one.name: run for one, run in found})
-    print(text)
-    print(f"{folder}: compare.png, compare.csv, compare.md, report.html")
+    width = max(len(row.method) for row in rows)
+    for row in rows:
+        print(f"{row.method:{width}}  accuracy {row.accuracy}")
+    print(f"{folder}: compare.md has all metrics, differences and commands; compare.csv, compare.png")
     print(f"curves of all runs: tensorboard --logdir {folder / 'tensorboard'}")
+    print(page_differences.verdict(rows, differences))
+    print((folder / "report.html").resolve())
 
 
 def _link_events(folder: Path, runs: Mapping[str, Run]) -> None:

@@ -34,11 +34,15 @@ from scripts.options import at_least, read
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the parts, print and write what they find; return 0, 1 if a part failed, or 2 for a mistake."""
+    """Carry out the parts, print and write what they find.
+
+    Return 0, 1 if a part failed or none was carried out, or 2 for a mistake.
+    """
     try:
         options = read(Options, arguments)
         at_least(1, seconds=options.seconds, batch=options.batch)
         parts = choose(options.parts)
+        _check_model(options)
         folder = _folder(options)
         if not options.dry and not torch.cuda.is_available():
             raise ValueError(
@@ -62,7 +66,7 @@ def carry_out_all(parts: Sequence[Part], arguments: Sequence[str], folder: Path,
         for part in parts:
             left = deadline - time.monotonic()
             if left < LEAST:
-                outcomes.append(Outcome(part, SKIPPED, 0.0, "no time is left", {"skipped": "no time is left"}))
+                outcomes.append(Outcome(part, SKIPPED, 0.0, "no time is left", {}))
             else:
                 result = Path(results, f"{part.name}.json")
                 outcomes.append(
@@ -96,6 +100,18 @@ def _goals(outcomes: Sequence[Outcome], options: Options) -> list[table.Goal]:
 
 def _by_name(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
     return {one.part.name: one.found for one in outcomes}
+
+
+def _check_model(options: Options) -> None:
+    """Refuse a model that does not exist, or that nothing reads.
+
+    Raises:
+        ValueError: If so.
+    """
+    if options.model and options.dry:
+        raise ValueError(f"model={options.model} has no effect with dry=true, which takes tiny models; leave it out")
+    if options.model and not Path(options.model).expanduser().exists():
+        raise ValueError(f"model={options.model} does not exist; give a GGUF file or a directory")
 
 
 def _folder(options: Options) -> Path:

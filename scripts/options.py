@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import field, fields
+from pathlib import Path
 from typing import TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ from fed.config.meaning import shown
 
 Options = TypeVar("Options")
 Default = TypeVar("Default")
+HH = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh" / "harmless-base-test.jsonl.gz"  # if it is there
 EXPECTED = {**WORDS, list[int]: "whole numbers, [1,2]"}
 
 

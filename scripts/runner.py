@@ -28,15 +28,18 @@ class Runner:
         Raises:
             KeyboardInterrupt: With the number of the signal, once all runs have ended; they can be resumed.
         """
+        left = sum((run := one.found()) is None or not run.finished for one in wanted)
+        print(f"{len(wanted)} {'run' if len(wanted) == 1 else 'runs'}, {left} to do", flush=True)
+        which = [f"run {number} of {len(wanted)}" for number in range(1, len(wanted) + 1)]
         with ThreadPoolExecutor(self._at_a_time) as pool, _interrupting():
             try:
-                ended = list(pool.map(self._one, wanted))
+                ended = list(pool.map(self._one, wanted, which))
             except KeyboardInterrupt:
                 self._end(signal.SIGTERM)
                 raise
         return [one.name for one, code in zip(wanted, ended, strict=True) if code]
 
-    def _one(self, wanted: Wanted) -> int:
+    def _one(self, wanted: Wanted, which: str) -> int:
         run = wanted.found()
         if run is not None and run.finished:
             self._say(wanted, f"finished before: {run.folder}")
@@ -44,7 +47,7 @@ class Runner:
         if self._ending.is_set():
             return 0
         command = wanted.command(run)
-        self._say(wanted, "python " + " ".join(command))
+        self._say(wanted, f"{which}: python {' '.join(command)}")
         environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
         arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}

@@ -88,6 +88,11 @@ def asks(strategy: Strategy, key: str) -> bool:
     return any(getattr(layer, key, False) for layer in layers(strategy))
 
 
+def constant_decay(strategy: Strategy) -> float:
+    """Return the factor lambda by which clients decay in every round; 1 if they do not, or if it changes."""
+    return next((layer.decay_rate for layer in layers(strategy) if getattr(layer, "decay", None) == "constant"), 1.0)
+
+
 def layers(strategy: Strategy) -> Iterator[Any]:
     """Yield the strategy and those that it wraps, outermost first."""
     layer: Any = strategy

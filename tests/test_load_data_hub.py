@@ -50,10 +50,15 @@ def test_a_table_of_the_hub_that_cannot_be_read_is_one_clear_error(monkeypatch):
         load(["hh"], "train", data_dir=None, seed=0)
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
+@pytest.mark.parametrize(("offline", "told"), [("0", ""), ("1", "HF_HUB_OFFLINE is set: unset it, or ")])
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch, offline, told):
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+
     def load_dataset(*args, **kwargs):
         raise ConnectionError("no route\nsecond line")
 
     install_hub(monkeypatch, load_dataset)
-    with pytest.raises(ValueError, match=r"^cannot download stanfordnlp/SHP from the hub \(no route\); give data_dir="):
+    with pytest.raises(
+        ValueError, match=rf"^cannot download stanfordnlp/SHP from the hub \(no route\); {told}give data_dir="
+    ):
         load(["shp"], "train", data_dir=None, seed=0)

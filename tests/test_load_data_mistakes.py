@@ -63,7 +63,10 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
         ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
         ('{"prompt": "p", "chosen": null, "rejected": "r"}', "'chosen' is NoneType, expected a string"),
         ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "whole characters"),
-        ('{"prompt": "p", "chosen": "c", "rejected": "r", "group": [3]}', "'group' is list, expected a string"),
+        (
+            '{"prompt": "p", "chosen": "c", "rejected": "r", "group": [3]}',
+            "'group' is list, expected a string or a number",
+        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):
@@ -107,5 +110,37 @@ def test_an_empty_split_says_what_was_skipped(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "", "rejected": "r"}])
     with pytest.raises(ValueError, match=r"the train split of jsonl has no rows \(skipped: 1 x empty response\)"):
         load(["jsonl"], "train", data_dir=str(path), seed=0)
-    with pytest.raises(ValueError, match="the test split of jsonl has no rows"):
-        load(["jsonl"], "test", data_dir=str(write(tmp_path / "b.jsonl", pairs(1))), seed=0)
+
+
+@pytest.mark.parametrize(
+    "records, test_fraction, split, message",
+    [
+        (
+            pairs(1),
+            None,
+            "test",
+            r"b\.jsonl has 1 pair in 1 conversation; 0\.1 of the conversations is tested on: give",
+        ),
+        (
+            pairs(1) * 3,
+            None,
+            "test",
+            r"b\.jsonl has 3 pairs in 1 conversation;.*unless a field conversation tells them",
+        ),
+        (
+            pairs(1),
+            0.9,
+            "train",
+            r"b\.jsonl has 1 pair in 1 conversation; 0\.9 of the conversations is tested on: give",
+        ),
+    ],
+)
+def test_a_file_of_one_conversation_says_so(tmp_path, records, test_fraction, split, message):
+    with pytest.raises(ValueError, match=message):
+        load(
+            ["jsonl"],
+            split,
+            data_dir=str(write(tmp_path / "b.jsonl", records)),
+            seed=0,
+            test_fraction=test_fraction,
+        )

@@ -179,12 +179,12 @@ def test_a_family_that_transformers_knows_needs_no_code_of_its_own(command_line:
 
 
 def test_hydra_loads_no_pickle(command_line: CommandLine, tmp_path: Path) -> None:
-    """`--experimental-rerun` would load one in Hydra 1.3, and argparse completes its beginning."""
+    """`--experimental-rerun` would load one in Hydra 1.3, and its argparse would complete the beginning."""
     marker = tmp_path / "ran"
     as_plain_pickle(tmp_path / "config.pickle", Touch(marker))
-    for flag in ("--experimental-rerun", "--experimental-re"):
-        refused(command_line(f"{flag}={tmp_path / 'config.pickle'}", *SMALL), "--experimental-rerun", "pickle")
-        refused(command_line(flag, str(tmp_path / "config.pickle"), *SMALL), "--experimental-rerun", "pickle")
+    for flag, reason in (("--experimental-rerun", "pickle"), ("--experimental-re", "unrecognized arguments")):
+        refused(command_line(f"{flag}={tmp_path / 'config.pickle'}", *SMALL), flag, reason)
+        refused(command_line(flag, str(tmp_path / "config.pickle"), *SMALL), flag, reason)
     assert not marker.exists()
 
 

@@ -169,6 +169,11 @@ def in_words(kind: Any) -> str:
     return " or ".join(WORDS[part] for part in get_args(kind) or (kind,))
 
 
+def counted(count: int, thing: str) -> str:
+    """Return "1 pair" or "2,000 pairs"."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def listed(names: Iterable[str]) -> str:
     """Return the choices, with commas."""
     return ", ".join(names)

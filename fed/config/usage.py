@@ -14,8 +14,8 @@ WIDEST = 100  # columns
 # The keys that most runs set; docs/settings.md has all.
 KEYS = (
     *("model.name_or_path", "datasets", "data_dir", "max_length", "client_num_in_total", "clients_per_round"),
-    *("comm_round", "mode", "local_epochs", "batch_size", "optimizer", "lr", "temp", "decay_rate", "lora.r"),
-    *("precision", "seed", "exp_name", "output_dir", "resume"),
+    *("comm_round", "mode", "local_epochs", "batch_size", "optimizer", "lr", "temp", "decay_rate", "alpha"),
+    *("lora.r", "precision", "seed", "exp_name", "output_dir", "resume"),
 )
 USES = (
     ("python main.py", "the demo: ten clients, synthetic dialogues, a tiny model"),

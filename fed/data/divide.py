@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from fed.config.combinations import COLUMNS
 from fed.data.partition import Partitioner
-from fed.data.rows import Preference
+from fed.data.rows import Preference, in_conversations
 from fed.seeding import generator
 
 PartitionIndices = list[list[int]]  # of each client, the numbers of its rows
@@ -40,7 +40,7 @@ def partition(rows: Sequence[Preference], partitioner: Partitioner, num_clients:
     first_rows = _divide(partitioner, num_clients)
     conversation_at = {rows_of[0]: rows_of for rows_of in indices}
     parts = [sorted(index for first in firsts for index in conversation_at[first]) for firsts in first_rows]
-    _check_parts(parts)
+    _check_parts(parts, rows)
     return parts
 
 
@@ -84,12 +84,13 @@ def _divide(partitioner: Partitioner, num_clients: int) -> list[list[int]]:
     raise ValueError(f"{name} makes {found} clients but client_num_in_total={num_clients}; set both to one number")
 
 
-def _check_parts(parts: PartitionIndices) -> None:
+def _check_parts(parts: PartitionIndices, rows: Sequence[Preference]) -> None:
     for client, part in enumerate(parts):
         if not part:
             raise ValueError(
-                f"client {client} of {len(parts)} would be empty; lower client_num_in_total or choose a more even "
-                "partition (partition=dirichlet: raise partition.alpha)"
+                f"client {client} of {len(parts)} would be empty: there are {in_conversations(rows)}, and no "
+                "conversation is divided; lower client_num_in_total or choose a more even partition "
+                "(partition=dirichlet: raise partition.alpha)"
             )
     twice = [index for index, count in Counter(index for part in parts for index in part).items() if count > 1]
     if twice:

@@ -14,7 +14,6 @@ class Format(NamedTuple):
     offset: int = 0  # of the magic bytes
 
 
-LONGEST = 262  # bytes from the beginning that tell every format
 CONVERT = (
     "convert it: python -c 'import sys, {import_as} as d; d.{read}(sys.argv[1]).to_json(\"pairs.jsonl\"{more})' FILE"
 )
@@ -40,6 +39,7 @@ FORMATS = (
     Format("text in UTF-16", b"\xff\xfe", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > pairs.jsonl"),
     Format("text in UTF-16", b"\xfe\xff", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > pairs.jsonl"),
 )
+LONGEST = max(each.offset + len(each.magic) for each in FORMATS)  # bytes from the beginning that tell every format
 
 
 def check_format(path: Path, beginning: bytes, *, unpacked: bool = False) -> None:

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fed.config.explain import nearest
+from fed.config.places import check_data_file
 from fed.data.records import Source
-from fed.data.rows import Loaded, Preference, Skip, SplitName, merged, split_by_conversation, told_apart
+from fed.data.rows import (
+    Loaded,
+    Preference,
+    Skip,
+    SplitName,
+    in_conversations,
+    merged,
+    split_by_conversation,
+    told_apart,
+)
 
 Rows = Callable[[Source], Iterator[Preference | Skip]]
 
@@ -63,21 +73,33 @@ def load(
         test_fraction: Share to test on of data without a test split; None: the data set's own.
 
     Raises:
-        ValueError: If a name is unknown, a file cannot be read or a line is no record, or nothing is left to train or
-            test on.
+        ValueError: If a name is unknown, a file cannot be read, a line is no record, or a split has no row.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; expected train, validation or test")
     _check_names(names)
-    loaded = []
+    sources = []
     for name in names:
         share, parts = test_fraction or DATASETS[name].test_share, DATASETS[name].parts
-        loaded.append(_read(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts)))
-    found = merged(loaded)
+        sources.append(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts))
+    found = merged([_read(source) for source in sources])
     if not found.rows and split != "validation":
+        _refuse_one_conversation(sources)
         why = _reasons(found.skipped)
         raise ValueError(f"the {split} split of {', '.join(names)} has no rows {why}; check {data_dir=}")
     return found
+
+
+def _refuse_one_conversation(sources: Sequence[Source]) -> None:
+    """Refuse files of one conversation that are to be divided into training and test pairs."""
+    for source in sources:
+        rows = told_apart(_all(source).rows) if source.undivided else []
+        if rows:
+            same = "; pairs with one first human turn are one, unless a field conversation tells them apart"
+            raise ValueError(
+                f"{source.path} has {in_conversations(rows)}; {source.test_share:g} of the conversations is tested on: "
+                f"give more, or a folder with train.jsonl and test.jsonl{same if len(rows) > 1 else ''}"
+            )
 
 
 def load_file(path: str, name: str = "jsonl") -> Loaded:
@@ -93,8 +115,7 @@ def load_file(path: str, name: str = "jsonl") -> Loaded:
     _check_names([name])
     if name == "demo":
         raise ValueError("data set 'demo' is made in code and has no files; give the format of the file, e.g. jsonl")
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
+    check_data_file(path)
     found = _all(Source(name, "train", Path(path), seed=0, cache_dir=None, test_share=0.0))
     if not found.rows:
         raise ValueError(f"{path} has no pairs {_reasons(found.skipped)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fed.config.places import check_data_dir, offline
 from fed.data.formats import GZIP, LONGEST, check_format
 from fed.data.rows import SplitName
 
@@ -54,6 +55,8 @@ class Record:
             return None
         if isinstance(value, int | float):
             return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string or a number")
         return self.text(name)
 
     def number(self, name: str) -> float:
@@ -154,16 +157,17 @@ class Source:
             for index, fields in enumerate(table):
                 yield Record(f"{hub}:{index}", part or "", fields)
         except Exception as error:  # hub, disk and parser each raise exceptions of their own
-            reason = (str(error) or repr(error)).splitlines()[0]
+            name, reason = offline(), (str(error) or repr(error)).splitlines()[0]
+            way_out = "give data_dir=<folder of .jsonl>"
             raise ValueError(
-                f"cannot download {hub} from the hub ({reason}); give data_dir=<folder of .jsonl>"
+                f"cannot download {hub} from the hub ({reason}); "
+                f"{way_out if name is None else f'{name} is set: unset it, or {way_out}'}"
             ) from error
 
 
 def _json_lines_files(folder: Path) -> list[Path]:
     """List the folder's files; without any, those named train or test in its folders, as Anthropic lays them out."""
-    if not os.path.isdir(folder):
-        raise ValueError(f"data_dir={folder} does not exist; give a folder or a .jsonl or .jsonl.gz file")
+    check_data_dir(folder)
     try:
         files = _ending_in_jsonl(folder.iterdir())
         files = files or [path for path in _ending_in_jsonl(folder.glob("*/*")) if _named_split(path)]
@@ -205,7 +209,8 @@ def _lines(path: Path) -> Iterator[bytes]:
         if not (packed and beginning.startswith(GZIP.magic)):
             check_format(path, beginning)
         with gzip.open(path) if packed else open(path, "rb") as file:
-            check_format(path, file.peek(LONGEST), unpacked=packed)
+            if packed:
+                check_format(path, file.peek(LONGEST), unpacked=True)
             most = max(MOST_UNPACKED * os.path.getsize(path), LONGEST_LINE) if packed else math.inf
             read = 0
             while line := file.readline(LONGEST_LINE + 1):

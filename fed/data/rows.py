@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
+from fed.config.explain import counted
+
 SplitName = Literal["train", "validation", "test"]
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
+MANY_ROWS = 10  # of one conversation, on average: perhaps a system text stands as the first turn of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ def merged(parts: Sequence[Loaded]) -> Loaded:
     return Loaded([row for part in parts for row in part.rows], dict(skipped), tuple(unread))
 
 
+def in_conversations(rows: Sequence[Preference]) -> str:
+    """Return how many pairs there are, of how many conversations: "70 pairs in 2 conversations"."""
+    return f"{counted(len(rows), 'pair')} in {counted(len({row.conversation for row in rows}), 'conversation')}"
+
+
 def usable(pair: Preference) -> Preference | Skip:
     """Return the pair, or the reason why nothing can be learned from it."""
     if not pair.prompt:
@@ -87,6 +95,14 @@ def told_apart(rows: Sequence[Preference]) -> list[Preference]:
         if len({*starts}) > 1:
             return [replace(row, conversation=start) for row, start in zip(rows, starts, strict=True)]
     return list(rows)
+
+
+def are_few_conversations(rows: Sequence[Preference]) -> bool:
+    """Return True if first human turns make so few conversations of many rows that they may tell little about them."""
+    by_turn = {row.conversation for row in rows}
+    if len(by_turn) * MANY_ROWS > len(rows):
+        return False
+    return all(row.conversation == first_human_turn(row.prompt) for row in rows)
 
 
 def _start(parts: Sequence[str]) -> str:

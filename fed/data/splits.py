@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fed.data.divide import PartitionIndices
-from fed.data.rows import Preference, split_by_conversation
+from fed.data.rows import Preference, in_conversations, split_by_conversation, told_apart
 from fed.seeding import generator
 
 
@@ -41,6 +41,8 @@ class Split:
     parts: PartitionIndices  # of the pool
     clients: list[ClientRows]
     overlapping: int  # rows dropped because their conversation is in the test rows or, of training, the server's
+    shared: int = 0  # rows of clients with data of their own whose conversation is in the server's or the test rows
+    unused: int = 0  # training rows that nobody has
 
 
 def split_rows(
@@ -62,18 +64,14 @@ def split_rows(
     Raises:
         ValueError: If a side that is needed would be empty.
     """
-    server = _without(validation, test)
-    if validation and not server:
-        raise ValueError(
-            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
-            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
-        )
+    server = _untested(validation, test)
     untaken = _without(train, [*test, *server])
-    overlapping, takes = len(train) - len(untaken) + len(validation) - len(server), not server
+    overlapping = len(train) - len(untaken) + len(validation) - len(server)
     usable = _usable(train, untaken, settings)
-    server, pool = _server_share(usable, settings) if takes else (server, list(usable))
+    is_from_train = not server
+    server, pool = _server_share(usable, settings) if is_from_train else (server, list(usable))
     parts = divide(pool)
-    if takes and server and settings.server_last:
+    if is_from_train and server and settings.server_last:
         left, pool, parts = _left_over(pool, parts)
         server = [*left, *server]
     return Split(
@@ -90,6 +88,21 @@ def _without(rows: Sequence[Preference], others: Sequence[Preference]) -> list[P
     """Return the rows whose conversation none of the others has."""
     taken = {row.conversation for row in others}
     return [row for row in rows if row.conversation not in taken]
+
+
+def _untested(validation: Sequence[Preference], test: Sequence[Preference]) -> list[Preference]:
+    """Return the validation rows whose conversations are not tested on.
+
+    Raises:
+        ValueError: If there are validation rows, but no such ones.
+    """
+    server = _without(validation, test)
+    if validation and not server:
+        raise ValueError(
+            f"all {len(validation)} validation pairs are of conversations that are also in the test pairs, such as "
+            f"{validation[0].conversation!r:.60}; give other ones, or leave the validation files out"
+        )
+    return server
 
 
 def _usable(
@@ -122,8 +135,8 @@ def _server_share(rows: Sequence[Preference], settings: SplitSettings) -> tuple[
     server, pool = split_by_conversation(rows, settings.server_fraction, seed)
     if settings.server_fraction and not server:
         raise ValueError(
-            f"server_fraction={settings.server_fraction} of {len(rows)} training pairs gives none; raise it or "
-            "give more data"
+            f"server_fraction={settings.server_fraction} of {in_conversations(rows)} to train on gives none, because "
+            "no conversation is divided; give more data"
         )
     return server, pool
 
@@ -143,17 +156,22 @@ def split_own(
     test: Sequence[Preference],
     clients: Sequence[list[Preference]],
     settings: SplitSettings,
+    unused: int = 0,
 ) -> Split:
     """Leave every client its own rows; the server validates on at most `n_eval_examples` of its own."""
     pool = [row for rows in clients for row in rows]
     ends = list(accumulate(map(len, clients)))
+    validation = sample(server, settings.n_eval_examples, settings.seed, "validation")
+    tested = sample(test, settings.n_test_examples, settings.seed, "test")
     return Split(
-        validation=sample(server, settings.n_eval_examples, settings.seed, "validation"),
-        test=sample(test, settings.n_test_examples, settings.seed, "test"),
+        validation=validation,
+        test=tested,
         pool=pool,
         parts=[list(range(end - len(rows), end)) for rows, end in zip(clients, ends, strict=True)],
         clients=[own_rows(rows, settings) for rows in clients],
         overlapping=0,
+        shared=len(pool) - len(_without(pool, told_apart([*validation, *tested]))),
+        unused=unused,
     )
 
 

@@ -22,11 +22,8 @@ Read = Callable[[Sequence[str], Tensor, tuple[slice, ...]], Tensor]
 def fill(model: nn.Module, device: torch.device, read: Read, *, buffers_on: torch.device | None = None) -> None:
     """Give a model on the meta device, split or whole, its memory and its values.
 
-    Args:
-        model: The model.
-        device: The device of its weights.
-        read: Reads the values.
-        buffers_on: The device of its buffers, such as rotary tables, where computation takes place; None: `device`.
+    Weights lie on `device`. Buffers, such as rotary tables, lie on `buffers_on`, where computation takes place, or also
+    on `device` if that is None.
     """
     values = {}
     for names, weight in _with_names(model):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fed.config.places import check_archive
 from fed.model import weight_files
 from fed.model.arrays import not_finite
 from fed.model.pretrained import REPORT, from_pretrained, one_line
@@ -80,8 +81,7 @@ def _read_directory(model: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"archive {path} does not exist; give an HF directory, a *.safetensors file or a policy.pt")
+    check_archive(path)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

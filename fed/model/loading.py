@@ -95,7 +95,10 @@ def _set_checkpointing(model: Any, on: bool) -> None:
     if on:
         # The first name of newer transformers 5, where the second warns.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:  # of families whose blocks cannot be computed again
+            raise ValueError(f"{str(error).rstrip('. ')}; leave activation_checkpointing out") from error
     switch_off(model)
 
 

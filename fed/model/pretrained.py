@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fed.config.groups import ModelSettings
+from fed.config.places import check_model_folder, gguf_path, offline
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.randomness import put_back, without_randomness
 
@@ -134,13 +135,10 @@ def from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str | 
         ValueError: If it cannot be read. The message has one line.
     """
     if gguf is not None:
-        file = Path(name) / gguf if (Path(name) / gguf).is_file() else Path(gguf)
-        if not file.is_file():
-            raise ValueError(f"model.gguf_file={gguf}: no such file")
+        file = gguf_path(name, gguf)
         name, more = str(file.parent), {**more, "gguf_file": file.name}
+    check_model_folder(name)
     folder = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
     try:
         return load(str(folder) if folder.is_dir() else name, trust_remote_code=trust, **more)
     except Exception as error:  # whatever a damaged, incomplete or foreign file makes the readers raise
@@ -149,9 +147,11 @@ def from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str | 
                 f"the {what} of {name} needs code of its own, which is not run; read the Python files beside it and, "
                 "if you trust them, set model.trust_remote_code=true"
             ) from error
+        variable = offline()
+        hub = "with the hub reachable" if variable is None else f"({variable} is set: unset it to reach the hub)"
         raise ValueError(
             f"cannot load the {what} of {name}: {one_line(error)} | expected a directory with config, tokenizer and "
-            "weights, a GGUF file (model.gguf_file=), or a hub name with the hub reachable (HF_HUB_OFFLINE unset)"
+            f"weights, a GGUF file (model.gguf_file=), or a hub name {hub}"
         ) from error
 
 

@@ -18,13 +18,9 @@ PAIRS = (
     ((2, 6), (4,), (9, 7, 1, 8)),
     ((1, 8, 3, 3, 7), (6, 5, 4, 2), (3,)),
 )
-
-
 ROUNDING = 1e-4  # what float32 may change in hidden states, relative to the largest
 # The names that configurations give to the number of earlier tokens that a token sees.
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
-
-
 # Kinds of rotary positions whose angles depend on the longest sequence of a batch beyond the first training's length.
 BY_LONGEST = ("longrope", "dynamic")
 

@@ -53,7 +53,7 @@ def figure(methods: Sequence[Method]) -> "Figure":
     for axes, column in zip(grid[-1], columns, strict=True):
         axes.set_xlabel(column.label)
     made.align_ylabels(grid[:, 0])
-    _add_legend(made, methods, looks)
+    _add_legend(made, _meaning(methods, found), looks)
     return made
 
 
@@ -94,23 +94,23 @@ def _set_ticks(axes: "Axes", *, whole: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _add_legend(figure: "Figure", methods: Sequence[Method], looks: Mapping[str, Style]) -> None:
+def _add_legend(figure: "Figure", meaning: Sequence[str], looks: Mapping[str, Style]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [  # tuples are drawn over each other
         (
-            Patch(color=looks[method.name].colour, alpha=CLEAR, linewidth=0),
-            Line2D([], [], **_line(looks[method.name], 1)),
+            Patch(color=look.colour, alpha=CLEAR, linewidth=0),
+            Line2D([], [], **_line(look, 1)),
         )
-        for method in methods
+        for look in looks.values()
     ]
     legend = figure.legend(
         handles,
-        [method.name for method in methods],
-        title="\n".join(_meaning(methods)),
+        list(looks),
+        title="\n".join(meaning),
         loc="outside lower center",
-        ncols=min(len(methods), 5),
+        ncols=min(len(looks), 5),
         frameon=False,
         fontsize=9,
         title_fontsize=9,
@@ -121,7 +121,7 @@ def _add_legend(figure: "Figure", methods: Sequence[Method], looks: Mapping[str,
         text.set_parse_math(False)  # a method's name may contain dollar signs
 
 
-def _meaning(methods: Sequence[Method]) -> list[str]:
+def _meaning(methods: Sequence[Method], found: Mapping[str, Mapping[str, Series]]) -> list[str]:
     """Say what lines and bands are."""
     counts = {len(method.runs) for method in methods} - {1}
     alone = [method.name for method in methods if method.mode == "local"]
@@ -129,6 +129,9 @@ def _meaning(methods: Sequence[Method]) -> list[str]:
     if counts:
         seeds = " or ".join(map(str, sorted(counts)))
         said.append(f"Lines: means of {seeds} seeds on their test pairs. Bands: ± standard error over seeds.")
+    several = [drawn[method.name] for drawn in found.values() for method in methods if len(method.runs) > 1]
+    if any(np.isfinite(one.lows[np.isnan(one.errors)]).any() for one in several):
+        said.append("Where all seeds have the same accuracy: its 95 % Wilson interval.")
     if any(len(method.runs) == 1 and method.name not in alone for method in methods):
         said.append("Lines of one seed: on its test pairs. Bands: 95 % Wilson interval of accuracy.")
     if alone:

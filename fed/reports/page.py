@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from fed.config.explain import counted
 from fed.reports import tables
 from fed.reports.budgets import budgets
 from fed.reports.differences import differing, environments
@@ -99,13 +100,9 @@ def _compared(methods: Sequence[Method]) -> str:
     names = ", ".join(method.name for method in methods)
     parts = [
         f"{names}: {config['model']['name_or_path']} on {', '.join(config['datasets'])}",
-        _counted(config["client_num_in_total"], "client"),
-        _counted(config["comm_round"], "round"),
-        _counted(len(run.test_pairs), "test pair"),
+        counted(config["client_num_in_total"], "client"),
+        counted(config["comm_round"], "round"),
+        counted(len(run.test_pairs), "test pair"),
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
     ]
     return ", ".join(parts)
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"

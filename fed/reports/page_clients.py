@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from fed.config.explain import counted
 from fed.reports.page_figures import Plot, axis, layout, literal, ticks
 from fed.reports.runs import Method, Run
 
@@ -61,11 +62,11 @@ def _partition(methods: Sequence[Method], of_all: bool) -> Plot:
     each = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
     num_groups = sum(len(members) for _, members in groups.values())
     description = (
-        f"{len(clients)} clients with {each} training pairs each, {sum(sizes):,} in all, of {num_groups} "
-        f"{'group' if num_groups == 1 else 'groups'}."
+        f"{counted(len(clients), 'client')} with {each} pairs each, {sum(sizes):,} in all, of "
+        f"{counted(num_groups, 'group')}; those that clients hold out are counted."
     )
     rows = layout(height=_height(len(sizes)), barmode="stack", bargap=0.15, hovermode="closest")
-    axes = {"xaxis": axis("training pairs"), "yaxis": _client_axis(len(sizes))}
+    axes = {"xaxis": axis("pairs"), "yaxis": _client_axis(len(sizes))}
     legend = [(colour, group) for group, (colour, _) in groups.items()]
     return Plot(title, description, {"data": data, "layout": {**rows, **axes}}, legend)
 

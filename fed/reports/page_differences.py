@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fed.reports.page_figures import Plot, axis, layout, literal
-from fed.reports.statistics import Difference
+from fed.reports.statistics import SAME, Difference
 from fed.reports.tables import Row
 
 SHOWN, NOT_SHOWN = "#1a1a1a", "#8a8a8a"
@@ -18,7 +18,7 @@ Pairs = Mapping[tuple[str, str], Difference]
 
 
 def verdict(rows: Sequence[Row], differences: Pairs) -> str:
-    """Return one sentence: the method with the highest final accuracy, and which of the others it surpasses.
+    """Return one sentence: the methods with the highest final accuracy, and which of the others they surpass.
 
     Args:
         rows: The results of each method.
@@ -27,39 +27,57 @@ def verdict(rows: Sequence[Row], differences: Pairs) -> str:
     Raises:
         ValueError: If there is no method.
     """
-    best = max(rows, key=lambda row: -math.inf if math.isnan(row.accuracy.mean) else row.accuracy.mean)
-    if math.isnan(best.accuracy.mean):
+    highest = max(-math.inf if math.isnan(row.accuracy.mean) else row.accuracy.mean for row in rows)
+    if highest == -math.inf:
         return "No method ended with a finite accuracy."
-    against = _against(best.method, differences)
-    below = [name for name, sign in against.items() if sign > 0]
-    level = [name for name, sign in against.items() if sign == 0]
-    above = [name for name, sign in against.items() if sign < 0]
-    seeds = f"{len(best.seeds)} seed{'s' * (len(best.seeds) > 1)}"
-    said = f"{best.method} has the highest accuracy on the test pairs, {best.accuracy.mean:.3f} ({seeds})"
-    if not against:
+    best = [row for row in rows if abs(row.accuracy.mean - highest) < SAME]
+    names = [row.method for row in best]
+    counts = sorted({len(row.seeds) for row in best})
+    where = f"on the test pairs, {highest:.3f} ({' or '.join(map(str, counts))} seed{'s' * (counts != [1])})"
+    if len(best) == 1:
+        said, they_are = f"{names[0]} has the highest accuracy {where}", "it is"
+    else:
+        rank = " highest" if len(best) < len(rows) else ""
+        said, they_are = f"{_listed(names, 'methods')} have the same{rank} accuracy {where}", "they are all"
+    if len(rows) == 1:
         said += "; there is no other method"
-    if below:
-        said += f": it is better than {_listed(below)}"
-    if level:
-        said += f"{';' if below else ', but'} no difference from {_listed(level)} is shown"
-    if above:  # the mean is over other seeds or rounds than the paired difference
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.method not in names and (standing := _standing(names, row.method, differences)):
+            found.setdefault(standing, []).append(row.method)
+    if below := found.get("below"):
+        said += f": {they_are} better than {_listed(below)}"
+    join = ";" if below else ", but"
+    if level := found.get("level"):
+        differ = "no difference from" if len(best) == 1 else "no difference of each of them from"
+        said, join = f"{said}{join} {differ} {_listed(level)} is shown", ";"
+    if unsure := found.get("unsure"):
+        said += f"{join} there are too few seeds to say whether {they_are} better than {_listed(unsure)}"
+    if above := found.get("above"):  # the mean is over other seeds or rounds than the paired difference
         said += f"; {_listed(above)} did better in the seeds and rounds that both have"
     return f"{said}."
 
 
-def _against(best: str, differences: Pairs) -> dict[str, int]:
-    """Return for each other method 1 if `best` is shown to be better, -1 if the other is, else 0."""
-    found = {}
-    for (a, b), difference in differences.items():
-        if best in (a, b):
-            ahead = 0 if not difference.shown else 1 if difference.low > 0 else -1
-            found[b if best == a else a] = ahead if best == a else -ahead
-    return found
+def _standing(best: Sequence[str], other: str, differences: Pairs) -> str | None:
+    """Return where a method stands below or above all of the best, "level" and "unsure" where that is not shown."""
+    found = []
+    for name in best:
+        if (difference := differences.get((name, other))) is not None:
+            found.append((difference, difference.low > 0, difference.high < 0))
+        elif (difference := differences.get((other, name))) is not None:
+            found.append((difference, difference.high < 0, difference.low > 0))
+    if not found:
+        return None
+    if all(is_below for _, is_below, _ in found):
+        return "below"
+    if any(is_above for *_, is_above in found):
+        return "above"
+    return "unsure" if any(difference.has_too_few_seeds for difference, *_ in found) else "level"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], many: str = "other methods") -> str:
     if len(names) > MOST_NAMED:
-        return f"{len(names)} other methods"
+        return f"{len(names)} {many}"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fed.intervals import NORMAL, student, wilson
 from fed.reports.runs import Method, Run
 
+SAME = 1e-9  # accuracies that differ by less are one and the same, but for rounding
 Floats = NDArray[np.float64]
 
 
@@ -24,6 +25,16 @@ class Mean(NamedTuple):
 
     mean: float
     se: float
+
+    @property
+    def low(self) -> float:
+        """The mean less its standard error."""
+        return self.mean - self.se
+
+    @property
+    def high(self) -> float:
+        """The mean and its standard error."""
+        return self.mean + self.se
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
@@ -52,6 +63,15 @@ class Difference:
     num_pairs: int  # summed over seeds
     num_seeds: int
     of_pairs: tuple[float, float] | None = None  # ends of the interval for these very seeds, whatever others would do
+    pairs_of_each: int | None = None  # pairs of a seed, if all seeds have as many
+
+    @property
+    def size(self) -> str:
+        """The number of seeds and of pairs; seeds may share pairs, so a sum of them would say too much."""
+        seeds = f"{self.num_seeds} seed{'s' * (self.num_seeds > 1)}"
+        if self.num_seeds == 1 or self.pairs_of_each is None:
+            return f"{seeds}, {self.num_pairs:,} pairs"
+        return f"{seeds} x {self.pairs_of_each:,} pairs"
 
     @property
     def shown(self) -> bool:
@@ -86,6 +106,8 @@ def mean_and_se(values: Sequence[float]) -> Mean:
     Raises:
         StatisticsError: If there is no value.
     """
+    if len(values) > 1 and len({*values}) == 1:
+        return Mean(values[0], 0.0)  # exactly, which rounding would not give
     return Mean(fmean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
 
 
@@ -111,11 +133,7 @@ def differences(methods: Sequence[Method]) -> dict[tuple[str, str], Difference]:
 
 def verdicts(differences: Mapping[tuple[str, str], Difference]) -> list[str]:
     """Say every paired difference in words."""
-    return [
-        f"{a} against {b}: {found.verdict(a, b)} ({found.num_seeds} seed{'s' * (found.num_seeds > 1)}, "
-        f"{found.num_pairs:,} pairs)"
-        for (a, b), found in differences.items()
-    ]
+    return [f"{a} against {b}: {found.verdict(a, b)} ({found.size})" for (a, b), found in differences.items()]
 
 
 def difference(a: Method, b: Method, server_round: int | None = None) -> Difference:
@@ -172,8 +190,15 @@ def paired_difference(differences: Sequence[Floats], conversations: Sequence[Seq
     of_pairs = _over_pairs(values_SU, shares_SU, means_S)
     added = _over_seeds(values_SU, shares_SU, means_S) if num_seeds > 1 else 0.0
     low, high = (math.sqrt((mean - end) ** 2 + added) for end in of_pairs)
+    sizes = {len(vector) for vector in differences}
     return Difference(
-        mean, max(-1.0, mean - low), min(1.0, mean + high), int(counts_SU.sum()), num_seeds, of_pairs=of_pairs
+        mean=mean,
+        low=max(-1.0, mean - low),
+        high=min(1.0, mean + high),
+        num_pairs=int(counts_SU.sum()),
+        num_seeds=num_seeds,
+        of_pairs=of_pairs,
+        pairs_of_each=sizes.pop() if len(sizes) == 1 else None,
     )
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fed.reports.statistics import mean_and_se
+from fed.reports.statistics import Share
 from fed.reports.style import COLOURS, FAINT, GREY, GRID, dress, new_figure, shifted
 from fed.reports.sweep_settings import Setting, Value, best_first, is_number, label, order, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure, SubFigure
 
 MARKERS = "osD^vP"
@@ -70,9 +71,10 @@ def _notes(swept: Sequence[Setting], keys: Sequence[str]) -> list[str]:
     """Say what small points, bars and thin lines are, if there are any."""
     said = []
     if any(len(setting.runs) > 1 for setting in swept):
-        said.append("small points: single runs; bars: standard error over seeds")
-    if any(len(setting.runs) == 1 and not math.isnan(setting.noise) for setting in swept):
-        said.append("bars of a single run: its binomial standard error")
+        said.append("small points: single runs; bars: ± standard error over seeds")
+    finals = [(setting, values) for setting in swept if (values := setting.final("accuracy"))]
+    if any(isinstance(setting.summed_up(values), Share) for setting, values in finals):
+        said.append("bars of one run, or of runs with the same accuracy: 95 % Wilson interval")
     if any(len(_groups(swept, index)) > MOST_LINES for index in range(len(keys))):
         said.append("thin lines: runs alike in all other keys; thick line: their mean")
     return said
@@ -132,13 +134,14 @@ def _draw_key(axes: "Axes", swept: Sequence[Setting], keys: Sequence[str], index
 
 
 def _draw_means(axes: "Axes", line: _Line, at: Sequence[float], shift: float, style: dict[str, Any]) -> None:
-    means, errors = zip(*(mean_accuracy(of_value) for of_value in line.of_value), strict=True)
+    found = [mean_accuracy(of_value) for of_value in line.of_value]
     shape: dict[str, Any] = {"linewidth": 1.5, "markersize": 5, "capsize": 3, "elinewidth": 1.0, "zorder": 3}
     name = _safe(line.name) or None
-    axes.errorbar(at, means, errors, label=name, transform=shifted(axes, shift), **shape, **style)
+    means, reach = _bars(found)
+    bars = axes.errorbar(at, means, reach, label=name, transform=shifted(axes, shift), **shape, **style)
+    _show_whole(bars)
     # Matplotlib leaves shifted things out when it chooses the limits.
-    ends = [(x, mean + end) for x, mean, error in zip(at, means, errors, strict=True) for end in (0, -error, error)]
-    axes.update_datalim([(x, y) for x, y in ends if not math.isnan(y)])
+    axes.update_datalim([(x, y) for x, ends in zip(at, found, strict=True) for y in ends if not math.isnan(y)])
 
 
 def _draw_runs(axes: "Axes", line: _Line, at: Sequence[float], shift: float, color: str) -> None:
@@ -150,7 +153,8 @@ def _draw_runs(axes: "Axes", line: _Line, at: Sequence[float], shift: float, col
     ]
     if len(points) > len(at):
         x, y = zip(*points, strict=True)
-        axes.scatter(x, y, s=9, alpha=0.5, linewidths=0, color=color, zorder=2, transform=shifted(axes, shift))
+        look: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "zorder": 2, "clip_on": False}
+        axes.scatter(x, y, color=color, transform=shifted(axes, shift), **look)
         axes.update_datalim(points)
 
 
@@ -159,23 +163,35 @@ def _draw_seeds(axes: "Axes", swept: Sequence[Setting]) -> None:
     seeds = [str(run.seed) for run in runs]
     place = _place(axes, "seed", seeds)
     values = [run.points[-1].metrics.get("accuracy", math.nan) for run in runs]
-    axes.scatter(list(place.values()), values, s=10, color=COLOURS[0])
-    mean, se = mean_and_se(values)
-    axes.errorbar([len(runs)], [mean], [se], capsize=4, marker=MARKERS[0], color=COLOURS[0])
+    axes.scatter(list(place.values()), values, s=10, color=COLOURS[0], clip_on=False)
+    mean, reach = _bars([mean_accuracy(swept)])
+    _show_whole(axes.errorbar([len(runs)], mean, reach, capsize=4, marker=MARKERS[0], color=COLOURS[0]))
     ticks = [*place.values(), len(runs)]
     axes.set_xticks(ticks, [*dict.fromkeys(seeds), "mean"])
 
 
-def mean_accuracy(swept: Sequence[Setting]) -> tuple[float, float]:
-    """Return the mean accuracy over settings, and for a single setting its standard error; NaN where unknown.
+def mean_accuracy(swept: Sequence[Setting]) -> tuple[float, float, float]:
+    """Return the mean accuracy over settings, and of a single one the ends of its bar; NaN where unknown.
 
-    The standard error is that over seeds, or of a single run the binomial one.
+    The bar is the uncertainty that `sweep.md` tells: a standard error to either side, or Wilson's interval.
     """
-    known = [mean_and_se(values) for setting in swept if (values := setting.final("accuracy"))]
+    known = [setting.summed_up(values) for setting in swept if (values := setting.final("accuracy"))]
     if not known:
-        return math.nan, math.nan
-    error = swept[0].noise if len(swept[0].runs) == 1 else known[0].se
-    return fmean(found.mean for found in known), error if len(swept) == 1 else math.nan
+        return math.nan, math.nan, math.nan
+    ends = (known[0].low, known[0].high) if len(swept) == 1 else (math.nan, math.nan)
+    return fmean(found.mean for found in known), *ends
+
+
+def _bars(found: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[list[float]]]:
+    """Return the means, and how far the bars reach below and above them."""
+    below, above = [mean - low for mean, low, _ in found], [high - mean for mean, _, high in found]
+    return [mean for mean, *_ in found], [below, above]
+
+
+def _show_whole(bars: "ErrorbarContainer") -> None:
+    """Let nothing be cut off at the edge of the panel, which may be an accuracy of 1."""
+    for part in bars.get_children():
+        part.set_clip_on(False)
 
 
 def _place(axes: "Axes", key: str, values: Sequence[Value]) -> dict[Value, float]:
@@ -231,30 +247,35 @@ def _draw_map(
 
 def _draw_ranking(axes: "Axes", ranked: Sequence[Setting], keys: Sequence[str], limits: tuple[float, float]) -> None:
     """Draw the settings below each other, the best on top."""
-    means, errors = zip(*(mean_accuracy([setting]) for setting in ranked), strict=True)
+    means, reach = _bars([mean_accuracy([setting]) for setting in ranked])
     rows = range(len(ranked))
-    axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=5, capsize=3, color=COLOURS[0])
+    style: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5, "capsize": 3, "color": COLOURS[0]}
+    _show_whole(axes.errorbar(means, rows, xerr=reach, **style))
     for row, setting in enumerate(ranked):
         if len(accuracies := setting.final("accuracy")) > 1:
-            axes.scatter(accuracies, [row] * len(accuracies), s=9, alpha=0.5, linewidths=0, color=COLOURS[0])
+            look: dict[str, Any] = {"s": 9, "alpha": 0.5, "linewidths": 0, "clip_on": False}
+            axes.scatter(accuracies, [row] * len(accuracies), color=COLOURS[0], **look)
     axes.set_yticks(rows, [_safe(_name(keys, setting.values)) for setting in ranked], fontsize=8)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, limits[0]), max(high, limits[1]))
+    axes.set_xlim(max(min(low, limits[0]), 0.0), min(max(high, limits[1]), 1.0))
     axes.set_xlabel("final test accuracy (share of pairs)")
     axes.set_title(f"the {len(ranked)} best settings; of many, the best one is partly lucky", fontsize=10)
     dress(axes)
 
 
 def _align(panels: Sequence["Axes"], swept: Sequence[Setting]) -> tuple[float, float]:
-    """Give all panels one range, and return it; it is as wide as four standard errors of a run's accuracy."""
+    """Give all panels one range within [0, 1], at least as wide as the interval of a run's accuracy, and return it."""
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
-    noise = max((setting.noise for setting in swept if not math.isnan(setting.noise)), default=0.0)
-    missing = max(NARROWEST - (high - low), 4 * noise - (high - low), 0.0) / 2
+    least = max(NARROWEST, *(setting.noise for setting in swept))
+    missing = max(least - (high - low), 0.0) / 2
+    low, high = max(low - missing, 0.0), min(high + missing, 1.0)
+    # What was cut off at one end is added at the other.
+    low, high = max(min(low, high - least), 0.0), min(max(high, low + least), 1.0)
     for axes in panels:
-        axes.set_ylim(low - missing, high + missing)
+        axes.set_ylim(low, high)
         axes.ticklabel_format(axis="y", useOffset=False)
-    return low - missing, high + missing
+    return low, high
 
 
 def _short(text: str) -> str:

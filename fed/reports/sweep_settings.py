@@ -1,12 +1,12 @@
 """The settings of a sweep: the keys whose values differ among runs, and the runs of each combination of values."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from fed.config.schema import flat
 from fed.reports.runs import OF_THE_RUN, Run
+from fed.reports.statistics import Mean, Share, accuracy, mean_and_se
 
 Value = str | int | float | bool | None
 Column = tuple[Value, ...]  # the values of one key, one for each run
@@ -26,20 +26,19 @@ class Setting:
         found = (run.points[-1].metrics.get(metric) for run in self.runs)
         return [value for value in found if value is not None]
 
+    def summed_up(self, accuracies: Sequence[float]) -> Mean | Share:
+        """Return the mean of the runs' accuracies and its uncertainty: see `fed.reports.statistics.accuracy`.
+
+        Runs that do not say how many test pairs they had have no interval.
+        """
+        pairs = self.runs[0].points[-1].metrics.get("examples")
+        return accuracy(accuracies, pairs) if pairs else mean_and_se(accuracies)
+
     @property
     def noise(self) -> float:
-        """The binomial standard error of one run's accuracy; NaN if unknown, as for means over clients.
-
-        It is half as wide as Wilson's interval for one standard deviation, sqrt(P a (1 - a) + 1/4) / (P + 1) for the
-        accuracy a on P pairs, so that it is not 0 at 0 and 1 either.
-
-        Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-        """
-        accuracies, pairs = self.final("accuracy"), self.final("examples")
-        if not accuracies or not pairs or self.runs[0].mode == "local":
-            return math.nan
-        share, count = accuracies[0], pairs[0]
-        return math.sqrt(count * share * (1 - share) + 0.25) / (count + 1)
+        """The width of the 95 % interval of one run's accuracy; 0 if it is unknown."""
+        found = [self.summed_up([value]) for value in self.final("accuracy")[:1]]
+        return found[0].high - found[0].low if found and isinstance(found[0], Share) else 0.0
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from statistics import fmean
 
 from fed.reports.runs import Run
-from fed.reports.statistics import accuracy, mean_and_se
+from fed.reports.statistics import SAME, mean_and_se
 from fed.reports.sweep_png import picture
 from fed.reports.sweep_settings import Setting, best_first, label, settings, shown, swept_keys
 from fed.tracking.run_files import CONFIG, SUMMARY
 
 METRICS = ("accuracy", "margin", "loss", "log_ratio")
 CHOSEN = "accuracy_at_best_validation"  # after the round that the validation pairs chose
+MOST_NAMED = 4  # settings of the highest accuracy that are named
 BEST = "best_accuracy"  # of all rounds after training began, on the test pairs themselves
 
 
@@ -74,24 +75,28 @@ def _markdown(swept: Sequence[Setting], keys: Sequence[str]) -> str:
 
 
 def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
+    """Name the setting with the highest mean accuracy, or all that have the same."""
     if not keys or not (ranked := best_first(swept)):
         return ""
-    best = ranked[0]
-    typed = " ".join(f"{label(key)}={shown(key, value)}" for key, value in zip(keys, best.values, strict=True))
-    accuracy = fmean(best.final("accuracy"))
-    return (
-        f"Highest accuracy: `{typed}` with {accuracy:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
-    )
+    means = [fmean(setting.final("accuracy")) for setting in ranked]
+    best = [setting for setting, mean in zip(ranked, means, strict=True) if means[0] - mean < SAME]
+    if len(best) == len(ranked) > 1:
+        return f"All {len(ranked)} settings have the same accuracy: {means[0]:.3f}.\n\n"
+    named = [" ".join(f"{label(key)}={shown(key, v)}" for key, v in zip(keys, s.values, strict=True)) for s in best]
+    texts = [f"`{text}`" for text in named[:MOST_NAMED]]
+    if more := len(named) - len(texts):
+        texts.append(f"{more} more")
+    typed = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}, which have the same,"
+    return f"Highest accuracy: {typed} with {means[0]:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
 
 
 def _row(setting: Setting, keys: Sequence[str]) -> list[str]:
     values = [shown(*item).replace("|", "\\|") for item in zip(keys, setting.values, strict=True)]
-    finals = [_mean(setting.final(metric), setting) for metric in METRICS[1:]]
-    scores = [setting.final(METRICS[0])]
-    for score in (lambda run: run.chosen_accuracy, _best):
-        scores.append([found for run in setting.runs if (found := score(run)) is not None])
-    final, chosen, best = (_accuracy(score, setting) for score in scores)
-    return [*values, str(len(setting.runs)), final, *finals, chosen, best]
+    final, *others = (setting.final(metric) for metric in METRICS)
+    chosen = [found for run in setting.runs if (found := run.chosen_accuracy) is not None]
+    best = [found for run in setting.runs if (found := _best(run)) is not None]
+    cells = [_accuracy(final, setting), *(_mean(values, setting) for values in others)]
+    return [*values, str(len(setting.runs)), *cells, _accuracy(chosen, setting), _accuracy(best, setting)]
 
 
 def _mean(values: Sequence[float], setting: Setting) -> str:
@@ -101,8 +106,7 @@ def _mean(values: Sequence[float], setting: Setting) -> str:
 
 def _accuracy(values: Sequence[float], setting: Setting) -> str:
     """Return the mean accuracy as `_mean` does, or with Wilson's interval on one run's test pairs."""
-    pairs = setting.runs[0].points[-1].metrics.get("examples")
-    return str(accuracy(values, pairs)) if pairs and len(values) == len(setting.runs) else _mean(values, setting)
+    return str(setting.summed_up(values)) if len(values) == len(setting.runs) else "-"
 
 
 def _best(run: Run) -> float | None:

@@ -100,6 +100,7 @@ def markdown(
 ) -> str:
     """Return the text of `compare.md`: the table, paired differences, the budgets and the commands."""
     found = rows(methods)
+    paired = [f"- {verdict}" for verdict in verdicts(differences)]
     shown = [cells(row) for row in found]
     lines = [[*shown[0]], ["---"] * len(shown[0]), *(list(line.values()) for line in shown)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -107,9 +108,7 @@ def markdown(
         [f"# {title}"],
         table,
         [f"- {note}" for note in notes(found)],
-        ["## Paired differences in accuracy"],
-        [HOW],
-        [f"- {verdict}" for verdict in verdicts(differences)],
+        *([["## Paired differences in accuracy"], [HOW], paired] if paired else []),
         ["## Budgets"],
         [f"- {line}" for line in budgets(methods)],
         ["## Commands"],
@@ -139,7 +138,7 @@ def cells(row: Row) -> dict[str, str]:
 def notes(found: Sequence[Row]) -> list[str]:
     """Return the notes below the table."""
     several = [row for row in found if len(row.seeds) > 1]
-    wilson = [row for row in found if isinstance(row.accuracy, Share)]
+    wilson = [row for row in found if any(isinstance(one, Share) for one in (row.accuracy, row.chosen, row.best))]
     said = []
     if several:
         said.append(f"± of {_named(several)}: standard error over seeds, sd / sqrt(n).")

@@ -17,6 +17,7 @@ COMMUNICATION = "communication"  # the bytes that travelled in a round
 PRIVACY = "privacy"  # the budget that the rounds so far have spent
 
 EVERYONE = "clients"  # `who` of the mean over clients that train alone
+ROUNDING = 1e-9  # a mean over steps whose pairs all tie may be less than 1 by so much
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,15 @@ def untied_accuracy(metrics: Mapping[str, Any]) -> float | None:
     `accuracy` counts ties as wrong. Before its first step a client's policy is the reference in round 1, so there all
     pairs of that step tie.
     """
-    accuracy, ties = metrics.get("accuracy"), metrics.get("ties") or 0.0
-    if accuracy is None or ties > 1 - 1e-9:
+    accuracy = metrics.get("accuracy")
+    if accuracy is None or all_tie(metrics):
         return None
-    return min(1.0, float(accuracy) / (1 - ties))
+    return min(1.0, float(accuracy) / (1 - (metrics.get("ties") or 0.0)))
+
+
+def all_tie(metrics: Mapping[str, Any]) -> bool:
+    """Return True if all pairs tie, so that their accuracy, 0, measures nothing."""
+    return (metrics.get("ties") or 0.0) > 1 - ROUNDING
 
 
 def num_tied(every: Iterable[Mapping[str, Any]]) -> int:

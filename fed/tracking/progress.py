@@ -31,6 +31,10 @@ class Display:
         self._visits = 0
         self._start: tuple[float, int] | None = None  # the time, and the visits before it: not 0 after a resume
 
+    def went_before(self, seconds: float) -> None:
+        """Count the time elapsed from so many seconds ago, as of a run that is resumed."""
+        self._began = time.monotonic() - seconds
+
     def reference(self, pairs: int, total: int) -> None:
         """Show how many of all pairs have their reference log-probabilities: on a terminal by a bar of their own."""
         elapsed = time.monotonic() - self._began
@@ -105,7 +109,7 @@ class Display:
 
     def _pace(self, pairs_per_second: float | None) -> Iterator[str]:
         if pairs_per_second is not None:
-            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s"
+            yield f"{pairs_per_second:,.{0 if pairs_per_second >= 10 else 2}f} pairs/s in training"
         yield f"elapsed {_clock(time.monotonic() - self._began)}"
         if (left := self._left()) is not None:
             yield f"left {_clock(left)}"

@@ -1,7 +1,6 @@
 """The folder of a run, and the files in it that record the settings and the machine."""
 
 import fcntl
-import glob
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ import torch
 
 from fed.cpu.runtime import cpu_name
 from fed.files import make_private, write_whole
-from fed.tracking.run_files import CONFIG, ENVIRONMENT
+from fed.tracking.run_files import CONFIG, ENVIRONMENT, runs_of
 from fed.tracking.versions import commit, packages
 
 
@@ -69,13 +68,10 @@ def newest_run(output_dir: str, exp_name: str) -> Path:
     Raises:
         ValueError: If there is none.
     """
-    found = [path.parent for path in Path(output_dir).glob(f"{glob.escape(exp_name)}/*/{CONFIG}")]
-    free = [folder for folder in found if not _in_use(folder)]
+    free = [folder for folder in runs_of(output_dir, exp_name) if not _in_use(folder)]
     if not free:
-        what = "that is not in use " if found else ""
-        raise ValueError(
-            f"resume=latest finds no run {what}in {Path(output_dir, exp_name)}; give exp_name or its folder"
-        )
+        where = Path(output_dir, exp_name)
+        raise ValueError(f"resume=latest finds no run that is not in use in {where}; give exp_name or its folder")
     return max(free, key=_started)
 
 

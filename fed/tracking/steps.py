@@ -1,4 +1,4 @@
-"""What a run does before it trains, told as each step begins. Nothing large is imported."""
+"""The steps of a run before it trains, each printed as it begins. Nothing large is imported."""
 
 import sys
 
@@ -6,12 +6,17 @@ from fed.distributed import launch
 
 
 def say(step: str) -> None:
-    """Print what begins now, at once; of several processes the first one speaks."""
+    """Print the step that begins now; of several processes the first one prints."""
+    remark(f"{step} ...")
+
+
+def remark(text: str) -> None:
+    """Print a line at once; of several processes the first one prints."""
     if launch.is_first():
-        print(f"{step} ...", flush=True)
+        print(text, flush=True)
 
 
 def say_loading() -> None:
-    """Say that the libraries are being loaded, unless they are here already or the launcher of this process said so."""
+    """Print that libraries are being loaded, unless they are loaded already or this process's launcher printed it."""
     if "torch" not in sys.modules and not launch.is_started_here():
         say("loading torch, transformers and Flower")

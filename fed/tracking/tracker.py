@@ -18,10 +18,10 @@ from fed.tracking.metrics import (
     EVERYONE,
     FAILURE,
     PRIVACY,
+    all_tie,
     means_over_clients,
     read_metrics,
     results,
-    untied_accuracy,
 )
 from fed.tracking.progress import Display, RoundFigures
 from fed.tracking.run_files import FAILURES, MARGINS, METRICS, SAMPLES, SUMMARY, TENSORBOARD, TIMING
@@ -79,7 +79,7 @@ class Tracker(Log):
         self._append(f"client-{client_id}", server_round, split, metrics)
         if "accuracy" not in metrics:
             return
-        if split == "validation":
+        if split == "validation" and not all_tie(metrics):
             self._tensorboard.scalars("Server", {f"acc/client-{client_id}": metrics["accuracy"]}, server_round)
         self._enter(server_round).clients.setdefault(split, {})[client_id] = metrics
 
@@ -97,12 +97,13 @@ class Tracker(Log):
     def server(self, server_round: int, split: str, metrics: Mapping[str, float]) -> None:
         """Record an evaluation of the global model; round 0 is the model before training."""
         self._append("server", server_round, split, metrics)
-        tags = {f"{split}/{name}": value for name, value in metrics.items()}
-        if split == "validation" and "accuracy" in metrics:
-            tags["avg_acc/server"] = metrics["accuracy"]
+        drawn = _drawn(metrics)
+        tags = {f"{split}/{name}": value for name, value in drawn.items()}
+        if split == "validation" and "accuracy" in drawn:
+            tags["avg_acc/server"] = drawn["accuracy"]
         self._tensorboard.scalars("Server", tags, server_round, flush=True)
         self._enter(server_round).server[split] = {name: float(value) for name, value in metrics.items()}
-        if split in ("validation", "test") and untied_accuracy(metrics) is not None:
+        if split in ("validation", "test") and "accuracy" in drawn:
             self._display.accuracy = float(metrics["accuracy"])
 
     def evaluated(
@@ -147,8 +148,9 @@ class Tracker(Log):
         """Close the round's reports: `avg_acc/client` is the plain mean over the clients that reported."""
         current = self._enter(server_round)
         self._tensorboard.scalars("Server", {"clients/failed": current.failed}, server_round)
-        if found := current.clients.get("validation", {}):
-            tags = {"avg_acc/client": fmean(metrics["accuracy"] for metrics in found.values())}
+        found = current.clients.get("validation", {}).values()
+        if not all(map(all_tie, found)):
+            tags = {"avg_acc/client": fmean(metrics["accuracy"] for metrics in found)}
             self._tensorboard.scalars("Server", tags, server_round, flush=True)
         self._display.end_visit()
 
@@ -175,7 +177,7 @@ class Tracker(Log):
         for server_round, pairs, metrics in list(means_over_clients(read_metrics(self._run_dir))):
             whose = {"round": server_round, "who": EVERYONE, "split": "test", "pairs": pairs}
             self._files.write(METRICS, {**whose, **metrics})
-            tags = {f"test/{name}": value for name, value in metrics.items()}
+            tags = {f"test/{name}": value for name, value in _drawn(metrics).items()}
             self._tensorboard.scalars("Server", tags, server_round)
 
     def summary(self, **extra: object) -> dict[str, Any]:
@@ -249,6 +251,7 @@ class Tracker(Log):
         self.pairs = pairs
         self._stopwatch.set(seconds)
         self._began = time.perf_counter() - wall_seconds
+        self._display.went_before(wall_seconds)
 
     def _append(self, who: str, server_round: int, split: str, metrics: Mapping[str, object]) -> None:
         line = {"round": server_round, "who": who, "split": split, "pairs": self.pairs, **metrics}
@@ -267,3 +270,8 @@ class Tracker(Log):
 
     def _wall_seconds(self) -> float:
         return time.perf_counter() - self._began
+
+
+def _drawn(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics without the accuracy and its interval where all pairs tie: those measure nothing then."""
+    return {name: value for name, value in metrics.items() if not (name.startswith("accuracy") and all_tie(metrics))}

@@ -33,10 +33,12 @@ def run(part: Part, options: Options, report: Report) -> None:
         settings = TINY if options.dry else [*SETTINGS, *_inputs(options, folder)]
         places = [f"output_dir={folder}", "exp_name=compare", f"cache_dir={folder / 'cache'}", "debug=true"]
         for seeds in SEEDS[:1] if options.dry else SEEDS:
-            left, spent = options.seconds - (time.monotonic() - began), time.monotonic() - began
+            spent = time.monotonic() - began
+            left = options.seconds - spent
             if seeds != SEEDS[0] and left < SLACK * spent:
                 report.add(note=f"{left:.0f} s are too few for more seeds")
                 return
+            # All runs that are not done yet compute at once: three methods with each seed but the first.
             chosen = [f"seeds={seeds}".replace(" ", ""), f"runs_at_a_time={3 * max(1, len(seeds) - 1)}"]
             if compare.main([*METHODS, *chosen, *settings, *places]):
                 raise Failed(f"a run with seeds {seeds} failed or was stopped")

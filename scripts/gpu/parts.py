@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fed.files import write_whole
+from scripts.options import HH
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 5.0  # seconds without which no part is begun
 SHORTER = 8  # lengths of pairs are divided by this in a dry run
-HH = ROOT.parent / "shared" / "data" / "hh" / "harmless-base-test.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ def choose(names: list[str]) -> list[Part]:
     """Return the named parts in their order; `all` names every part.
 
     Raises:
-        ValueError: If there is no such part.
+        ValueError: If there is no such part, or none is named.
     """
     known = {part.name: part for part in PARTS}
     wanted = list(known) if names == ["all"] else names
+    if not wanted:
+        raise ValueError(f"parts is empty; expected all or some of {', '.join(known)}")
     if unknown := [name for name in wanted if name not in known]:
         expected = f"expected all or some of {', '.join(known)}"
         raise ValueError(f"parts={','.join(names)}: there is no {', '.join(unknown)}; {expected}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,30 +74,25 @@ def _outcome(part: Part, code: int | None, seconds: float, last: str, found: dic
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Ask the process and all that it started to end, and kill those that have not after a while."""
-    try:
-        own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        own = []
     if process.poll() is None:
+        own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(own, timeout=GRACE)
-    else:
-        left = own
-    for one in left:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+    # The children of a process that ended by itself are known by its process group only.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a part: nothing is downloaded or reported, one GPU, and this program's modules."""
+    """Return the environment of a part: nothing is downloaded, one GPU, and this program's modules."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_OFFLINE": "1"}
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "TQDM_DISABLE": "1"}
-    return {**os.environ, **offline, **quiet, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": first}
+    return {**os.environ, **offline, "TQDM_DISABLE": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": first}
 
 
 def _read(result: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from scripts.benchmark.measure import GIGA, bytes_of, size_of, work
 from scripts.benchmark.step_bench import fill_optimizer, with_reference
 from scripts.benchmark.variants import (
     BFLOAT16,
+    FLOAT32,
     HEAD,
     TRL_BEST,
     VARIANTS,
@@ -32,12 +33,14 @@ from scripts.benchmark.variants import (
     our_step,
     trl_step,
 )
+from scripts.benchmark.variants import OURS as OF_PRECISION
 from scripts.benchmark.workload import SHAPES, random_model
 from scripts.gpu.cards import TERA, product_rate, synchronize
 from scripts.gpu.pairs import made_pairs, word_tokenizer
 from scripts.gpu.parts import SHORTER, Failed, Options, Part, Report
 
-OURS, TRL_DEFAULT, TRL = "ours_bfloat16", "trl_default", ("trl_default", "trl_best", "trl_liger")
+OURS = OF_PRECISION[BFLOAT16]
+TRL = ("trl_default", "trl_best", "trl_liger")
 BATCHES = 2  # of different pairs, in turn
 REPEATS = 3  # of each batch
 SECONDS = 4.0  # after which no further step of a variant begins
@@ -55,11 +58,11 @@ def plain_bfloat16(models: Models, pairs: Sequence[Example]) -> float:
 _KNOWN = {variant.name: variant for variant in VARIANTS}
 ON_GPU = (
     replace(_KNOWN[OURS], meaning="ours, bfloat16"),
-    _KNOWN[TRL_DEFAULT],
+    _KNOWN["trl_default"],
     _KNOWN["trl_best"],
     Variant("plain_bfloat16", "the original DPO code, bfloat16", others_step(plain_bfloat16), BFLOAT16, reference=True),
     _KNOWN["plain"],
-    replace(_KNOWN["ours_float32"], meaning="ours, float32"),
+    replace(_KNOWN[OF_PRECISION[FLOAT32]], meaning="ours, float32"),
     Variant("ours_padded", "ours, bfloat16, padded in place of packed", our_step(HEAD, torch.bfloat16), BFLOAT16),
     replace(_KNOWN["ours_recompute_bfloat16"], meaning="ours, bfloat16, activations recomputed"),
     Variant(

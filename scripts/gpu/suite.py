@@ -18,6 +18,7 @@ FILES = (
     "tests/distributed/test_one_rank.py",
     "tests/run/test_on_a_device.py",
 )
+OUTCOMES = ("passed", "failed", "skipped")
 
 
 def run(part: Part, options: Options, report: Report) -> None:
@@ -71,8 +72,5 @@ class Recorder:
         if self.tests.get(name, {}).get("outcome") == "failed":  # a failure is not undone by what follows
             return
         self.tests[name] = {"outcome": outcome, "seconds": seconds, "why": why[-1500:] if outcome == "failed" else ""}
-        counts = {kind: sum(one["outcome"] == kind for one in self.tests.values()) for kind in KINDS}
+        counts = {name: sum(one["outcome"] == name for one in self.tests.values()) for name in OUTCOMES}
         self._report.add(tests=self.tests, counts=counts)
-
-
-KINDS = ("passed", "failed", "skipped")

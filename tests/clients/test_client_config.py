@@ -70,6 +70,22 @@ def test_a_learning_rate_that_is_none_is_refused(policy: Policy, lr: object) -> 
         rates(policy, lr=lr)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"decay-mode": "constant"}, "decay-mode without decay-rate; send both, or neither"),
+        ({"decay-mode": "cumulative"}, "decay-mode without decay-rate; send both, or neither"),
+        ({"decay-rate": 0.5}, "decay-rate without server-accuracy, .* set needs_server_accuracy = True in its class"),
+    ],
+)
+def test_a_decay_without_what_decides_it_is_refused(
+    policy: Policy, config: dict[str, Any], told: str, strict: bool
+) -> None:
+    with pytest.raises(CannotContinue, match=f"sends clients {told}"):
+        rates(policy, strict=strict, **config)
+
+
 @pytest.mark.parametrize("record", [ConfigRecord({"lr": 1.0}), MetricRecord({"lr": 1.0}), ArrayRecord()])
 def test_a_record_that_nothing_reads_is_refused(policy: Policy, record: Any) -> None:
     with pytest.raises(CannotContinue, match="sends clients a record 'more', which nothing reads"):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,21 @@ def test_warm_up_counts_over_rounds_or_is_a_share_of_a_round(
     for _ in range(2):
         _, told = train(policy, pairs, state=state, lr=1.0, batch_size=4, client_optimizer="reset", **warm_up)
     assert [tags["lr"] for _, tags, _ in told] == second_round
+
+
+def test_pairs_that_tie_are_counted_and_are_no_errors_on_tensorboard(policy: Policy) -> None:
+    """Pairs of one response tie whatever the policy; a step of nothing else has no accuracy to show."""
+    pairs = examples(8)
+    tied = referenced(policy, [replace(pair, rejected=pair.chosen) for pair in pairs[:4]])
+    metrics, told = train(policy, tied, batch_size=4)
+    assert (metrics["ties"], metrics["accuracy"], metrics["examples"]) == (1.0, 0.0, 4)
+    ((_, tags, _),) = told
+    assert tags["rewards_train/ties"] == 1.0 and "rewards_train/accuracies" not in tags
+    apart = [replace(pair, reference=(0.0, 1e6)) for pair in pairs[4:]]  # the policy is sure to rank them rightly
+    metrics, told = train(policy, [*tied, *apart], batch_size=8)
+    ((_, tags, _),) = told
+    assert (metrics["ties"], metrics["accuracy"], metrics["examples"]) == (0.5, 0.5, 8)
+    assert tags["rewards_train/accuracies"] == 1.0
 
 
 def test_a_persistent_optimizer_goes_on_as_if_never_stopped(policy):

@@ -136,7 +136,6 @@ def test_bad_values_are_refused_by_name(typed: str, words: str) -> None:
         ("weighting=samples", "strategy=fedadam"),
         ("data_evenly_distributed=false", "partition=iid"),
         ("anchor_norm=sum", "alpha=0"),
-        ("n_eval_examples=5", "server_fraction=0"),
         ("do_first_eval=true", "client_eval_fraction=0"),
         ("eval_every=10", "client_eval_fraction=0"),
         ("data_dir=somewhere", "datasets=[demo]"),
@@ -244,3 +243,15 @@ def test_choices_are_the_file_names(tmp_path: Path) -> None:
     node = composed("strategy=fedavg")
     with pytest.raises(ValueError, match="temp has no effect with strategy=mine"):
         checked(node, ["temp=1"], choices)
+
+
+@pytest.mark.parametrize("value", ["all-linear", "[q_proj,v_proj]", "null"])
+def test_adapters_go_to_named_layers_or_to_all_linear_ones(value: str) -> None:
+    found = settings_of("lora.r=2", f"lora.target_modules={value}").config.lora.target_modules
+    assert found == {"all-linear": "all-linear", "null": None}.get(value, ["q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize("value", ["q_proj", "[1]", "3"])
+def test_other_words_for_layers_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="neither a list of names nor all-linear; give "):
+        settings_of("lora.r=2", f"lora.target_modules={value}")

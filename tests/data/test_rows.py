@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed.data.rows import Preference, first_human_turn, split_by_conversation, told_apart
+from fed.data.rows import (
+    Preference,
+    are_few_conversations,
+    first_human_turn,
+    in_conversations,
+    split_by_conversation,
+    told_apart,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,20 @@ def test_a_system_text_before_every_dialogue_does_not_make_them_one_conversation
 def test_rows_that_differ_in_their_first_turn_or_nowhere_keep_their_conversations(turns):
     rows = [Preference(f"\n\nHuman: {turn}\n\nAssistant:", "c", "r") for turn in turns]
     assert told_apart(rows) == rows
+
+
+def dialogues(systems: int, count: int) -> list[Preference]:
+    turns = (f"\n\nHuman: {i % systems}\n\nAssistant: Yes.\n\nHuman: {i}\n\nAssistant:" for i in range(count))
+    return [Preference(prompt, "c", "r") for prompt in turns]
+
+
+def test_few_first_turns_of_many_rows_are_noticed_unless_conversations_are_given():
+    """Of four system texts none stands before all dialogues, so nothing tells these apart."""
+    rows = dialogues(4, 40)
+    assert told_apart(rows) == rows and are_few_conversations(rows)
+    assert not are_few_conversations(dialogues(5, 40)) and not are_few_conversations(told_apart(dialogues(1, 40)))
+    given = [Preference("p", "c", "r", conversation="given")] * 40
+    assert not are_few_conversations(given) and in_conversations(rows) == "40 pairs in 4 conversations"
 
 
 def test_a_given_conversation_is_kept():

@@ -18,6 +18,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "activations recomputed": ("even heads, untied, 31 tokens", {"activation_checkpointing": True}),
     "two micro-batches": ("even heads, normalized", {}),
     "an adapter": ("even heads, tied", {"lora": LoraSettings(r=2), "lr": 0.2}),
+    "an adapter above norms of parts of the heads": ("even heads, normalized", {"lora": LoraSettings(r=2), "lr": 0.2}),
 }
 
 

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
-from fed.grids.wire import AS_IT_IS, Wire
+from fed.grids.local import LocalGrid
+from fed.grids.remote import RemoteGrid
+from fed.grids.settings import LocalGridSettings, RemoteGridSettings
+from fed.grids.wire import AS_IT_IS, Wire, unpacking
 from fed.model.arrays import to_record, to_tensors
+from support.flower_grid import FlowerGrid
 
 
 def test_weights_of_another_wire_dtype_are_refused():
@@ -51,3 +57,42 @@ def test_rounding_on_the_way_to_the_client_does_not_add_up_over_600_rounds():
         weights = to_tensors(wire.returned(trained, received, sent))["w"]
     moved = (weights - initial).mean()
     assert moved == pytest.approx(600e-6, rel=0.01)
+
+
+def client(*mods, step=0.0):
+    """Return an app that moves every weight by `step`."""
+    app = ClientApp(mods=list(mods))
+
+    @app.query()
+    def query(message, context):
+        return Message(RecordDict({"metrics": MetricRecord({})}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        weights = to_tensors(message.content.array_records["arrays"])["w"]
+        content = {"arrays": to_record({"w": weights + step}), "metrics": MetricRecord({"num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_grid_adds_small_steps_to_weights_that_are_far_from_the_initial_ones(where):
+    """One bit of the way out, 2^-8 of 1e-3, is four times a step: added to what was received, all would be lost."""
+    initial = torch.full((100,), 0.02)
+    wire, weights = Wire("bfloat16", {"w": initial}), initial + 1e-3
+    if where == "here":
+        grid = LocalGrid(
+            client(step=1e-6), [Context(0, 0, {"partition-id": 0}, RecordDict(), {})], LocalGridSettings(wire=wire)
+        )
+    else:
+        flower = FlowerGrid([(client(unpacking(wire), step=1e-6), {"partition-id": 0})])
+        how = {"message_config": {}, "wait": 10.0, "simulated": False, "timeout": None, "on_reply": lambda *_: None}
+        settings = RemoteGridSettings(**how, wire=wire)
+        grid = RemoteGrid(flower, settings)
+        grid.gather(1)
+    for _ in range(10):
+        content = {"arrays": to_record({"w": weights}), "config": ConfigRecord({"server-round": 1})}
+        (reply,) = grid.send_and_receive([Message(RecordDict(content), 0, MessageType.TRAIN)])
+        weights = to_tensors(reply.content["arrays"])["w"]
+    assert (weights - initial).double().mean() == pytest.approx(1e-3 + 10e-6, rel=1e-4)

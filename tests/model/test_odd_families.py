@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    CTRLConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3Config,
@@ -87,6 +88,13 @@ def test_log_probs_repeat_also_with_activation_checkpointing(tmp_path: Path, con
     found = [pair_logps(policy, PAIRS, batch_size=4) for _ in range(2)]
     assert found[0] == found[1]
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_without_activation_checkpointing_says_how_to_go_on(tmp_path: Path) -> None:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "dff": 16, "n_positions": 64}
+    folder = saved(tmp_path, CTRLConfig(vocab_size=257, **sizes))
+    with pytest.raises(ValueError, match=r"CTRLLMHeadModel .*; leave activation_checkpointing out$"):
+        loaded(folder, activation_checkpointing=True)
 
 
 def test_a_saved_policy_keeps_the_dropout_of_its_model(tmp_path: Path) -> None:

@@ -172,6 +172,16 @@ def test_the_legend_of_one_seed_speaks_of_wilsons_interval(tmp_path: Path):
     )
 
 
+def test_the_legend_says_what_the_band_of_equal_seeds_is(tmp_path: Path):
+    made = method(tmp_path, "a")
+    equal = [with_metrics(run, accuracy=[0, 0.75, accuracy]) for run, accuracy in zip(made.runs, (0.5, 1), strict=True)]
+    [legend] = figure([Method("a", equal)]).legends
+    assert legend.get_title().get_text().splitlines() == [
+        "Lines: means of 2 seeds on their test pairs. Bands: ± standard error over seeds.",
+        "Where all seeds have the same accuracy: its 95 % Wilson interval.",
+    ]
+
+
 def test_the_file_is_a_png_of_readable_size(tmp_path: Path):
     draw([method(tmp_path, "a"), method(tmp_path, "local", mode="local")], tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

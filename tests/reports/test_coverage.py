@@ -16,7 +16,7 @@ FAILED = [  # intervals of an earlier bootstrap held the true difference in 84 t
 
 @pytest.mark.parametrize("name", FAILED)
 def test_an_interval_holds_the_true_difference_in_at_least_93_percent(name: str):
-    """400 draws; docs/reading_the_curves.md has the table of 20,000."""
+    """400 draws; docs/reading_the_curves.md has the table of 10,000."""
     held, width = coverage(CASES[name], 400)
     assert held >= 0.93
     assert 0 < width <= 2

@@ -66,9 +66,8 @@ def test_each_cell_says_what_it_is_where_a_row_is_a_card(methods, parsed):
 
 
 def test_every_difference_is_told_in_words(parsed):
-    found = [
-        text for text in parsed.texts if re.search(r"no difference shown|is better than|too few seeds to say", text)
-    ]
+    told = r" against .*: (no difference shown|.* is better than|too few seeds to say)"
+    found = [text for text in parsed.texts if re.search(told, text)]
     assert len(found) == 6
 
 
@@ -82,6 +81,13 @@ def test_without_times_the_wall_clock_cannot_be_chosen(tmp_path):
     (run.folder / "timing.jsonl").unlink()
     write_page(tmp_path / "report.html", [Method("fedpo", [run])], make_findings([Method("fedpo", [run])]))
     assert re.search(r'data-axis="time"[^>]* disabled', (tmp_path / "report.html").read_text())
+
+
+def test_the_page_says_what_the_band_of_equal_seeds_is(text):
+    said = " ".join(text.split())
+    assert (
+        "its band ± the standard error; where all seeds have the same accuracy, it is its 95 % Wilson interval." in said
+    )
 
 
 def test_without_samples_the_page_says_how_to_get_them(tmp_path):

@@ -71,7 +71,9 @@ def test_many_methods_look_different():
 
 def test_a_shared_partition_is_drawn_once_with_its_counts(methods):
     (plot,) = partitions(methods)
-    assert plot.description == "4 clients with 80 training pairs each, 320 in all, of 3 groups."
+    assert plot.description == (
+        "4 clients with 80 pairs each, 320 in all, of 3 groups; those that clients hold out are counted."
+    )
     counts = {trace["name"]: trace["x"] for trace in plot.figure["data"]}
     assert counts == {literal(EVIL): [60, 0, 80, 0], "b": [20, 80, 0, 0], "(no group)": [0, 0, 0, 80]}
 

@@ -43,6 +43,40 @@ def test_the_verdict_claims_nothing_that_no_interval_shows():
     )
 
 
+def test_methods_of_one_accuracy_are_all_named():
+    same = {("a", "b"): between(-0.1, 0.1), ("a", "c"): between(-0.1, 0.1), ("b", "c"): between(-0.1, 0.1)}
+    assert verdict([row("a", 1.0), row("b", 1.0), row("c", 1.0)], same) == (
+        "a, b and c have the same accuracy on the test pairs, 1.000 (2 seeds)."
+    )
+    rows = [row("a", 0.5), row("b", 0.75), row("c", 0.75 + 1e-12, seeds=(0, 1, 2)), row("d", 0.7)]
+    pairs = {
+        ("a", "b"): between(-0.3, -0.2),
+        ("a", "c"): between(-0.3, -0.2),
+        ("b", "c"): between(-0.1, 0.1),
+        ("b", "d"): between(0.01, 0.09),
+        ("c", "d"): between(-0.01, 0.11),
+    }
+    assert verdict(rows, pairs) == (
+        "b and c have the same highest accuracy on the test pairs, 0.750 (2 or 3 seeds): they are all better than a; "
+        "no difference of each of them from d is shown."
+    )
+    many = [row(f"m{k}", 0.5) for k in range(5)]
+    assert verdict(many, {}).startswith("5 methods have the same accuracy")
+
+
+def test_the_verdict_says_where_seeds_are_too_few():
+    """As the table does: the pairs of these seeds alone exclude 0."""
+    rows = [row("a", 0.75), row("b", 0.5), row("c", 0.74)]
+    few = Difference(0.25, -0.5, 1.0, 200, 2, of_pairs=(0.2, 0.3))
+    assert verdict(rows[:2], {("a", "b"): few}) == (
+        "a has the highest accuracy on the test pairs, 0.750 (2 seeds), but there are too few seeds to say whether it "
+        "is better than b."
+    )
+    assert verdict(rows, {("a", "b"): few, ("a", "c"): between(-0.1, 0.12)}).endswith(
+        "(2 seeds), but no difference from c is shown; there are too few seeds to say whether it is better than b."
+    )
+
+
 def test_the_verdict_hides_no_pair_that_contradicts_the_means():
     """Means over other seeds may rank two methods otherwise than the seeds that both have."""
     said = verdict([row("a", 0.75), row("b", 0.5)], {("a", "b"): between(-0.3, -0.1)})

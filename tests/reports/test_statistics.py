@@ -47,8 +47,18 @@ def test_an_accuracy_of_one_seed_has_wilsons_interval():
     assert wilson(0.0, 32) == (0.0, pytest.approx(NORMAL**2 / (32 + NORMAL**2)))
 
 
+@pytest.mark.parametrize("count", [*range(1, 40), 80, 512, 4096])
+def test_wilsons_interval_holds_the_share_and_ends_exactly_at_0_and_1(count: int):
+    """Rounding left the interval of 0 of 80 at 3.5e-18, and that of 512 of 512 at 1 - 1.1e-16."""
+    assert wilson(0.0, count)[0] == 0.0 and wilson(1.0, count)[1] == 1.0
+    for right in range(0, count + 1, max(1, count // 40)):
+        low, high = wilson(right / count, count)
+        assert 0.0 <= low <= right / count <= high <= 1.0
+
+
 def test_seeds_of_one_accuracy_have_no_standard_error_of_0():
     assert str(accuracy([1.0, 1.0, 1.0], 32)) == "1.000 [0.893, 1.000]"
+    assert str(accuracy([0.99, 0.99, 0.99], 100)) == "0.990 [0.946, 0.998]"  # rounding gives them a sd of 1.4e-16
     assert str(accuracy([0.6, 0.8], 32)) == "0.700 ± 0.100"
 
 
@@ -201,6 +211,15 @@ def test_verdicts_say_how_much_was_compared():
         "a against b: no difference shown: 0.100 [-0.100, 0.200] (3 seeds, 1,536 pairs)",
         "a against c: no difference shown: 0.100 [-0.100, 0.200] (1 seed, 512 pairs)",
     ]
+
+
+def test_seeds_of_as_many_pairs_are_not_summed_up():
+    """They may all have the same pairs, which would be counted twice."""
+    same = paired_difference([np.zeros(20)] * 2, [names(20)] * 2)
+    assert verdicts({("a", "b"): same})[0].endswith("(2 seeds x 20 pairs)")
+    other = paired_difference([np.zeros(20), np.zeros(19)], [names(20), names(19)])
+    assert verdicts({("a", "b"): other})[0].endswith("(2 seeds, 39 pairs)")
+    assert verdicts({("a", "b"): paired_difference([np.zeros(20)], [names(20)])})[0].endswith("(1 seed, 20 pairs)")
 
 
 def method(

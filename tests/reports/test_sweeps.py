@@ -1,5 +1,6 @@
 """Sweeps: the swept keys are found, means are worked out by hand, and any grid is drawn."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -149,17 +150,38 @@ def test_colours_span_what_the_axes_span_and_small_differences_look_small(make: 
     assert high - low == pytest.approx(0.02) and low < 0.245 and high > 0.252
 
 
-def test_the_range_is_no_narrower_than_the_noise_of_a_run(make: Make) -> None:
-    """With 99 pairs at 0.5 the standard error is sqrt(24.75 + 0.25) / 100 = 0.05: the axes span four of them."""
-    runs = [make({"temp": temp}, accuracy=0.5) for temp in (1, 2)]
-    for run in runs:
-        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-        text = "".join(json.dumps({**line, "examples": 99}) + "\n" for line in lines)
-        (run.folder / "metrics.jsonl").write_text(text)
-    swept = settings([Run(run.folder) for run in runs], ["temp"])
+def of_pairs(run: Run, examples: int) -> Run:
+    """Let the run say that it had so many test pairs."""
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({**line, "examples": examples}) + "\n" for line in lines)
+    (run.folder / "metrics.jsonl").write_text(text)
+    return Run(run.folder)
+
+
+def test_the_range_is_no_narrower_than_the_interval_of_a_run(make: Make) -> None:
+    """With 99 pairs at 0.5 it is 1.96 / (99 + 1.96^2) sqrt(99 / 4 + 1.96^2 / 4) = 0.0966 to either side."""
+    runs = [of_pairs(make({"temp": t}, accuracy=0.5 + s / 1000, seed=s), 99) for t in (1, 2) for s in (0, 1)]
+    swept = settings(runs, ["temp"])
     low, high = figure(swept, ["temp"]).axes[0].get_ylim()
-    assert high - low >= 0.2
-    assert mean_accuracy(swept[:1]) == (0.5, pytest.approx(0.05))
+    assert high - low == pytest.approx(2 * 0.0966, abs=1e-4)
+    assert mean_accuracy(swept[:1]) == pytest.approx((0.5005, 0.5, 0.501))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("keys", [["temp"], ["temp", "lr", "alpha"]])
+def test_bars_are_the_intervals_of_the_table_and_no_axis_passes_1(make: Make, keys: list[str], seeds: int) -> None:
+    """Of 20 of 20 pairs the lower end is 20 / (20 + 1.96^2) = 0.839, whether one run says so or three."""
+    combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product((1, 2), repeat=len(keys))]
+    runs = [of_pairs(make(one, accuracy=1.0, seed=seed), 20) for one in combinations for seed in range(seeds)]
+    made = figure(settings(runs, keys), keys)
+    panel = made.axes[0]
+    low, high = panel.get_ylim()
+    assert low < 0.839 and high == 1.0
+    ends = [end for bar in panel.containers for segment in bar[2][0].get_segments() for end in segment[:, 1]]
+    assert {round(float(end), 3) for end in ends} == {0.839, 1.0}
+    assert "runs with the same accuracy: 95 % Wilson interval" in made.get_supxlabel()
+    if len(keys) > 2:
+        assert made.axes[-1].get_xlim()[1] == 1.0
 
 
 def test_with_many_combinations_each_is_a_thin_line_and_only_their_mean_is_thick(make: Make) -> None:
@@ -182,6 +204,19 @@ def test_with_more_than_two_keys_the_best_settings_are_named(make: Make, tmp_pat
     draw(tmp_path / "runs", tmp_path / "out")
     text = (tmp_path / "out" / "sweep.md").read_text()
     assert "Highest accuracy: `lr=0.1 temp=2 loss.beta=0.5` with 0.590. Of 8 settings" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ([1.0, 1.0, 1.0], "All 3 settings have the same accuracy: 1.000."),
+        ([0.7, 0.9, 0.9], "Highest accuracy: `temp=1` and `temp=2`, which have the same, with 0.900. Of 3 settings"),
+        ([0.9] * 6 + [0.1], "`temp=2`, `temp=3` and 2 more, which have the same, with 0.900. Of 7 settings"),
+    ],
+)
+def test_settings_of_one_accuracy_are_all_named(make: Make, tmp_path: Path, accuracies: list[float], said: str) -> None:
+    draw([make({"temp": temp}, accuracy=accuracy) for temp, accuracy in enumerate(accuracies)], tmp_path)
+    assert said in (tmp_path / "sweep.md").read_text()
 
 
 def test_settings_without_an_accuracy_are_not_ranked(make: Make) -> None:
@@ -217,8 +252,8 @@ def test_one_run_is_no_sweep_and_unfinished_ones_do_not_count(make: Make, tmp_pa
 
 
 def test_the_standard_error_of_one_run_is_unknown(make: Make) -> None:
-    mean, se = mean_accuracy(settings([make({}, accuracy=0.3)], []))
-    assert mean == 0.3 and math.isnan(se)
+    mean, low, high = mean_accuracy(settings([make({}, accuracy=0.3)], []))
+    assert mean == 0.3 and math.isnan(low) and math.isnan(high)
 
 
 def test_an_accuracy_of_one_run_has_wilsons_interval_and_validation_chooses_a_round(make: Make, tmp_path: Path) -> None:

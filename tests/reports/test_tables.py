@@ -213,9 +213,21 @@ def test_the_text_says_which_uncertainty_each_method_has(tmp_path: Path):
     ]
 
 
+def test_brackets_are_explained_wherever_they_stand(tmp_path: Path):
+    """Both seeds were once right on all pairs, and ended apart."""
+    made = [run(tmp_path / f"a-{seed}", [0, 1.0, last], seed=seed) for seed, last in enumerate((0.5, 0.7))]
+    [row] = rows([Method("a", made)])
+    assert cells(row)["accuracy"] == "0.600 ± 0.100" and cells(row)["best on test"] == "1.000 [0.963, 1.000]"
+    assert notes([row])[1].startswith("[ ] of a: 95 % Wilson interval")
+
+
 def test_a_bar_in_a_name_does_not_split_its_cell(tmp_path: Path):
     text = markdown([Method("a|b", two_seeds(tmp_path)[0].runs)], {}, [])
     assert "| a\\|b | federated |" in text
+
+
+def test_one_method_has_no_paired_differences(tmp_path: Path):
+    assert "Paired differences" not in markdown(two_seeds(tmp_path)[:1], {}, [])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -69,3 +70,16 @@ def test_without_ray_there_is_one_line(command_line, monkeypatch):
     told = command_line("engine=ray")
     assert told.code == 2 and told.err.startswith("error: engine=ray needs Ray: pip install"), told.err
     assert not list(told.folder.iterdir())
+
+
+@pytest.mark.parametrize(("typed", "here", "threads"), [(None, 1, 1), (None, 8, 2), (3, 1, 3)])
+def test_workers_have_no_more_threads_than_were_best_here_or_than_there_are_cores_for(
+    monkeypatch, typed, here, threads
+):
+    """Two workers share four cores; `here` is what a step of the model was measured to be fastest with."""
+    monkeypatch.setattr(ray_engine.torch, "get_num_threads", lambda: here)
+    monkeypatch.setattr(ray_engine, "allowed_cpus", lambda: 4)
+    plan = SimpleNamespace(
+        config=Config(clients_in_parallel=2, num_threads=typed), machine=SimpleNamespace(library=None)
+    )
+    assert ray_engine._settings_of_workers(plan).num_threads == threads

@@ -157,6 +157,8 @@ def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     environment.write_text(environment.read_text().replace('"python": "', '"python": "2.'))
     again = call(tmp_path, "resume=latest", "output_dir=runs")
     assert again.code == 0 and outcome(only_run(tmp_path)) == expected
+    told = "this run has finished its 3 rounds: nothing is trained; comm_round=N gives it more"
+    assert told in again.text.split("loading the model")[0] and "has finished" not in ended.text
     assert "warning: the run began with python 2.3" in again.text and again.text.count("warning: the run") == 1
     refused = call(tmp_path, "resume=latest", "output_dir=runs", "comm_round=2")
     assert refused.code == 2 and "comm_round=2 is less than the 3 rounds that are done" in refused.text

@@ -4,10 +4,12 @@ import shutil
 import sys
 
 import pytest
+from flwr.serverapp.strategy import FedAvg
 
 from fed.config.checks import Request
 from fed.config.schema import Config
-from run import client_app, server_app
+from fed.errors import CannotContinue
+from run import client_app, server_app, site
 from run.resume import resumed
 from support.configured import through_flower
 from support.deployment import lines
@@ -150,3 +152,24 @@ def test_each_kind_of_run_says_how_it_goes_on(federate, files, command_line):
         resumed(Request(Config(resume=str(deployed)), frozenset({"resume"})))
     with pytest.raises(ValueError, match=r"resume it with: python main.py resume="):
         server_app.settings_of(through_flower({"resume": str(here), "comm_round": 3}))
+
+
+class Tells(FedAvg):
+    """A strategy that sends its clients something that they do not know."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        config["local-epochs"] = 3
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def test_a_node_refuses_what_nothing_reads(federate, files, capfd):
+    with pytest.raises(CannotContinue):
+        federate(nodes(files), strategy="fedavg", **{"strategy._target_": "test_site.Tells"}, min_fit_clients=1)
+    assert "the strategy sends clients local-epochs=3, which nothing reads" in capfd.readouterr().err
+
+
+def test_a_node_scores_what_it_receives_on_the_pairs_that_the_run_names(federate, files, monkeypatch):
+    named, made = [], site.Client
+    monkeypatch.setattr(site, "Client", lambda *a, **b: named.append(b.get("accuracy_on")) or made(*a, **b))
+    federate(nodes(files), comm_round=1)
+    assert {*named} == {"client"}

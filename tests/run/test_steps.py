@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from fed.tracking import steps
 from support.command_line import SMALL, CommandLine
 from support.launched import ROOT, start
 
@@ -13,7 +16,7 @@ STEPS = (
     "reading the data: demo ...",
     "loading the model: demo ...",
     r"making tokens of \d+ pairs ...",
-    "fedpo: federated, 2 clients x 1 rounds, FeDPO",
+    "fedpo: federated, 2 clients x 1 round, fedpo",
     r"reading reference log-probs from .*cache, or computing them ...",
     "evaluating the model before training ...",
     "round 0/1  .*test loss 0.693  test margin 0.000",
@@ -45,6 +48,27 @@ def test_the_first_line_comes_before_the_libraries(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (done.stdout, done.stderr) == ("loading torch, transformers and Flower ...\n", "torch is imported\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("datasets=[hh] data_dir=nowhere", "data_dir=nowhere does not exist; give a folder or"),
+        ("partition=own client_num_in_total=1 client_data=[no.jsonl]", "there is no file no.jsonl; give"),
+        ("model=blank_model model.name_or_path=./nowhere", "model directory ./nowhere does not exist"),
+        ("model.tokenizer_name_or_path=/nowhere", "model directory /nowhere does not exist"),
+        ("model=blank_model model.gguf_file=no.gguf", "model.gguf_file=no.gguf: no such file"),
+        ("model.archive=no.pt", "archive no.pt does not exist; give an HF directory"),
+        ("resume=nowhere", "resume=nowhere is not the folder of a run: it has no config.yaml"),
+        ("resume=latest output_dir=nowhere", "resume=latest finds no run in nowhere/fedpo"),
+    ],
+)
+def test_a_place_that_does_not_exist_is_told_before_the_libraries(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, typed: str, words: str
+) -> None:
+    monkeypatch.setattr(steps, "say_loading", lambda: pytest.fail("libraries are loaded"))
+    result = command_line(*typed.split())
+    assert result.code == 2 and words in result.err
 
 
 def test_of_two_processes_one_speaks(tmp_path: Path) -> None:

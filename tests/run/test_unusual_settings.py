@@ -45,7 +45,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "gpt-neox": GPTNeoXConfig(**HEADS, intermediate_size=WIDTH, hidden_dropout=0.1),
     "opt": OPTConfig(vocab_size=257, hidden_size=WIDTH, ffn_dim=WIDTH, num_hidden_layers=2, num_attention_heads=4,
                      max_position_embeddings=96, word_embed_proj_dim=WIDTH, layerdrop=0.2),
-    "falcon": FalconConfig(**{**HEADS, "num_attention_heads": 4}, new_decoder_architecture=False, multi_query=True),
+    "falcon": FalconConfig(**HEADS, new_decoder_architecture=False, multi_query=True),
     "qwen3": Qwen3Config(**GATED, head_dim=96),
     "gemma2": Gemma2Config(**GATED, head_dim=96, final_logit_softcapping=3.0),
     "mixtral": MixtralConfig(**GATED, **EXPERTS, router_jitter_noise=0.2),

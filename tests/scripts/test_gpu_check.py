@@ -20,8 +20,14 @@ from support.forked import Fork
 ENTRY = """
 import json, os, signal, subprocess, sys, time
 name, file, *typed = sys.argv[1:]
+found = {"machine": {"who": name}, "typed": typed}
+if name == "skips":
+    found["skipped"] = "no model"
+if name in ("fails", "hangs"):
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    found["child"] = subprocess.Popen(command, start_new_session=name == "hangs").pid
 with open(file, "w") as out:
-    json.dump({"machine": {"who": name}, "typed": typed, **({"skipped": "no model"} if name == "skips" else {})}, out)
+    json.dump(found, out)
 print("this is", name, flush=True)
 if name == "fails":
     raise ValueError("of its own")
@@ -29,9 +35,6 @@ if name == "dies":
     os.kill(os.getpid(), signal.SIGSEGV)
 if name == "hangs":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    with open(file, "w") as out:
-        json.dump({"machine": {"who": name}, "child": child.pid}, out)
     time.sleep(600)
 """
 
@@ -63,12 +66,12 @@ def test_a_part_that_fails_hangs_or_dies_stops_no_other(
     assert failed.reason == "ValueError: of its own"
     assert died.reason == "ended by SIGSEGV; its last line: this is dies"
     assert skipped.reason == "no model"
-    assert has_ended(late.found["child"]), "what it started ends with it"
+    assert has_ended(late.found["child"]) and has_ended(failed.found["child"]), "what it started ends with it"
     assert late.seconds < 20 and done.found["typed"][0] == "batch=3" and done.found["typed"][-1].startswith("seconds=")
     log = (tmp_path / "gpu_check.log").read_text()
     assert re.findall("^this is (.*)$", log, re.MULTILINE) == [part.name for part in ends]
     assert capsys.readouterr().out.splitlines()[0] == "machine of fails"
-    assert not table.succeeded(outcomes) and table.succeeded([skipped, done])
+    assert not table.succeeded(outcomes) and table.succeeded([skipped, done]) and not table.succeeded([skipped])
 
 
 def test_the_file_is_whole_after_every_part(ends: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +96,20 @@ def test_parts_for_which_no_time_is_left_are_skipped(ends: list[Part], tmp_path:
     assert [(one.status, one.reason) for one in outcomes] == [(SKIPPED, "no time is left")] * 2
 
 
+def test_parts_come_in_the_order_that_the_page_tells() -> None:
+    steps = ("step_gpt2", "step_smollm2", "step_llama1b")
+    assert [part.name for part in PARTS] == ["tests", *steps, "kernels", "federation", "compare"]
+
+
 def test_all_parts_but_the_last_leave_it_time() -> None:
     spent = sum(part.seconds for part in PARTS[:-1])
     assert spent + 60 < Options().seconds < 480
+
+
+def test_the_docs_name_every_part_with_its_seconds() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \| (\d+|all that is left) \|", page, re.MULTILINE)
+    assert told == [(part.name, "all that is left" if part is PARTS[-1] else str(part.seconds)) for part in PARTS]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -111,6 +125,8 @@ def test_without_a_gpu_it_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
     [
         ("dri=true", "unknown option dri=true; expected dry=, parts="),
         ("parts=step", "parts=step: there is no step; expected all or some of tests, step_gpt2,"),
+        ("parts=[]", "parts is empty; expected all or some of tests, step_gpt2,"),
+        ("model=/nowhere", "model=/nowhere has no effect with dry=true, which takes tiny models; leave it out"),
         ("seconds=0", "seconds=0 is too small"),
         ("folder=/dev/null/x", "folder=/dev/null/x cannot be made: Not a directory"),
     ],
@@ -119,6 +135,15 @@ def test_a_wrong_option_is_told_in_one_line(argument: str, told: str, capsys: py
     assert gpu_check.main(["dry=true", argument]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and told in err and err.count("\n") == 1
+
+
+def test_a_model_that_does_not_exist_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["model=/nowhere"]) == 2
+    assert capsys.readouterr().err == "error: model=/nowhere does not exist; give a GGUF file or a directory\n"
+
+
+def test_a_call_in_which_no_part_ran_has_not_succeeded(tmp_path: Path) -> None:
+    assert gpu_check.main(["dry=true", "seconds=3", f"folder={tmp_path}"]) == 1
 
 
 def test_a_dry_run_walks_through_all_parts_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

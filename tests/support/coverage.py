@@ -1,6 +1,6 @@
 """Simulated comparisons of two methods, and how often the interval of their difference holds the true one.
 
-`python -m support.coverage 20000`, with tests/ in PYTHONPATH, prints the table of docs/reading_the_curves.md.
+`python -m support.coverage 10000`, with tests/ in PYTHONPATH, prints the table of docs/reading_the_curves.md.
 """
 
 import math

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from transformers import (
 from clients.app import ClientPairs
 from fed.config.groups import LoraSettings, ModelSettings, TensorBoardSettings
 from fed.config.schema import Config
+from fed.data.splits import Split
 from fed.distributed.ranks import Mesh, arrange
 from fed.distributed.shards import local, whole_state
 from fed.model.arrays import model_tensors
@@ -104,7 +104,7 @@ def train(
         policy=policy,
         objective=Objective(loss, beta=0.5, supervised=loss is sft, by_pair=loss is not against_the_mean),
         pairs=Pairs(
-            split=SimpleNamespace(overlapping=0),
+            split=Split([], [], pool=[], parts=[], clients=[], overlapping=0),
             skipped={},
             unread=(),
             validation=examples(9, seed=100),

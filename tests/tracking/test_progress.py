@@ -31,14 +31,15 @@ def test_a_pipe_gets_one_unbroken_line_per_round(tmp_path: Path, clock: list[flo
         tracker.server(0, "validation", {"loss": 0.6931})
         play(tracker, clock)
     figures = (
-        "validation accuracy 0.812  test accuracy 0.790 [0.752, 0.823]  clients' validation accuracy 0.625  50 pairs/s"
+        "validation accuracy 0.812  test accuracy 0.790 [0.752, 0.823]  clients' validation accuracy 0.625  "
+        "50 pairs/s in training"
     )
     lines = output.getvalue().splitlines()
     assert lines[0] == "round 0/2  validation loss 0.693  elapsed 0:00"
     assert lines[1].split("  ")[0] == "round 1/2"
     assert set(figures.split("  ")) <= set(lines[1].split("  "))
-    assert lines[1].endswith("50 pairs/s  elapsed 0:05  left 0:05")
-    assert lines[2].endswith("50 pairs/s  elapsed 0:10  left 0:00")
+    assert lines[1].endswith("50 pairs/s in training  elapsed 0:05  left 0:05")
+    assert lines[2].endswith("50 pairs/s in training  elapsed 0:10  left 0:00")
     assert len(lines) == 3
 
 
@@ -52,6 +53,20 @@ def test_time_left_counts_from_the_round_a_run_resumed_at(tmp_path: Path, clock:
             tracker.advance(10)
         tracker.clients_done(9)
     assert output.getvalue() == "round 9/10  elapsed 0:05  left 0:05\n"
+
+
+def test_time_elapsed_counts_that_before_a_resume_as_the_summary_does(tmp_path: Path, clock: list[float]) -> None:
+    """Ten seconds before the checkpoint, two of another process that resumes, and three of its training."""
+    with make(tmp_path) as first:
+        clock[0] += 10
+        state = first.state_dict()
+    output = StringIO()
+    with make(tmp_path, console=Console(file=output)) as tracker:
+        clock[0] += 2
+        tracker.load_state_dict(state)
+        clock[0] += 3
+        tracker.server(2, "test", {"loss": 0.5})
+    assert "elapsed 0:13" in output.getvalue() and tracker.summary()["wall_seconds"] == 13
 
 
 def test_time_left_is_right_where_a_client_is_heard_of_when_it_is_done(tmp_path: Path, clock: list[float]) -> None:

@@ -34,6 +34,23 @@ def test_the_server_folder_holds_the_tags_by_round(tmp_path: Path) -> None:
     }
 
 
+def test_an_accuracy_of_pairs_that_all_tie_is_not_drawn(tmp_path: Path) -> None:
+    """Before training that 0 measures nothing; `ties` says why it is missing."""
+    tied = {"accuracy": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.3, "ties": 1.0, "loss": 0.5}
+    with make(tmp_path, tensorboard=True) as tracker:
+        tracker.server(0, "validation", tied)
+        tracker.client(0, 1, "validation", tied)
+        tracker.clients_done(1)
+        for server_round, metrics in ((0, tied), (1, tied | {"accuracy": 0.5, "ties": 0.25})):
+            for k in (0, 1):
+                tracker.client(k, server_round, "test", metrics)
+        tracker.everyone()
+    found = scalars(tmp_path / "tensorboard" / "Server")
+    assert found["validation/loss"] == [(0, 0.5)] and found["test/ties"] == [(0, 1.0), (1, 0.25)]
+    accuracies = {tag: values for tag, values in found.items() if "acc" in tag}
+    assert accuracies == {"test/accuracy": [(1, 0.5)], "test/accuracy_sd": [(1, 0.0)]}
+
+
 def test_the_clients_mean_is_over_this_rounds_validation_accuracies_only(tmp_path: Path) -> None:
     """Round 1: (0.5 + 1) / 2 = 0.75. Round 2: client 7 alone, 0.25."""
     with make(tmp_path, tensorboard=True) as tracker:

@@ -50,7 +50,10 @@ class DataKeys:
     )
     client_eval_fraction: float = key(0.05, "Share of its pairs that each client holds out.", SHARE)
     n_eval_examples: int = key(
-        256, "Validation pairs used at most.", AT_LEAST_1, idle=(at("server_fraction", 0), NO_DATASETS)
+        256,
+        "Validation pairs used at most: those of the data's validation files, or of `server_fraction`.",
+        AT_LEAST_1,
+        idle=(NO_DATASETS,),
     )
     n_test_examples: int = key(512, "Test pairs used at most.", AT_LEAST_1, idle=(NO_DATASETS,))
     max_length: int = key(512, "Tokens of prompt and response together, at most.")
