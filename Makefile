@@ -45,8 +45,8 @@ test: setup ## format, lint, types and all tests but `make slow` and `make fault
 all-tests: setup
 	$(PYTEST) -n 2 --dist worksteal --durations 25
 
-faults: setup ## kill, stop, damage and starve runs; OPTIONS="-k kills", FAULTS_KILLS=10 FAULTS_ROUNDS=200 FAULTS_SEED=1
-	$(PYTEST) -m faults tests/faults -rs $(OPTIONS)
+faults: setup ## kill, stop, damage, starve and attack runs; OPTIONS="-k kills", FAULTS_KILLS=10 FAULTS_ROUNDS=200 FAULTS_SEED=1
+	$(PYTEST) -m faults tests/faults tests/attacks -rs $(OPTIONS)
 
 slow: setup ## run unusual but valid settings, drawn at random; UNUSUAL=24 SEED=0
 	$(PYTEST) -m slow tests/run -rs $(OPTIONS)

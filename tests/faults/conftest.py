@@ -12,6 +12,7 @@ FIGURES = {
     "test_kills.py": "killed runs resumed to the same bytes",
     "test_stops.py": "stopped runs resumed to the same bytes",
     "test_damage.py": "damaged checkpoints found, named and repaired",
+    "test_stranger.py": "attacks on a real SuperLink that ended as promised",
     "test_engines.py": "failures of Flower's engines survived",
     "test_full_disks.py": "full disks survived",
     "test_typed_inputs.py": "bad inputs refused",

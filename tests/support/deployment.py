@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Deployment:
 
     def __init__(self, folder: Path, nodes: list[str]) -> None:
         self.folder, self._started = folder, dict[str, subprocess.Popen[bytes]]()
-        self.port = free_port()
+        self.port = self.public = free_port()  # of the SuperLink, and where nodes find it
         (folder / "flwr").mkdir(parents=True)
         (folder / "flwr" / "config.toml").write_text(
             '[superlink]\ndefault = "here"\n\n[superlink.here]\n'
@@ -61,19 +61,27 @@ class Deployment:
         """Register the node's key at the SuperLink."""
         self.call("flwr", "supernode", "register", f"{self.folder}/certs/{node}.pub", "here")
 
-    def start_node(self, node: str, authority: str = "ca.pem", key: str | None = None, **config: object) -> None:
-        """Start a SuperNode with this configuration."""
+    def start_node(
+        self,
+        node: str,
+        authority: str = "ca.pem",
+        key: str | None = None,
+        command: Sequence[str] = ("flower-supernode",),
+        program: Path = ROOT,
+        **config: object,
+    ) -> None:
+        """Start a SuperNode with this configuration, by a command in the folder of a program."""
         texts = (f"{name}={json.dumps(value)}" for name, value in config.items())
-        where = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
+        where = ["--superlink", f"127.0.0.1:{self.public}", "--host", "127.0.0.1", "--port", str(free_port())]
         keys = [f"--root-certificates={self.folder}/certs/{authority}"]
         keys.append(f"--auth-supernode-private-key={self.folder}/certs/{key or node}.key")
-        self.start(node, "flower-supernode", *where, *keys, "--node-config", " ".join(texts))
+        self.start(node, *command, *where, *keys, "--node-config", " ".join(texts), program=program)
 
-    def start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str, program: Path = ROOT) -> None:
         """Start a program; what it prints goes to `NAME.log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._started[name] = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=program, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -82,11 +90,11 @@ class Deployment:
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300, check=True
         )
 
-    def begin(self, exp_name: str, **settings: object) -> None:
-        """Start `flwr run` without waiting."""
+    def begin(self, exp_name: str, program: Path = ROOT, **settings: object) -> None:
+        """Start `flwr run` of a program without waiting."""
         every = {"exp_name": exp_name, "output_dir": f"{self.folder}/runs", "cache_dir": f"{self.folder}/server"}
         (typed,) = through_flower({**every, **settings}).values()
-        self.start(f"run-{exp_name}", "flwr", "run", ".", "here", "--stream", "-c", f'settings="{typed}"')
+        self.start(f"run-{exp_name}", "flwr", "run", str(program), "here", "--stream", "-c", f'settings="{typed}"')
 
     def end(self, exp_name: str) -> Path:
         """Wait until a run that has begun ends, and return its folder."""
@@ -104,6 +112,16 @@ class Deployment:
         deadline = time.monotonic() + seconds
         while words not in self.log(name):
             assert time.monotonic() < deadline, f"{name} has not said {words!r}:\n{self.log(name)[-3000:]}"
+            time.sleep(0.1)
+
+    def wait_until_listening(self, port: int, seconds: float = 30) -> None:
+        """Wait until a program listens at this port."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with socket.socket() as found:
+                if found.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            assert time.monotonic() < deadline, f"nobody listens at {port}"
             time.sleep(0.1)
 
     def kill(self, name: str) -> None:
