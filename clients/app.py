@@ -1,6 +1,5 @@
 """The clients' Flower app: the one place where Flower messages meet training."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,7 +11,9 @@ from flwr.clientapp.typing import Mod
 from clients.settings import RoundSettings
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import NO_PAUSES, LocalTrainer
+from fed.config.conditions import AT_LEAST_0
 from fed.config.flower import PARTITION_ID
+from fed.config.meaning import Limits
 from fed.data.tokens import Example
 from fed.distributed.stop import Pauses
 from fed.errors import CannotContinue
@@ -123,7 +124,7 @@ class Client:
         """Refuse a "train" message with keys or records that nothing reads, or with half a decay."""
         if self.strict:
             _check_records(message, READ)
-        _check_decay(config_of(message), self.accuracy_on)
+        _check_values(config_of(message), self.accuracy_on)
 
     def _accuracy_of_received(self, config: ConfigRecord, scoring: Sequence[Example]) -> float | None:
         """Return the accuracy of the received weights on the scoring pairs; None if no decay depends on it."""
@@ -142,6 +143,8 @@ class Client:
 
 # Everything that a client reads in the config of a message; what carries the message is the grid's.
 READ = ("server-round", "server-accuracy", "decay-rate", "decay-mode", "proximal-mu", "lr")
+# Infinity and NaN are out of every range.
+LIMITS = {"lr": AT_LEAST_0, "proximal-mu": AT_LEAST_0, "decay-rate": Limits(above=0, at_most=1)}
 CARRIES = (CLIENT, MODEL, RUN, SETTINGS)
 
 
@@ -158,13 +161,18 @@ def _check_records(message: Message, read: Sequence[str]) -> None:
             f"the strategy sends clients {key}={config[key]!r}, which nothing reads; clients read {', '.join(read)}: "
             "send one of these, or name a mod that reads it (client_mods)"
         )
-    lr = config.get("lr", 0.0)
-    if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
-        raise CannotContinue(f"the strategy sends clients lr={lr!r}; expected a finite number of at least 0")
 
 
-def _check_decay(config: ConfigRecord, accuracy_on: str) -> None:
-    """Refuse a decay that lacks what decides it."""
+def _check_values(config: ConfigRecord, accuracy_on: str) -> None:
+    """Refuse values out of range, and a decay that lacks what decides it."""
+    for key, limits in LIMITS.items():
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int | float) or not limits.hold(value)):
+            raise CannotContinue(f"the strategy sends clients {key}={value!r}; expected a number {limits.text}")
+    if config.get("decay-mode", "constant") not in ("constant", "cumulative"):
+        raise CannotContinue(
+            f"the strategy sends clients decay-mode={config['decay-mode']!r}; expected constant or cumulative"
+        )
     if "decay-mode" in config and "decay-rate" not in config:
         raise CannotContinue("the strategy sends clients decay-mode without decay-rate; send both, or neither")
     on_accuracy = "decay-rate" in config and config.get("decay-mode") != "constant" and accuracy_on != "client"

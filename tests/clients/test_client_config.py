@@ -66,7 +66,7 @@ def test_a_key_that_nothing_reads_is_refused_with_those_that_are_read(policy: Po
 
 @pytest.mark.parametrize("lr", [-0.1, float("nan"), float("inf"), "fast"])
 def test_a_learning_rate_that_is_none_is_refused(policy: Policy, lr: object) -> None:
-    with pytest.raises(CannotContinue, match=f"sends clients lr={lr!r}; expected a finite number of at least 0"):
+    with pytest.raises(CannotContinue, match=f"sends clients lr={lr!r}; expected a number at least 0"):
         rates(policy, lr=lr)
 
 
@@ -76,6 +76,12 @@ def test_a_learning_rate_that_is_none_is_refused(policy: Policy, lr: object) -> 
     [
         ({"decay-mode": "constant"}, "decay-mode without decay-rate; send both, or neither"),
         ({"decay-mode": "cumulative"}, "decay-mode without decay-rate; send both, or neither"),
+        ({"decay-mode": "constantly", "decay-rate": 0.5}, "decay-mode='constantly'; expected constant or cumulative"),
+        (
+            {"decay-mode": "constant", "decay-rate": -3.0},
+            "decay-rate=-3.0; expected a number more than 0 and at most 1",
+        ),
+        ({"proximal-mu": float("nan")}, "proximal-mu=nan; expected a number at least 0"),
         ({"decay-rate": 0.5}, "decay-rate without server-accuracy, .* set needs_server_accuracy = True in its class"),
     ],
 )
