@@ -17,7 +17,7 @@ from clients.app import config_of
 from clients.privacy import check_promise
 from fed.config.flower import DATA, POLICY, from_text, node_settings
 from fed.config.policy import NodePolicy, check_allowed, read_policy
-from fed.errors import Failed
+from fed.errors import CannotContinue, Failed
 from fed.files import inside
 from fed.grids.remote import RUN, SETTINGS
 from run.site import Site, site_of
@@ -74,7 +74,7 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
             check_promise(request.config.privacy, context.node_config)
         usual = inside(Path(request.config.cache_dir), "clients", str(sent[RUN]))
         return answer(site_of(request, context.node_config, policy), message, context, folder or usual)
-    except Failed as error:
+    except (Failed, CannotContinue) as error:  # of the run's settings and messages, or of this disk
         reason = shared = " ".join(str(error).split())
     except Exception as error:
         kind, reason = type(error).__name__, " ".join(str(error).split())

@@ -21,7 +21,7 @@ WINGS = (
     ("fed.model", "fed.tracking"),
     ("fed.data", "fed.cpu", "fed.distributed"),
     ("fed.config",),
-    ("fed.files", "fed.intervals", "fed.seeding"),
+    ("fed.files", "fed.foreign", "fed.intervals", "fed.seeding"),
     ("fed.errors",),
     ("losses",),
 )
@@ -38,6 +38,8 @@ FLOWER_PUBLIC = {
 }
 # Private names in use outside fed/grids/local.py, with the reason.
 FLOWER_ACCEPTED = {
+    ("run.own_client", "flwr.supernode.cli.flwr_clientapp.flwr_clientapp"),  # the program of a message, and where it
+    ("run.own_client", "flwr.supernode.runtime.run_clientapp"),  # takes its client app from: tests/attacks/ would tell
     ("server.strategies", "flwr.supercore.log"),  # the logger that Flower's own strategies write to
     ("server.strategies", "_check_and_log_replies"),  # of FedAvg: a subclass checks replies as its parent does
 }

@@ -1,7 +1,6 @@
 """Replies of clients: the check that an aggregate can use them."""
 
 import math
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from fed.distributed.ranks import ALONE, Ranks
 from fed.errors import Failed
 from fed.model.arrays import not_finite, to_tensors
 
-FINITE = Limits(at_least=-sys.float_info.max, at_most=sys.float_info.max)
+FINITE = Limits()  # infinity and NaN are out of every range
 SHARE, NOT_NEGATIVE = Limits(at_least=0, at_most=1), Limits(at_least=0, at_most=2**53)
 PAIRS = Limits(at_least=1, at_most=2**53)  # a float64 holds it
 # The metrics that clients answer with, and the numbers that these can be.

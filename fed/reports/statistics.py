@@ -190,16 +190,9 @@ def paired_difference(differences: Sequence[Floats], conversations: Sequence[Seq
     of_pairs = _over_pairs(values_SU, shares_SU, means_S)
     added = _over_seeds(values_SU, shares_SU, means_S) if num_seeds > 1 else 0.0
     low, high = (math.sqrt((mean - end) ** 2 + added) for end in of_pairs)
-    sizes = {len(vector) for vector in differences}
-    return Difference(
-        mean=mean,
-        low=max(-1.0, mean - low),
-        high=min(1.0, mean + high),
-        num_pairs=int(counts_SU.sum()),
-        num_seeds=num_seeds,
-        of_pairs=of_pairs,
-        pairs_of_each=sizes.pop() if len(sizes) == 1 else None,
-    )
+    ends, each = (max(-1.0, mean - low), min(1.0, mean + high)), {*map(len, differences)}
+    count, common = int(counts_SU.sum()), each.pop() if len(each) == 1 else None
+    return Difference(mean, *ends, num_pairs=count, num_seeds=num_seeds, of_pairs=of_pairs, pairs_of_each=common)
 
 
 def _over_pairs(values_SU: Floats, shares_SU: Floats, means_S: Floats) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from fed.grids.remote import RemoteGrid
 from fed.grids.settings import LocalGridSettings, RemoteGridSettings
 from fed.grids.wire import AS_IT_IS, Wire, unpacking
 from fed.model.arrays import to_record, to_tensors
-from support.flower_grid import FlowerGrid
+from support.flower_grid import Anything, FlowerGrid
 
 
 def test_weights_of_another_wire_dtype_are_refused():
@@ -88,7 +88,7 @@ def test_a_grid_adds_small_steps_to_weights_that_are_far_from_the_initial_ones(w
     else:
         flower = FlowerGrid([(client(unpacking(wire), step=1e-6), {"partition-id": 0})])
         how = {"message_config": {}, "wait": 10.0, "simulated": False, "timeout": None, "on_reply": lambda *_: None}
-        settings = RemoteGridSettings(**how, wire=wire)
+        settings = RemoteGridSettings(**how, wire=wire, expected=Anything())
         grid = RemoteGrid(flower, settings)
         grid.gather(1)
     for _ in range(10):

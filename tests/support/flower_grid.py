@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -11,6 +11,15 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fed.grids.replies import Expected
+
+
+class Anything(Expected):
+    """A server that takes whatever records a reply has."""
+
+    def check(self, kind: str, keys: Collection[str], content: RecordDict) -> None: ...
+
 
 Tamper = Callable[[Message], None]
 
