@@ -171,7 +171,7 @@ def test_values_out_of_range_are_refused():
         ({"decay_rate": 0.0}, "0 < decay_rate <= 1"),
         ({"decay_rate": 1.01}, "0 < decay_rate <= 1"),
         ({"decay": "never"}, "cumulative or constant"),
-        ({"temp": math.nan}, "not finite"),
+        ({"temp": math.nan}, "out of range"),
     ):
         with pytest.raises(ValueError, match=message):
             FeDPO(**bad)
