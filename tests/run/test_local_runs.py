@@ -20,11 +20,11 @@ def passes_on(message, context, call_next):
 
 
 def test_a_key_that_nothing_reads_ends_the_run_in_one_line(command_line: CommandLine) -> None:
-    typed = [*SMALL, "strategy=fedavg", "strategy._target_=test_local.Tells"]
+    typed = [*SMALL, "strategy=fedavg", "strategy._target_=test_local_runs.Tells"]
     found = command_line(*typed)
     assert found.code == 1 and found.err.startswith("error: the strategy sends clients local-epochs=3, which nothing")
     assert found.err.count("\n") == 1
-    assert command_line(*typed, "client_mods=[test_local.passes_on]").code == 0
+    assert command_line(*typed, "client_mods=[test_local_runs.passes_on]").code == 0
 
 
 @pytest.mark.parametrize("pairs", ["client", "test"])
