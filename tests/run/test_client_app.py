@@ -79,10 +79,12 @@ def test_a_client_that_is_promised_too_little_stays_away(federate, files, capfd)
     assert "privacy: local_dp, updates clipped to 1, noise multiplier 2: epsilon 2.17" in capfd.readouterr().err
 
 
-def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, monkeypatch):
+def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("builtins.drawn", drawn, raising=False)
-    federate(nodes(files), client_mods="[test_client_app.draws]")
+    (tmp_path / "policy.yaml").write_text("client_mods: [test_client_app.draws]")
+    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+    federate(allowing, client_mods="[test_client_app.draws]")
     assert len(drawn) == 4 and len(set(drawn)) == 4
 
 
