@@ -17,7 +17,7 @@ from fed.errors import CannotWrite
 # Errors of a disk that is full, gone, or not to be written.
 DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ENOENT, errno.ENOTDIR),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST),  # the last: a file stands where a folder should
 }
 
 DIGEST = hashlib.sha256().digest_size

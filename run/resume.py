@@ -102,8 +102,7 @@ def _config(folder: Path) -> Config:
             raise ValueError(f"it lacks {key}")
         name_as_now(config.partition)
     except Exception as error:  # a damaged file makes the readers raise anything
-        way_out = f"{_older_commit(folder)}start a new run"
-        raise ValueError(f"{path} cannot be read as the settings of a run: {error}; {way_out}") from error
+        raise _unreadable(folder, error) from error
     return config
 
 
@@ -126,7 +125,7 @@ def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
         try:
             imported(key, path)
         except ValueError as error:
-            raise ValueError(f"{folder / CONFIG} cannot be read as the settings of a run: {error}") from error
+            raise _unreadable(folder, error) from error
 
 
 def _targets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,6 +139,11 @@ def _targets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield prefix + key, value
             else:
                 yield from _targets(value, f"{prefix}{key}.")
+
+
+def _unreadable(folder: Path, error: Exception) -> ValueError:
+    way_out = f"{_older_commit(folder)}start a new run"
+    return ValueError(f"{folder / CONFIG} cannot be read as the settings of a run: {error}; {way_out}")
 
 
 def _older_commit(folder: Path) -> str:

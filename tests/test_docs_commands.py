@@ -12,7 +12,7 @@ from support.federations import dpo_loss
 from support.local_settings import local_settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"(?m)^\.venv/bin/python main\.py (.*datasets=.*)$", README)
+COMMANDS = re.findall(r"(?m)^python main\.py (.*datasets=.*)$", README)
 PAIRS = {"hh": 160_800, "jsonl": 1_000}  # of the hub's training split, and of a small file of the reader's own
 
 

@@ -66,6 +66,7 @@ class Clock:
 def test_the_first_signal_is_noted_and_nothing_more(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         told: list[int] = []
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under `nohup`
         with stop.listening(told.append):
             before = stop.requested(), Stop().requested()
             Stop().check()  # nobody asked yet
@@ -81,6 +82,16 @@ def test_the_first_signal_is_noted_and_nothing_more(number: int, capfd: pytest.C
     assert os.waitstatus_to_exitcode(in_child(work)) == 7
     name = signal.Signals(number).name
     assert capfd.readouterr().err == f"{name}: stopping after this step; send it again to stop at once\n"
+
+
+def test_a_closed_terminal_ends_no_run_under_nohup() -> None:
+    def work() -> int:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop.listening():
+            send(signal.SIGHUP)
+            return 7 if stop.requested() == 0 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 8
+
+    assert os.waitstatus_to_exitcode(in_child(work)) == 7
 
 
 def test_a_second_signal_within_half_a_second_is_the_same_request(capfd: pytest.CaptureFixture[str]) -> None:

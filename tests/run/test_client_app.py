@@ -147,7 +147,7 @@ def test_the_same_weights_are_not_the_same_model(federate, files, tmp_path, capf
         ({"data": "nowhere.jsonl"}, {}, ["there is no file nowhere.jsonl"]),
         ({"dataset": "demo"}, {}, ["made in code"]),
         ({"dataset": "jsnl"}, {}, ["no data set 'jsnl'", "nearest: jsonl"]),
-        ({"lr": 0.1}, {}, ["--node-config has lr", "a node may set only data, dataset, cache_dir"]),
+        ({"lr": 0.1}, {}, ["--node-config has lr", "a node may set only data, dataset, policy, "]),
         ({"num_threads": "many"}, {}, ["--node-config: num_threads"]),
         ({}, {"partition": "iid", "accuracy_on": "server"}, ["data of its own", "partition=own"]),
     ],

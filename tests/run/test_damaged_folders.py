@@ -52,8 +52,8 @@ def test_settings_of_another_version_name_the_commit_that_can_resume_them(key: s
     if key == "a key that is gone":
         settings["gone"], told = 1, "'gone' not in 'Config'"
     elif key == "a class that is gone":
-        settings["strategy"]["_target_"] = "strategies.Gone"
-        told = "strategy._target_=strategies.Gone cannot be imported"
+        settings["strategy"]["_target_"] = "server.strategies.Gone"
+        told = "strategy._target_=server.strategies.Gone cannot be imported"
     else:
         del settings["temp"]
         told = "it lacks temp"

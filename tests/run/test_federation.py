@@ -123,7 +123,7 @@ def test_every_shipped_strategy_trains(policy, name):
     schema.register()
     top = OmegaConf.create(
         {"clients_per_round": None, "client_num_in_total": 7, "lr": 3e-3, "temp": 0.1, "decay_rate": 0.995}
-        | {"weighting": "accuracy"}
+        | {"weighting": "accuracy", "max_client_weight": None}
     )
     raw = OmegaConf.load(f"config/strategy/{name}.yaml")
     node = OmegaConf.merge(top, raw if "strategy" in raw and "_target_" not in raw else {"strategy": raw})

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from fed.files import read_array
+from fed.files import read_array, write_array
 from run import header
 from support.command_line import SMALL, CommandLine
 from support.rows import pairs, write
@@ -107,7 +106,7 @@ def test_a_reference_that_does_not_tie_ends_the_run_before_training(command_line
         column = read_array(file)
         assert column is not None
         column[0, 0] += 1e-3
-        np.save(file, column)
+        write_array(file, column)
     again = command_line(*SMALL)
     assert again.code == 1 and "log-probs differ on 1 of" in again.err and "remove the folder reference" in again.err
     assert "round 0" not in again.out

@@ -14,7 +14,7 @@ from fed.config.groups import FaultSettings, ModelSettings
 from fed.config.schema import Config, keys
 from fed.reports.runs import Run
 from fed.tracking import run_folder
-from run.resume import MAY_CHANGE, differences, resumed
+from run.resume import FINDS, MAY_CHANGE, differences, resumed
 from support.begun_runs import BEGAN, ENVIRONMENT, began, typed
 
 # What the folder says
@@ -88,7 +88,7 @@ def test_what_was_not_typed_is_not_changed_to_a_default(tmp_path: Path) -> None:
 
 def test_every_other_key_is_refused_by_name(tmp_path: Path) -> None:
     folder = began(tmp_path / "run")
-    others = set(keys()) - {"resume", "output_dir", "exp_name", *MAY_CHANGE}
+    others = set(keys()) - {*FINDS, *MAY_CHANGE}
     assert {"lr", "seed", "model.name_or_path", "strategy", "faults.nan_rate", "client_num_in_total"} < others
     for key in (*others, "strategy.temp", "loss.delta"):
         with pytest.raises(

@@ -145,13 +145,16 @@ def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:
 def test_a_round_calls_no_more_functions_and_keeps_no_more_bytes_with_a_hundred_times_the_clients(
     tmp_path: Path, persists: bool
 ) -> None:
-    """Rounds 2 to 4 count, because the first one imports and caches. Of 20 clients the same may be sampled twice."""
+    """Rounds 2 to 4 count, because the first one imports and caches. Of 20 clients the same may be sampled twice.
+
+    An object for each of 2,000 clients would be 110 kB a round; what else ran in this process moves the sum by 30 kB.
+    """
     run(tmp_path / "warm", FEW, persists=persists)
     few = run(tmp_path / "few", FEW, persists=persists)
     many = run(tmp_path / "many", MANY, persists=persists)
     assert len(few.calls) == len(many.calls) == ROUNDS + 1
     assert max(many.calls[2:]) < 1.2 * max(few.calls[2:])
-    assert sum(many.bytes[2:]) < sum(few.bytes[2:]) + 30_000
+    assert sum(many.bytes[2:]) < sum(few.bytes[2:]) + 100_000
 
 
 def test_contexts_exist_for_clients_that_were_asked_only() -> None:
