@@ -63,14 +63,12 @@ def test_the_code_of_a_run_runs_at_a_plain_node_only(deployment, command):
 
 def test_a_hostile_node_costs_nobody_else_a_round(deployment):
     """It reports an accuracy of 1e308 three times."""
-    spoils = (
-        "_honest = _guarded\n\n\ndef _guarded(answer, message, context, folder):\n"
-        "    reply = _honest(answer, message, context, folder)\n"
-        '    if message.metadata.message_type == "train" and not reply.has_error():\n'
-        '        reply.content["metrics"]["accuracy"] = 1e308\n'
-        "    return reply\n\n\napp = flower_app()"
+    before = "def train(message: Message, context: Context) -> Message:\n        return "
+    after = before.replace("return", "reply =") + (
+        "_guarded(Site.answer, message, context, folder)\n"
+        '        reply.content["metrics"]["accuracy"] = 1e308\n        return reply\n        '
     )
-    program = strangers(deployment.folder, "run/client_app.py", "app = flower_app()", spoils)
+    program = strangers(deployment.folder, "run/client_app.py", before, after)
     start(deployment, "one")
     start(deployment, "two", program=program)
     deployment.begin("hostile", client_num_in_total=2, **SMALL)
