@@ -1,16 +1,17 @@
 """The mods that keep a client's data with the client, and the check of what its owner demands of a run."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
 
 from fed.config.flower import KIND, LEAST
 from fed.config.groups import PrivacySettings
 from fed.errors import Failed
-from fed.model.arrays import to_tensors
+from fed.grids.replies import Sent, arrays_of
 from fed.privacy import (
     check_rounding,
     classical_epsilon,
@@ -28,9 +29,11 @@ def privacy_mods(settings: PrivacySettings) -> list[Mod]:
     """Return the mods that `privacy=` needs at a client, outermost first; a user's own mods go inside them."""
     if settings.kind == "none":
         return []
+    if settings.kind == "central_dp" and settings.clipping == "server":
+        return [only_weights, measurable]
     held: list[Mod] = [only_weights, functools.partial(checked, settings)]
     if settings.kind == "central_dp":
-        return held if settings.clipping == "server" else [*held, fixedclipping_mod, hide_unchanged, measurable]
+        return [*held, fixedclipping_mod, hide_unchanged, measurable]
     noise = LocalDpMod(settings.clipping_norm, local_sensitivity(settings), classical_epsilon(settings), settings.delta)
     mods: list[Mod] = [*held, noise, hide_unchanged, measurable]
     return mods if settings.seeded_noise else [*mods, unseeded]
@@ -78,15 +81,14 @@ def checked(settings: PrivacySettings, message: Message, context: Context, call_
     Raises:
         Failed: If it is longer, or if the noise is lost in the rounding of weights as large as those received.
     """
-    sent = {key: to_tensors(record) for key, record in message.content.array_records.items()}
+    sent = arrays_of(message)
     if settings.kind == "local_dp":
         for tensors in sent.values():
             check_rounding(settings, tensors)
     reply = call_next(message, context)
     if not reply.has_error():
-        for key in sent.keys() & reply.content.array_records.keys():
-            record = reply.content.array_records[key]
-            length, most = update_norm(sent[key], to_tensors(record)), longest_update(settings, sent[key])
+        for before, after in _updates(sent, reply):
+            length, most = update_norm(before, after), longest_update(settings, before)
             if not length <= most:
                 raise Failed(
                     f"privacy={settings.kind}: the update would leave with norm {length:.3g} in place of {most:.3g}"
@@ -100,21 +102,28 @@ def measurable(message: Message, context: Context, call_next: ClientAppCallable)
     Raises:
         Failed: If the update, or its norm, is not finite in float32.
     """
+    sent = arrays_of(message)
     reply = call_next(message, context)
     if not reply.has_error():
-        for key, sent in message.content.array_records.items():
-            if key in reply.content.array_records:
-                length = update_norm(to_tensors(sent), to_tensors(reply.content.array_records[key]))
-                if not length < LONGEST:
-                    raise Failed(f"the update has norm {length:g}, which cannot be clipped; nothing is sent")
+        for before, after in _updates(sent, reply):
+            length = update_norm(before, after)
+            if not length < LONGEST:
+                raise Failed(f"the update has norm {length:g}, which cannot be clipped; nothing is sent")
     return reply
+
+
+def _updates(sent: Sent, reply: Message) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+    """Yield the arrays of a message and those that a reply has under the same key."""
+    answered = arrays_of(reply)
+    yield from ((sent[key], answered[key]) for key in sent.keys() & answered.keys())
 
 
 def hide_unchanged(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Return the reply with weights that differ from those received, so that nobody sees an unchanged model."""
+    received = dict(message.content.array_records)  # mods inside may replace them
     reply = call_next(message, context)
     if not reply.has_error():
-        for key, sent in message.content.array_records.items():
+        for key, sent in received.items():
             if key in reply.content.array_records:
                 reply.content[key] = moved(sent, reply.content.array_records[key])
     return reply

@@ -94,14 +94,12 @@ def update_norm(sent: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> fl
 
 @torch.no_grad()
 def longest_update(settings: PrivacySettings, sent: Mapping[str, Tensor]) -> float:
-    """Return a norm that no update which leaves a client exceeds; inf where clients do not clip.
+    """Return a norm that no update exceeds which leaves a client that clips.
 
     It is the clipping norm C, and with local_dp s (sqrt(d) + 10) for d numbers of noise of standard deviation s:
     Gaussian noise is longer with probability exp(-50) (Boucheron, Lugosi and Massart, Concentration Inequalities,
     Theorem 5.6). The rest is for rounding in float32.
     """
-    if settings.kind == "central_dp" and settings.clipping == "server":
-        return math.inf
     numbers = sum(tensor.numel() for tensor in sent.values())
     noise = noise_deviation(settings) * (math.sqrt(numbers) + 10) if settings.kind == "local_dp" else 0.0
     weights = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in sent.values()))

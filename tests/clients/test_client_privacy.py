@@ -72,6 +72,19 @@ def test_two_clients_of_different_data_differ_in_nothing_but_their_arrays(policy
             assert not all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_an_unchanged_model_is_hidden_where_the_client_trains_a_part_of_it() -> None:
+    """A mod inside replaces the message's arrays by parts of them, as where processes share a model."""
+
+    def in_parts(message: Message, context: Context, call_next: Any) -> Message:
+        message.content["arrays"] = to_record({name: tensor[:1] for name, tensor in SENT.items()})
+        return call_next(message, context)
+
+    (reply,) = sent_by_a_client(settings(clipping="client"), SENT, SENT, {"clipping_norm": 2.0}, mods=[in_parts])
+    tensors = to_tensors(reply.content["arrays"])
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert any(not torch.equal(tensor, SENT[name]) for name, tensor in tensors.items())
+
+
 def test_a_client_keeps_arrays_of_its_own_mods_to_itself() -> None:
     app = ClientApp(mods=privacy_mods(settings()))
 

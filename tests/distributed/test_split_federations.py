@@ -20,6 +20,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from clients.privacy import privacy_mods
+from fed.config.groups import PrivacySettings
 from fed.model.arrays import to_record
 from server.strategies import FeDPO, StreamingFedAvg
 from server.traits import takes_parts
@@ -99,12 +101,14 @@ def test_a_strategy_takes_parts_if_it_is_known_or_says_to_be_elementwise(strateg
     assert takes_parts(strategy) is expected
 
 
+OWN_CLIPPING = PrivacySettings(kind="central_dp", clipping="client", clipping_norm=0.05)
 STRATEGIES: dict[str, tuple[Callable[[], Strategy], list[Any]]] = {
     "number by number": (lambda: FedAdam(eta=0.1, tau=0.1, **everyone()), []),
     "with FedProx's term": (lambda: FedProx(proximal_mu=1.0, **everyone()), []),
     "the user's own": (lambda: FarthestOut(**everyone()), []),
     "privacy by the server": (server_side_privacy, []),
     "privacy by the clients": (client_side_privacy, [fixedclipping_mod]),
+    "privacy= by the clients": (client_side_privacy, privacy_mods(OWN_CLIPPING)),
     "a mod": (lambda: FeDPO(**everyone()), [clipped]),
 }
 

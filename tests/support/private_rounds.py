@@ -1,11 +1,13 @@
 """Rounds under `privacy=` by hand: three updates, their clipped forms, and the formula of epsilon."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from clients.privacy import privacy_mods
 from fed.config.groups import PrivacySettings
@@ -60,9 +62,11 @@ def trained_by_first() -> dict[str, torch.Tensor]:
     return {name: SENT[name] + UPDATES[0][name] for name in SENT}
 
 
-def sent_by_a_client(settings: PrivacySettings, sent: Any, trained: Any, config: Any = None) -> list[Message]:
-    """Return the reply of an app that has the mods of these settings, trained weights and metrics of its own."""
-    app = ClientApp(mods=privacy_mods(settings))
+def sent_by_a_client(
+    settings: PrivacySettings, sent: Any, trained: Any, config: Any = None, mods: Sequence[Mod] = ()
+) -> list[Message]:
+    """Return the reply of an app with the mods of these settings, others inside them, trained weights and metrics."""
+    app = ClientApp(mods=[*privacy_mods(settings), *mods])
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
