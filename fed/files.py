@@ -107,11 +107,12 @@ def write_array(entry: Path, values: np.ndarray) -> None:
     Raises:
         CannotWrite: If the disk refuses the file.
     """
-    content = io.BytesIO()
-    np.lib.format.write_array(content, values, allow_pickle=False)
+    written = io.BytesIO()
+    np.lib.format.write_array(written, values, allow_pickle=False)
+    content = written.getvalue()
     with writing(entry):
         make_private(entry.parent)
-        write_whole(entry, content.getvalue() + hashlib.sha256(content.getvalue()).digest(), mode=0o600)
+        write_whole(entry, content + hashlib.sha256(content).digest(), mode=0o600)
 
 
 def read_array(entry: Path) -> np.ndarray | None:

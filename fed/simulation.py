@@ -153,18 +153,17 @@ def _check_finite(world: Ranks, server_round: int, arrays: ArrayRecord) -> None:
     Raises:
         NotFinite: If this process's part of them, or another's, is not.
     """
-    odd = [name for name in world.gather(not_finite(to_tensors(arrays))) if name is not None]
-    if odd:
-        raise NotFinite(f"round {server_round}: {odd[0]} of the global weights is not finite; the round is not kept")
+    if (odd := world.any_of(not_finite(to_tensors(arrays)))) is not None:
+        raise NotFinite(f"round {server_round}: {odd} of the global weights is not finite; the round is not kept")
 
 
 def _way_back(persistence: Persistence | None, sound: int) -> str:
     """Name the last checkpoint whose weights were finite when they were evaluated."""
-    kept = [] if persistence is None else [n for n in rounds(persistence.checkpointer.folder) if n <= sound]
-    if not kept:
-        return "no checkpoint with finite weights is left"
-    assert persistence is not None
-    return f"the last finite weights are those of {persistence.checkpointer.folder / f'round-{max(kept)}'}"
+    if persistence is not None:
+        folder = persistence.checkpointer.folder
+        if kept := [server_round for server_round in rounds(folder) if server_round <= sound]:
+            return f"the last finite weights are those of {folder / f'round-{max(kept)}'}"
+    return "no checkpoint with finite weights is left"
 
 
 def _begin(grid: CountingGrid, server: ServerSide) -> tuple[int, ArrayRecord]:

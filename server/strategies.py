@@ -219,9 +219,8 @@ def capped(log_weights: Sequence[float], most: float) -> list[float]:
         shares = dict(zip(rest, (left * share for share in _shares([log_weights[k] for k in rest])), strict=True))
         more = {k for k, share in shares.items() if share > most * (1 + 1e-12)}
         if not more:
-            return [
-                math.log(shares.get(k, most)) if shares.get(k, most) > 0 else -math.inf for k in range(len(log_weights))
-            ]
+            found = (shares.get(k, most) for k in range(len(log_weights)))
+            return [math.log(share) if share > 0 else -math.inf for share in found]
         over |= more
 
 

@@ -97,11 +97,11 @@ class Checkpointer:
             found, problem = self._read(server_round, folder)
             # A run of fewer processes left no file for this one: that is no damage.
             self._check_run(folder, world.from_first(None if found is None else found.content["run"]))
-            problems = [text for text in world.gather(problem) if text is not None]
-            if not problems:
+            problem = world.any_of(problem)
+            if problem is None:
                 return found
             self.files.forget()
-            on_damage(f"checkpoint {folder} is damaged: {problems[0]}")
+            on_damage(f"checkpoint {folder} is damaged: {problem}")
         return None
 
     def restore(

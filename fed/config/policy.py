@@ -26,7 +26,7 @@ OF_TYPES = ("model.policy_dtype", "model.reference_dtype", "model.fsdp_policy_mp
 
 @dataclass
 class NodePolicy:
-    """What a run may do at a node. Each field is a key of the YAML file that `--node-config policy=` names."""
+    """The limits of a run at a node. Each field is a key of the YAML file that `--node-config policy=` names."""
 
     models: list[str] = key(
         [],
@@ -67,7 +67,7 @@ def read_policy(path: str | None) -> NodePolicy:
         raise ValueError(f"policy={path} cannot be read: {in_one_line(str(error))}") from error
     for item in fields(NodePolicy):
         limits, value = item.metadata["key"].limits, getattr(policy, item.name)
-        if limits is not None and not (math.isfinite(value) and limits.hold(value)):
+        if limits is not None and not limits.hold(value):  # infinity and NaN are out of every range
             raise ValueError(f"policy={path}: {item.name}={value} is out of range; expected {limits.text}")
     return policy
 

@@ -55,6 +55,10 @@ class Ranks:
         dist.all_gather_object(found, item, group=self.group)
         return found
 
+    def any_of(self, item: T | None) -> T | None:
+        """Return the item of the first process that has one; None: no process has any."""
+        return next((found for found in self.gather(item) if found is not None), None)
+
     def from_first(self, item: T) -> T:
         """Return the item of the first process; the others' items are ignored."""
         return self.from_rank(0, item)

@@ -39,7 +39,7 @@ def arrays_of(message: Message) -> Sent:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reply of a client elsewhere must hold, and nothing else.
+    """The records that a reply of a client elsewhere holds, and no others.
 
     Args:
         private: Clients send `num-examples` 1 and no other metric, as `privacy=` makes them.
@@ -78,7 +78,7 @@ class Expected:
         for name, limits in ranges.items():
             value = metrics[name]
             if isinstance(value, list) or not limits.hold(value):
-                raise Failed(f"its {name} is {str(value)[:40]}; expected a number{limits.text and ' '}{limits.text}")
+                raise Failed(f"its {name} is {str(value)[:40]}; expected a number {limits.text}".rstrip())
 
 
 def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:
@@ -92,9 +92,8 @@ def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:
     Raises:
         Failed: With the reason, if the reply is such.
     """
-    reasons = [reason for reason in own.gather(_problem(sent, reply)) if reason is not None]
-    if reasons:
-        raise Failed(reasons[0])
+    if (reason := own.any_of(_problem(sent, reply))) is not None:
+        raise Failed(reason)
 
 
 def _problem(sent: Sent, reply: Message) -> str | None:
@@ -121,5 +120,5 @@ def _problem_of_arrays(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             return f"its {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-    name_of_odd = not_finite(found)
-    return None if name_of_odd is None else f"its {name_of_odd} is not finite"
+    odd = not_finite(found)
+    return None if odd is None else f"its {odd} is not finite"

@@ -64,10 +64,9 @@ def _check_finite(model: Any, settings: ModelSettings, place: Placement) -> None
         ValueError: If one is infinite or not a number.
     """
     own = {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
-    odd = [name for name in place.mesh.world.gather(not_finite(own)) if name is not None]
-    if odd:
+    if (odd := place.mesh.world.any_of(not_finite(own))) is not None:
         where = settings.archive or settings.gguf_file or settings.name_or_path
-        raise ValueError(f"{where} has numbers that are not finite, in {odd[0]} for one; give other weights")
+        raise ValueError(f"{where} has numbers that are not finite, in {odd} for one; give other weights")
 
 
 def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:

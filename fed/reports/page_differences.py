@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fed.config.explain import in_a_row
 from fed.reports.page_figures import Plot, axis, layout, literal
 from fed.reports.statistics import SAME, Difference
 from fed.reports.tables import Row
@@ -78,7 +79,7 @@ def _standing(best: Sequence[str], other: str, differences: Pairs) -> str | None
 def _listed(names: Sequence[str], many: str = "other methods") -> str:
     if len(names) > MOST_NAMED:
         return f"{len(names)} {many}"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return in_a_row(names)
 
 
 def forest(differences: Pairs) -> list[Plot]:

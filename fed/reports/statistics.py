@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fed.config.explain import counted
 from fed.intervals import NORMAL, student, wilson
 from fed.reports.runs import Method, Run
 
@@ -68,7 +69,7 @@ class Difference:
     @property
     def size(self) -> str:
         """The number of seeds and of pairs; seeds may share pairs, so a sum of them would say too much."""
-        seeds = f"{self.num_seeds} seed{'s' * (self.num_seeds > 1)}"
+        seeds = counted(self.num_seeds, "seed")
         if self.num_seeds == 1 or self.pairs_of_each is None:
             return f"{seeds}, {self.num_pairs:,} pairs"
         return f"{seeds} x {self.pairs_of_each:,} pairs"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from fed.config.explain import in_a_row
 from fed.reports.runs import Run
 from fed.reports.statistics import SAME, mean_and_se
 from fed.reports.sweep_png import picture
@@ -86,7 +87,7 @@ def _best_setting(swept: Sequence[Setting], keys: Sequence[str]) -> str:
     texts = [f"`{text}`" for text in named[:MOST_NAMED]]
     if more := len(named) - len(texts):
         texts.append(f"{more} more")
-    typed = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}, which have the same,"
+    typed = f"{in_a_row(texts)}{', which have the same,' if len(texts) > 1 else ''}"
     return f"Highest accuracy: {typed} with {means[0]:.3f}. Of {len(ranked)} settings the highest is partly lucky.\n\n"
 
 

@@ -1,6 +1,5 @@
 """A client that answers with what no honest one does: it is left out with the reason, and nobody's run ends."""
 
-import json
 import re
 
 import numpy as np
@@ -13,8 +12,10 @@ from fed.config.flower import PARTITION_ID
 from fed.errors import CannotContinue, Failed
 from fed.foreign import one_line, printable
 from fed.grids.replies import RANGES, Expected
+from fed.tracking.line_files import read_lines
+from fed.tracking.run_files import METRICS
 from support.deployment import lines
-from support.flower_runs import nodes
+from support.flower_runs import allowing, nodes
 
 
 def spoils(change, kind="train"):
@@ -92,7 +93,7 @@ HOSTILE = {
 @pytest.mark.parametrize(("change", "words"), HOSTILE.values(), ids=HOSTILE)
 def test_a_reply_that_no_honest_client_sends_costs_its_sender_the_round_only(federate, files, change, words):
     _, run = federate(nodes(files), hostile_node=spoils(change), comm_round=2, strategy="fedpo")
-    failures = [line for line in read(run) if line["split"] == "failure"]
+    failures = [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
     assert len(failures) == 1 and failures[0]["round"] == 1
     assert re.search(words, failures[0]["reason"])
     assert failures[0]["reason"].isprintable() and len(failures[0]["reason"]) <= 500
@@ -100,16 +101,12 @@ def test_a_reply_that_no_honest_client_sends_costs_its_sender_the_round_only(fed
     assert (2, "server", "test") in found and (2, "client-0", "train") in found and (2, "client-1", "train") in found
 
 
-def read(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("change", [metrics(accuracy=None), metrics(extra=1.0), adds(arrays=ArrayRecord())])
 def test_an_evaluation_that_no_honest_client_sends_is_left_out(federate, files, change):
     _, run = federate(
         nodes(files), hostile_node=spoils(change, "evaluate"), comm_round=2, **{"strategy.fraction_evaluate": 1.0}
     )
-    assert [line["round"] for line in read(run) if line["split"] == "failure"] == [1]
+    assert [line["round"] for line in read_lines(run / METRICS) if line["split"] == "failure"] == [1]
     assert (2, "client-0", "held-out") in lines(run)
 
 
@@ -139,12 +136,11 @@ def test_a_node_whose_number_is_none_is_refused(federate, files, capfd, number):
     assert "cannot take part: it" in capfd.readouterr().out
 
 
-def test_a_mods_metric_is_taken_if_the_run_names_it(federate, files, tmp_path):
-    (tmp_path / "policy.yaml").write_text("client_mods: [test_hostile_client.adds_a_metric]\n")
-    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+def test_a_mods_metric_is_taken_if_the_run_names_it(federate, files):
+    allowed = allowing("client_mods: [test_hostile_client.adds_a_metric]", files)
     typed = {"client_mods": "[test_hostile_client.adds_a_metric]", "client_metrics": "[length]"}
-    _, run = federate(allowing, comm_round=1, **typed)
-    assert not [line for line in read(run) if line["split"] == "failure"]
+    _, run = federate(allowed, comm_round=1, **typed)
+    assert not [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
 
 
 def adds_a_metric(message, context, call_next):

@@ -10,7 +10,7 @@ import pytest
 from fed.config.policy import NodePolicy, read_policy
 from fed.errors import CannotContinue
 from fed.grids.remote import SETTINGS
-from support.flower_runs import nodes
+from support.flower_runs import allowing, nodes
 
 ENDS = {"min_fit_clients": 2, "process_timeout": 3}
 
@@ -90,10 +90,8 @@ def test_no_path_of_the_servers_is_opened(federate, files, tmp_path):
         ("max_steps: 3", {"local_steps": 3}, {}),
     ],
 )
-def test_what_the_policy_allows_is_done(federate, files, tmp_path, text, changes, settings):
-    (tmp_path / "policy.yaml").write_text(text)
-    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
-    _, run = federate(allowing, hostile_server=sets(**changes), comm_round=1, **settings)
+def test_what_the_policy_allows_is_done(federate, files, text, changes, settings):
+    _, run = federate(allowing(text, files), hostile_server=sets(**changes), comm_round=1, **settings)
     assert (run / "summary.json").exists()
 
 
@@ -105,11 +103,9 @@ def loss(policy, reference, *, beta, label_smoothing=0.0, reference_free=False):
     return beta * (policy.rejected - policy.chosen)
 
 
-def test_a_training_ends_when_the_owner_says(federate, files, tmp_path, capfd):
-    (tmp_path / "policy.yaml").write_text("max_seconds: 0.001")
-    limited = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
+def test_a_training_ends_when_the_owner_says(federate, files, capfd):
     with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
-        federate(limited, comm_round=1)
+        federate(allowing("max_seconds: 0.001", files), comm_round=1)
     assert "it took longer than max_seconds=0.001 seconds" in capfd.readouterr().err
 
 
@@ -125,13 +121,10 @@ def test_models_are_allowed_by_directory_and_by_the_digest_of_their_weights(fede
     with pytest.raises(CannotContinue, match="2 cannot take part"):
         federate(nodes(files), **typed, **ENDS)
     assert "its owner may allow it with models" in capfd.readouterr().err
-    (tmp_path / "policy.yaml").write_text(f"models: ['{folder}']")
-    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
-    _, run = federate(allowing, **typed)
+    _, run = federate(allowing(f"models: ['{folder}']", files), **typed)
     assert (run / "summary.json").exists()
-    (tmp_path / "policy.yaml").write_text(f"models: ['sha256:{'0' * 64}']")
     with pytest.raises(CannotContinue, match="2 cannot take part"):
-        federate(allowing, **typed, **ENDS)
+        federate(allowing(f"models: ['sha256:{'0' * 64}']", files), **typed, **ENDS)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import torch
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hostile_client import read
 
 from fed.grids.local import LocalGrid
 from fed.model.arrays import to_record, to_tensors
+from fed.tracking.line_files import read_lines
+from fed.tracking.run_files import METRICS
 from server.evaluate import ServerEvaluation
 from server.strategies import FeDPO, StreamingFedAvg, capped
 from support.deployment import lines
@@ -86,9 +87,8 @@ def test_a_server_that_scores_replies_itself_does_not_believe_an_accuracy(federa
 
     typed = {"comm_round": 1, "temp": 100, "strategy": "fedpo"}
     _, believed = federate(nodes(files), hostile_node=lies, exp_name="believed", **typed)
-    assert {
-        line["accuracy"] for line in read(believed) if line["split"] == "validation" and line["who"] != "server"
-    } == {1}
+    told = [line for line in read_lines(believed / METRICS) if line["split"] == "validation"]
+    assert {line["accuracy"] for line in told if line["who"] != "server"} == {1}
     _, checked = federate(nodes(files), hostile_node=lies, exp_name="checked", score_on="server", **typed)
     found = {k: lines(checked)[1, f"client-{k}", "validation"]["accuracy"] for k in range(2)}
     assert max(found.values()) < 1

@@ -15,7 +15,7 @@ from fed.errors import CannotContinue
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.seeding import seeded_globals
 from support.deployment import lines
-from support.flower_runs import nodes
+from support.flower_runs import allowing, nodes
 
 # The metrics that docs/deployment.md names.
 TOLD = {
@@ -79,12 +79,10 @@ def test_a_client_that_is_promised_too_little_stays_away(federate, files, capfd)
     assert "privacy: local_dp, updates clipped to 1, noise multiplier 2: epsilon 2.17" in capfd.readouterr().err
 
 
-def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, tmp_path, monkeypatch):
+def test_what_a_real_client_draws_nobody_can_draw_again(federate, files, monkeypatch):
     drawn = []
     monkeypatch.setattr("builtins.drawn", drawn, raising=False)
-    (tmp_path / "policy.yaml").write_text("client_mods: [test_client_app.draws]")
-    allowing = [{**node, "policy": str(tmp_path / "policy.yaml")} for node in nodes(files)]
-    federate(allowing, client_mods="[test_client_app.draws]")
+    federate(allowing("client_mods: [test_client_app.draws]", files), client_mods="[test_client_app.draws]")
     assert len(drawn) == 4 and len(set(drawn)) == 4
 
 

@@ -4,5 +4,12 @@ SMALL = {"client_num_in_total": 2, "comm_round": 2, "num_threads": 1, "n_test_ex
 OWN = {**SMALL, "partition": "own", "accuracy_on": "client"}
 
 
+def allowing(policy, files):
+    """Return the configurations of nodes whose owners have this policy, which is written beside the first file."""
+    path = files[0].parent / "policy.yaml"
+    path.write_text(policy)
+    return [{**node, "policy": str(path)} for node in nodes(files)]
+
+
 def nodes(files):
     return [{"data": str(path), "partition-id": number} for number, path in enumerate(files)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fed.config.conditions import ABOVE_0, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, PRIVATE
+from fed.config.conditions import ABOVE_0, ALL_HERE, AT_LEAST_0, AT_LEAST_1, NO_FEDERATION, PRIVATE
 from fed.config.groups import FaultSettings
 from fed.config.meaning import Limits, Scope, at, key
 
@@ -77,7 +77,7 @@ class FederationKeys:
         "Where clients are elsewhere, who scores a client's result for its weight: the client itself, or the server on "
         "its validation pairs, which takes one evaluation for each reply.",
         choices=("client", "server"),
-        idle=(at("engine", "local", "where all replies come from this program"), PRIVATE),
+        idle=(ALL_HERE, PRIVATE),
     )
     alpha: float | None = key(
         None, "Weight of the anchor term; null: 1 with `strategy=fedpo`, 0 with others.", AT_LEAST_0
@@ -109,5 +109,5 @@ class FederationKeys:
     client_metrics: list[str] = key(
         [],
         "Names of the metrics that these mods add to a reply; a reply with others is left out.",
-        idle=(at("engine", "local", "where all replies come from this program"),),
+        idle=(ALL_HERE,),
     )
