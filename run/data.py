@@ -10,6 +10,7 @@ from fed.data.divide import partition
 from fed.data.partition import OwnData
 from fed.data.rows import Loaded, Preference, SplitName, merged, told_apart
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
+from fed.tracking import steps
 from load_data import load, load_file
 
 
@@ -84,6 +85,7 @@ def _loaded(config: Config, split: SplitName) -> Loaded:
         seed=config.seed,
         cache_dir=config.cache_dir,
         test_fraction=config.test_fraction,
+        on_read=steps.Count(f"{{done}} rows of the {split} split are read").reached,
     )
 
 

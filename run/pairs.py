@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from clients.app import ClientPairs
 from fed.config.schema import Config
@@ -12,16 +13,18 @@ from fed.data.token_cache import tokenize_once
 from fed.data.tokens import Example, tokenize
 from fed.errors import Failed
 from fed.model.policy import Policy
+from fed.tracking import steps
 from run.data import OwnedRows
 from run.data_checks import check_lengths
 from run.plan import Pairs
 
+PART = 4096  # pairs between two lines at least
 Tokenize = Callable[[Sequence[Preference]], list[Example]]
 
 
 def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
-    """Tokenize the pairs of the server, the test and all clients."""
-    as_tokens = _tokenizer(tokenize, policy, config)
+    """Tokenize the pairs of the server, the test and all clients, and print how far this has come."""
+    as_tokens = _tokenizer(_Counting(), policy, config)
     validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
     clients = holders = [_client_pairs(client, as_tokens) for client in rows.split.clients]
     if config.mode == "centralized":
@@ -40,6 +43,21 @@ def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
     validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
     clients = _ClientsOnDemand(rows.split.clients, as_tokens, functools.partial(_check_client, config, policy))
     return Pairs(*rows, validation, test, clients, holders=clients)
+
+
+class _Counting:
+    """`tokenize`, part by part: one call for all pairs would be silent for minutes."""
+
+    def __init__(self) -> None:
+        self._count, self._done = steps.Count("tokens of {done} pairs are made"), 0
+
+    def __call__(self, rows: Sequence[Preference], **how: Any) -> list[Example]:
+        found: list[Example] = []
+        for start in range(0, len(rows), PART):
+            found += tokenize(rows[start : start + PART], **how)
+            self._count.reached(self._done + len(found))
+        self._done += len(rows)
+        return found
 
 
 class _ClientsOnDemand(Sequence[ClientPairs]):

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import explain, schema, usage
+from fed.config.values import check_name
 from fed.reports import compare_png, page, page_differences, statistics, tables
 from fed.reports.runs import Method, Run
 from fed.tracking import steps
@@ -180,6 +181,7 @@ def _check_options(comparison: Comparison) -> None:
     for seed in comparison.seeds:
         at_least(0, seeds=seed)
     at_least(1, runs_at_a_time=comparison.runs_at_a_time)
+    check_name(comparison.exp_name)
 
 
 def _check_settings(comparison: Comparison) -> None:

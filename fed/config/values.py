@@ -27,7 +27,7 @@ def check_values(config: Config) -> None:
         if known.limits is not None and isinstance(value, int | float) and not known.limits.hold(value):
             raise ValueError(f"{name}={value} is out of range; expected {known.limits.text}")
     _check_targets(config.lora.target_modules)
-    _check_name(config.exp_name)
+    check_name(config.exp_name)
     _check_loss(config.loss)
 
 
@@ -49,7 +49,12 @@ def _check_targets(wanted: object) -> None:
         )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse an `exp_name` that is not the name of one folder.
+
+    Raises:
+        ValueError: Saying what was expected.
+    """
     if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", name) or name.strip(". ") == "" or len(name.encode()) > 255:
         raise ValueError(
             f"exp_name={name:.80} cannot be the name of a folder; expected a short name without slashes, "

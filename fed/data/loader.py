@@ -21,6 +21,7 @@ from fed.data.rows import (
     told_apart,
 )
 
+TELL_EVERY = 1000  # rows
 Rows = Callable[[Source], Iterator[Preference | Skip]]
 
 
@@ -56,12 +57,12 @@ def load(
     seed: int,
     cache_dir: str | None = None,
     test_fraction: float | None = None,
+    on_read: Callable[[int], None] = lambda done: None,
 ) -> Loaded:
     """Load one split of all named data sets, one after the other.
 
-    A single file is divided into train and test by conversation, and so is a folder that lacks files of either. Records
-    that make no row are then counted in the train split only. Test files of the data's own may repeat conversations of
-    the train files.
+    A single file is divided into train and test by conversation, and so is a folder that lacks files of either; what
+    makes no row is then counted in the train split only. Test files of the data's own may repeat its conversations.
 
     Args:
         names: Names under which load_data.py has data sets, e.g. ["hh", "shp"].
@@ -71,6 +72,7 @@ def load(
         seed: Decides that division and the demo's text.
         cache_dir: Where the hub's downloads are kept; None: the default of `datasets`.
         test_fraction: Share to test on of data without a test split; None: the data set's own.
+        on_read: Is called every `TELL_EVERY` rows with how many of a data set were read so far.
 
     Raises:
         ValueError: If a name is unknown, a file cannot be read, a line is no record, or a split has no row.
@@ -80,26 +82,27 @@ def load(
     _check_names(names)
     sources = []
     for name in names:
-        share, parts = test_fraction or DATASETS[name].test_share, DATASETS[name].parts
-        sources.append(Source(name, split, _path(name, names, data_dir), seed, cache_dir, share, parts))
+        known, path = DATASETS[name], _path(name, names, data_dir)
+        share = test_fraction or known.test_share
+        sources.append(Source(name, split, path, seed, cache_dir, share, known.parts, on_read=on_read))
     found = merged([_read(source) for source in sources])
     if not found.rows and split != "validation":
-        _refuse_one_conversation(sources)
-        why = _reasons(found.skipped)
-        raise ValueError(f"the {split} split of {', '.join(names)} has no rows {why}; check {data_dir=}")
+        raise ValueError(_why_nothing(sources, found.skipped, data_dir))
     return found
 
 
-def _refuse_one_conversation(sources: Sequence[Source]) -> None:
-    """Refuse files of one conversation that are to be divided into training and test pairs."""
+def _why_nothing(sources: Sequence[Source], skipped: dict[str, int], data_dir: str | None) -> str:
+    """Say why there is no row to train or to test on, and the way out."""
     for source in sources:
         rows = told_apart(_all(source).rows) if source.undivided else []
-        if rows:
+        if rows:  # of one conversation, which cannot be divided into training and test pairs
             same = "; pairs with one first human turn are one, unless a field conversation tells them apart"
-            raise ValueError(
+            return (
                 f"{source.path} has {in_conversations(rows)}; {source.test_share:g} of the conversations is tested on: "
                 f"give more, or a folder with train.jsonl and test.jsonl{same if len(rows) > 1 else ''}"
             )
+    names = ", ".join(source.name for source in sources)
+    return f"the {sources[0].split} split of {names} has no rows {_reasons(skipped)}; check {data_dir=}"
 
 
 def load_file(path: str, name: str = "jsonl") -> Loaded:
@@ -156,7 +159,11 @@ def _read(source: Source) -> Loaded:
 
 def _all(source: Source) -> Loaded:
     """Read all that the source holds of its split, or of both if it is undivided."""
-    read = list(DATASETS[source.name].rows(source))
+    read = []
+    for item in DATASETS[source.name].rows(source):
+        read.append(item)
+        if len(read) % TELL_EVERY == 0:
+            source.on_read(len(read))
     rows = [item for item in read if isinstance(item, Preference)]
     skipped = Counter(item.reason for item in read if isinstance(item, Skip))
     return Loaded(rows, skipped, tuple(sorted(source.unread)))

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,7 @@ class Source:
     test_share: float  # drawn to test on where the data has no test split
     parts: Sequence[str] | None = None  # only files of these parts are read; None: all
     unread: set[str] = field(default_factory=set)  # fields of the records that nothing read
+    on_read: Callable[[int], None] = field(default=lambda done: None)  # is told how many rows were read so far
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from fed.config.groups import ModelSettings
 from fed.config.places import check_model_folder, gguf_path, offline
@@ -59,6 +60,7 @@ def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> A
     if is_demo(settings):
         return demo_model(tokenizer).to(dtype)
     config = load_config(settings)
+    load_generation_config(settings)  # transformers reads it too, and its errors do not name the file
     random = without_randomness(config)
     model, report = from_pretrained(
         "model", AutoModelForCausalLM.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
@@ -99,6 +101,27 @@ def load_config(settings: ModelSettings) -> Any:
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise ValueError(f"the configuration of {name} has {layers:,} layers; expected at most {MOST_LAYERS:,}")
     return config
+
+
+def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
+    """Load how the model's authors generate, which goes into the folder of the trained model; None: they do not say.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    if settings.gguf_file is not None or settings.name_or_path is None:
+        return None
+    folder = Path(settings.name_or_path).expanduser()
+    if folder.is_dir() and not (folder / GENERATION_CONFIG_NAME).exists():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(str(folder) if folder.is_dir() else settings.name_or_path)
+    except Exception as error:  # whatever a foreign file makes the reader raise
+        if isinstance(error, OSError) and not folder.is_dir():  # the hub has no such file
+            return None
+        raise ValueError(
+            f"cannot use {GENERATION_CONFIG_NAME} of {settings.name_or_path}: {one_line(error)}; mend or remove it"
+        ) from error
 
 
 def check_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None:

@@ -115,15 +115,20 @@ def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:
 
 @contextmanager
 def _generating(policy: Policy) -> Iterator[None]:
-    """Prepare the model to generate inside the context: attention that has a cache, and evaluation mode."""
+    """Prepare the model to generate inside the context: attention that has a cache, evaluation mode, plain draws.
+
+    What a model's own generation_config.json adds (beams, penalties, forbidden words) would bend its distribution.
+    """
     model, is_packed = policy.model, policy.layout.packing
-    packed = model.config._attn_implementation
+    packed, its_own = model.config._attn_implementation, model.generation_config
     if is_packed:
         model.set_attn_implementation(policy.attention)
+    model.generation_config = GenerationConfig()
     model.eval()
     try:
         yield
     finally:
+        model.generation_config = its_own
         if is_packed:
             model.set_attn_implementation(packed)
         switch_off(model)

@@ -1,13 +1,12 @@
 """A model whose weights are split over processes, by FSDP or within its layers."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from fed.distributed.fill import Read, fill, from_files, from_first
 from fed.distributed.fsdp import Root, run, shard
@@ -15,7 +14,7 @@ from fed.distributed.ranks import Mesh
 from fed.distributed.tensor_parallel import difference, problem, split, sum_shared_gradients
 from fed.model.demo import demo_config
 from fed.model.placement import Placement
-from fed.model.pretrained import check_tokens, is_demo, load_config
+from fed.model.pretrained import check_tokens, is_demo, load_config, load_generation_config
 from fed.model.probe import ROUNDING, specimen
 from fed.model.randomness import put_back, without_randomness
 from fed.model.whole import Source, prepare, whole_model
@@ -75,9 +74,8 @@ def _reader(source: Source, model: Any, mesh: Mesh) -> Read:
     if all(mesh.world.gather(read is not None)):
         assert read is not None
         check_tokens(model, source.tokenizer, settings)
-        if getattr(model, "generation_config", None) is not None:
-            with suppress(OSError):
-                model.generation_config = GenerationConfig.from_pretrained(str(settings.name_or_path))
+        if (found := load_generation_config(settings)) is not None:
+            model.generation_config = found
         return read
     state: dict[str, Tensor] = {}
     mesh.world.from_first_or_raise(lambda: state.update(whole_model(source).state_dict()))

@@ -1,8 +1,11 @@
 """The steps of a run before it trains, each printed as it begins. Nothing large is imported."""
 
 import sys
+import time
 
 from fed.distributed import launch
+
+SECONDS = 10.0  # of silence at most within a long step
 
 
 def say(step: str) -> None:
@@ -14,6 +17,23 @@ def remark(text: str) -> None:
     """Print a line at once; of several processes the first one prints."""
     if launch.is_first():
         print(text, flush=True)
+
+
+class Count:
+    """How far a long step has come, printed every `SECONDS`.
+
+    Args:
+        text: The line, in which `{done}` stands for the number so far.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._last = text, time.monotonic()
+
+    def reached(self, done: int) -> None:
+        """Note that `done` are done."""
+        if time.monotonic() >= self._last + SECONDS:
+            remark(f"  {self._text.format(done=f'{done:,}')}")
+            self._last = time.monotonic()
 
 
 def say_loading() -> None:

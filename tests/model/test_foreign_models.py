@@ -43,3 +43,14 @@ def test_a_configuration_of_a_billion_layers_is_refused_at_once(tmp_path, gpt2):
     config = json.loads((tmp_path / "deep" / "config.json").read_text())
     (tmp_path / "deep" / "config.json").write_text(json.dumps({**config, "n_layer": 10**9}))
     assert "has 1,000,000,000 layers; expected at most 10,000" in refusal(str(tmp_path / "deep"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1, 2]", "[" * 100_000, '{"max_new_tokens": "many"}', '{"cache_implementation": "none of ours"}'],
+    ids=["cut short", "a list", "deep", "text for a number", "an unknown cache"],
+)
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path, gpt2, content):
+    shutil.copytree(gpt2, tmp_path / "odd")
+    (tmp_path / "odd" / "generation_config.json").write_text(content)
+    assert "cannot use generation_config.json of" in refusal(str(tmp_path / "odd"))

@@ -1,6 +1,7 @@
 """Responses drawn during evaluation."""
 
 import torch
+from transformers import GenerationConfig
 
 from fed.model.policy import Policy
 from fed.model.samples import Sampler
@@ -27,6 +28,14 @@ def test_an_untrained_policy_responds_as_the_reference_and_a_changed_one_does_no
     changed = drawn.draw(policy)
     assert [row["reference"] for row in changed] == [row["reference"] for row in first]
     assert [row["policy"] for row in changed] != [row["policy"] for row in first]
+
+
+def test_what_the_models_authors_say_of_generating_bends_no_draw(policy: Policy) -> None:
+    plain = sampler().draw(policy)
+    own = GenerationConfig(num_beams=4, min_p=0.9, max_time=1e-9, return_dict_in_generate=True, stop_strings=["a"])
+    policy.model.generation_config = own
+    assert sampler().draw(policy) == plain
+    assert policy.model.generation_config is own, "it goes into the folder of the trained model"
 
 
 def test_a_prompt_is_cut_at_its_start_and_a_response_at_its_end(policy: Policy) -> None:

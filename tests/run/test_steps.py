@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import run.pairs
+from fed.data import loader
 from fed.tracking import steps
 from support.command_line import SMALL, CommandLine
 from support.launched import ROOT, start
@@ -34,6 +36,20 @@ def test_every_step_is_told_once_and_in_order_without_control_characters(command
     assert result.code == 0, result.err
     assert steps_in(result.out) == [*STEPS]
     assert all(character.isprintable() or character == "\n" for character in result.out)
+
+
+def test_reading_and_making_tokens_tell_how_far_they_are(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "TELL_EVERY", 20)
+    monkeypatch.setattr(run.pairs, "PART", 20)
+    quiet = command_line(*SMALL, "output_dir=quiet")
+    assert "rows of the train" not in quiet.out, "within ten seconds nothing is told"
+    monkeypatch.setattr(steps, "SECONDS", 0)
+    told = command_line(*SMALL, "output_dir=told")
+    assert told.code == 0, told.err
+    assert all(f"\n  {done} rows of the train split are read\n" in told.out for done in (20, 40, 60))
+    assert re.findall(r"  tokens of (\d+) pairs are made", told.out)[-1] == re.search(r"tokens of (\d+)", told.out)[1]
 
 
 def test_the_first_line_comes_before_the_libraries(tmp_path: Path) -> None:

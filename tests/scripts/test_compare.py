@@ -191,6 +191,7 @@ def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> Non
         ("seeds=[1,1]", "seeds=[1,1] without repetitions"),
         ("runs_at_a_time=0", "runs_at_a_time=0 at least 1"),
         ("strategies=[fedpp]", "strategy=fedpp is unknown nearest: fedpo"),
+        ("exp_name=../other", "exp_name=../other cannot be the name of a folder"),
         ("strategy=fedavg", "strategy is refused use modes, strategies, seeds"),
         ("seed=3", "seed is refused"),
         ("--multirun", "'--multirun' is not a setting"),
