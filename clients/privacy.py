@@ -1,6 +1,7 @@
 """The mods that keep a client's data with the client, and the check of what its owner demands of a run."""
 
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -30,13 +31,13 @@ def privacy_mods(settings: PrivacySettings) -> list[Mod]:
     if settings.kind == "none":
         return []
     if settings.kind == "central_dp" and settings.clipping == "server":
-        return [only_weights, measurable]
-    held: list[Mod] = [only_weights, functools.partial(checked, settings)]
+        return [send_weights_only, require_norm]
+    held: list[Mod] = [send_weights_only, functools.partial(check_norm, settings)]
     if settings.kind == "central_dp":
-        return [*held, fixedclipping_mod, hide_unchanged, measurable]
+        return [*held, fixedclipping_mod, hide_unchanged, require_norm]
     noise = LocalDpMod(settings.clipping_norm, local_sensitivity(settings), classical_epsilon(settings), settings.delta)
-    mods: list[Mod] = [*held, noise, hide_unchanged, measurable]
-    return mods if settings.seeded_noise else [*mods, unseeded]
+    mods: list[Mod] = [*held, noise, hide_unchanged, require_norm]
+    return mods if settings.seeded_noise else [*mods, unseed]
 
 
 def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> None:
@@ -61,7 +62,22 @@ def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> 
         )
 
 
-def only_weights(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def withhold_reason(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the reply; why there is none is printed here, and not told: a reason may say something of the data.
+
+    That there is none is told, and no epsilon counts it.
+
+    Raises:
+        Failed: In words that are always the same.
+    """
+    try:
+        return call_next(message, context)
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise Failed("it has no update to send; the log of its SuperNode says why") from None
+
+
+def send_weights_only(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Reduce the reply to its weights and, in place of all metrics, `num-examples` 1.
 
     Losses and counts carry no noise, so they stay at the client; and clients weigh alike in every mean.
@@ -75,7 +91,7 @@ def only_weights(message: Message, context: Context, call_next: ClientAppCallabl
     return reply
 
 
-def checked(settings: PrivacySettings, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def check_norm(settings: PrivacySettings, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Return the reply if its update is as short as clipping and noise leave it, whatever they did.
 
     Raises:
@@ -88,15 +104,12 @@ def checked(settings: PrivacySettings, message: Message, context: Context, call_
     reply = call_next(message, context)
     if not reply.has_error():
         for before, after in _updates(sent, reply):
-            length, most = update_norm(before, after), longest_update(settings, before)
-            if not length <= most:
-                raise Failed(
-                    f"privacy={settings.kind}: the update would leave with norm {length:.3g} in place of {most:.3g}"
-                )
+            if not update_norm(before, after) <= longest_update(settings, before):
+                raise Failed(f"privacy={settings.kind}: the update is longer than clipping and noise leave it")
     return reply
 
 
-def measurable(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def require_norm(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Return the reply if its update has a norm: clipping lets one pass whole that has none.
 
     Raises:
@@ -106,9 +119,8 @@ def measurable(message: Message, context: Context, call_next: ClientAppCallable)
     reply = call_next(message, context)
     if not reply.has_error():
         for before, after in _updates(sent, reply):
-            length = update_norm(before, after)
-            if not length < LONGEST:
-                raise Failed(f"the update has norm {length:g}, which cannot be clipped; nothing is sent")
+            if not update_norm(before, after) < LONGEST:
+                raise Failed("the update has no norm that can be clipped; nothing is sent")
     return reply
 
 
@@ -129,7 +141,7 @@ def hide_unchanged(message: Message, context: Context, call_next: ClientAppCalla
     return reply
 
 
-def unseeded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def unseed(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Return the reply; noise that is added to it afterwards cannot be drawn again."""
     reply = call_next(message, context)
     unseed_noise()

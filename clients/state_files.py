@@ -46,6 +46,13 @@ def only_client(folder: Path) -> int | None:
     return int(found.pop()) if len(found) == 1 else None
 
 
+def keep_only(folder: Path, client_id: int) -> None:
+    """Remove what other clients of this run have stored: a node with data of its own is one client."""
+    for path in folder.glob("client-*-round-*.safetensors"):
+        if path.name.split("-")[1] != str(client_id):
+            path.unlink()
+
+
 def remove_old_runs(folder: Path) -> None:
     """Remove the files of old runs, beside this run's folder."""
     others = [path for path in folder.parent.glob("*") if path.is_dir() and path != folder]

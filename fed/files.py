@@ -44,7 +44,7 @@ def inside(folder: Path, *names: str) -> Path:
     return path
 
 
-def plain(text: str) -> str:
+def plain_name(text: str) -> str:
     """Return a plain name that looks like `text`."""
     return re.sub(r"[^A-Za-z0-9_.-]|^\.", "-", text, flags=re.ASCII)[:128] or "-"
 

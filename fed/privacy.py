@@ -94,7 +94,7 @@ def update_norm(sent: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> fl
 
 @torch.no_grad()
 def longest_update(settings: PrivacySettings, sent: Mapping[str, Tensor]) -> float:
-    """Return a norm that no update exceeds which leaves a client that clips.
+    """Return an upper bound on the norm of an update that leaves a client which clips.
 
     It is the clipping norm C, and with local_dp s (sqrt(d) + 10) for d numbers of noise of standard deviation s:
     Gaussian noise is longer with probability exp(-50) (Boucheron, Lugosi and Massart, Concentration Inequalities,

@@ -17,8 +17,9 @@ from clients.app import config_of
 from clients.privacy import check_promise
 from fed.config.flower import DATA, POLICY, from_text, node_settings
 from fed.config.policy import NodePolicy, check_allowed, read_policy
-from fed.errors import CannotContinue, Failed
+from fed.errors import CannotContinue, CannotWrite, Failed
 from fed.files import inside
+from fed.foreign import one_line
 from fed.grids.remote import RUN, SETTINGS
 from run.site import Site, site_of
 
@@ -52,16 +53,16 @@ app = flower_app()
 
 
 def _policy(node_config: Mapping[str, Any]) -> NodePolicy | None:
-    """Return the policy of this node; None: it has neither a policy nor data of its own, as simulated clients have."""
+    """Return the policy of this node; None: it has no data of its own and so no owner, as simulated clients."""
     path = node_config.get(POLICY)
-    return read_policy(None if path is None else str(path)) if path is not None or DATA in node_config else None
+    return read_policy(None if path is None else str(path)) if DATA in node_config else None
 
 
 def _guarded(answer: Answer, message: Message, context: Context, folder: Path | None) -> Message:
     """Return the answer, or an error that says why there is none.
 
-    The client's console shows the whole reason. The text of an unexpected error may hold some of the data, so a client
-    with data of its own sends the server only the error's type.
+    The client's console shows the reason. The text of an unexpected error may hold some of the data or a place on this
+    disk, so a client with data of its own sends the server only the error's type.
     """
     has_own_data = DATA in context.node_config
     try:
@@ -74,15 +75,17 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
             check_promise(request.config.privacy, context.node_config)
         usual = inside(Path(request.config.cache_dir), "clients", str(sent[RUN]))
         return answer(site_of(request, context.node_config, policy), message, context, folder or usual)
-    except (Failed, CannotContinue) as error:  # of the run's settings and messages, or of this disk
-        reason = shared = " ".join(str(error).split())
     except Exception as error:
-        kind, reason = type(error).__name__, " ".join(str(error).split())
-        if not isinstance(error, ValueError):
+        kind, reason = type(error).__name__, one_line(str(error))
+        is_expected = isinstance(error, (Failed, CannotContinue))
+        if not (is_expected or isinstance(error, ValueError)):
             traceback.print_exc()
             reason = f"{kind}: {reason}"
-        shared = (
-            f"{kind}; the log of its SuperNode says more" if has_own_data else f"{reason}\n{traceback.format_exc()}"
-        )
+        if is_expected and not isinstance(error, CannotWrite):  # of the run's settings and messages
+            shared = reason
+        elif has_own_data:
+            shared = f"{kind}; the log of its SuperNode says more"
+        else:
+            shared = f"{reason}\n{traceback.format_exc()}"
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return Message(Error(0, shared), reply_to=message)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from flwr.serverapp import Grid
 
 from fed.config.checks import Request
 from fed.config.flower import to_text
-from fed.files import plain
+from fed.errors import Failed
+from fed.files import plain_name
 from fed.grids.remote import MODEL, RUN, SETTINGS, RemoteGrid
 from fed.grids.replies import Expected
 from fed.grids.settings import RemoteGridSettings
@@ -45,7 +47,7 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
     settings = RemoteGridSettings(
         message_config={
             MODEL: json.dumps(identity(plan.policy, federation.model_hash)),
-            RUN: plain("_".join(federation.place.checkpoints.parent.absolute().parts[-2:])),
+            RUN: plain_name("_".join(federation.place.checkpoints.parent.absolute().parts[-2:])),
             SETTINGS: to_text(clients.request),
         },
         wait=config.process_timeout,
@@ -70,11 +72,18 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
 
 
 def _score(federation: Federation, arrays: ArrayRecord) -> float:
-    """Return the accuracy of trained weights on the server's pairs; the evaluation loads its own weights again."""
+    """Return the accuracy of trained weights on the server's pairs; the evaluation loads its own weights again.
+
+    Raises:
+        Failed: If the weights give log-probs that are not finite.
+    """
     evaluation = federation.evaluation
     load_arrays(evaluation.policy.model, arrays)
     with federation.log.phase("evaluate"):
-        return evaluation.score(evaluation.policy, federation.pairs.validation).metrics["accuracy"]
+        found = evaluation.score(evaluation.policy, federation.pairs.validation).metrics
+    if not math.isfinite(found["margin"]):
+        raise Failed("its weights give log-probs that are not finite")
+    return found["accuracy"]
 
 
 def _report(log: Log, client_id: int, server_round: int, kind: str, metrics: Mapping[str, Any]) -> None:

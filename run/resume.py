@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fed.config.checks import Request
 from fed.config.components import imported
 from fed.config.moved import name_as_now
+from fed.config.plain import from_plain
 from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, LATEST, check_run
@@ -96,8 +97,8 @@ def _config(folder: Path) -> Config:
     path = folder / CONFIG
     check_run(folder)
     try:
-        found = OmegaConf.load(path)
-        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))  # type: ignore[assignment]
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        config = from_plain(found)
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
         name_as_now(config.partition)

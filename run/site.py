@@ -12,7 +12,8 @@ from typing import Any
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.app import Client, client_app, config_of
-from clients.state_files import load_state, only_client, remove_old_runs, save_state
+from clients.privacy import withhold_reason
+from clients.state_files import keep_only, load_state, only_client, remove_old_runs, save_state
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
@@ -84,7 +85,8 @@ class Site:
             strict=not plan.mods,
         )
         unpack = unpacking(Wire(self._config.wire_dtype, to_tensors(initial)))
-        self._app = client_app(client, [unpack, *plan.mods])
+        quiet = [withhold_reason] if self._is_alone and self._config.privacy.kind != "none" else []
+        self._app = client_app(client, [unpack, *quiet, *plan.mods])
 
     def introduce(self, message: Message, context: Context, folder: Path) -> Message:
         """Answer with the client's number, if it has one, and get ready for the first round.
@@ -104,7 +106,6 @@ class Site:
         if own is not None:
             metrics[PARTITION_ID] = int(own)
         if self._is_alone:
-            remove_old_runs(folder)
             self._check_model(message)
             self._check_steps(0)
             if self._config.privacy.kind != "none":
@@ -124,7 +125,7 @@ class Site:
         """
         self._check_model(message)
         config = config_of(message)
-        client_id, server_round = int(config[CLIENT]), int(config.get("server-round", 1))  # type: ignore[arg-type]
+        client_id, server_round = _number(config, CLIENT), _number({"server-round": 1, **config}, "server-round")
         if message.metadata.message_type == MessageType.TRAIN:
             self._check_steps(client_id)
         numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
@@ -138,6 +139,9 @@ class Site:
             every = self._config.checkpoint_every
             if self._is_alone or (every and not self._config.debug):  # else the run cannot be resumed
                 save_state(folder, client_id, server_round, context.state, every)
+            if self._is_alone:  # whatever numbers and names a server sends, the disk holds few files
+                keep_only(folder, client_id)
+                remove_old_runs(folder)
         return reply
 
     def _random_numbers(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:
@@ -147,10 +151,10 @@ class Site:
         return seeded_globals(self._config.seed, f"client {kind}", client_id, server_round, 1)
 
     def _check_steps(self, client_id: int) -> None:
-        """Refuse a round of more steps than the owner allows, and have the client's pairs ready.
+        """Have the client's pairs ready, and refuse a round of more steps than the owner allows.
 
         Raises:
-            Failed: If so.
+            Failed: If the round has more.
         """
         num_pairs = len(self._pairs[client_id].train)
         if self._policy is not None:
@@ -160,13 +164,25 @@ class Site:
         """Refuse a message from a server that has another model.
 
         Raises:
-            Failed: If so.
+            Failed: Naming what differs.
         """
         if other := difference(self._identity, json.loads(str(config_of(message)[MODEL]))):
             raise Failed(
                 f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
                 "'model.name_or_path=\"...\"'"
             )
+
+
+def _number(config: Mapping[str, Any], key: str) -> int:
+    """Return a number that the server sends.
+
+    Raises:
+        Failed: If it is no whole number from 0.
+    """
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Failed(f"the server sends {key}={value!r}; expected a whole number from 0")
+    return value
 
 
 def _deadline(config: Config, policy: NodePolicy | None) -> Deadline:

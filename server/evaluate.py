@@ -17,7 +17,7 @@ from fed.seeding import seed_globals
 from fed.tracking.log import Log
 from server.ledgers import Ledger
 
-MAJORITY, SEVERAL = 0.5, 4  # a client with more than this share, among so many or more, is told
+MAJORITY, SEVERAL = 0.5, 4  # a client with more than this share, of so many or more, is named in the round's line
 
 
 @dataclass

@@ -65,7 +65,7 @@ class StreamingFedAvg(FedAvg):
         else:
             replies = list(replies)
             usual = [self.log_weight(_metrics(reply)) for reply in replies if not reply.has_error()]
-            weights = iter(capped(usual, self.max_client_weight))
+            weights = iter(cap_shares(usual, self.max_client_weight))
         for reply in replies:
             valid, _ = self._check_and_log_replies([reply], is_train=True)
             if valid:
@@ -205,7 +205,7 @@ class RunningMean:
         return _shares(self.log_weights)
 
 
-def capped(log_weights: Sequence[float], most: float) -> list[float]:
+def cap_shares(log_weights: Sequence[float], most: float) -> list[float]:
     """Return the logarithms of shares of at most `most`: what is above is spread over the others as they weigh.
 
     K clients whose equal shares 1/K are above the limit get equal shares.
@@ -213,14 +213,14 @@ def capped(log_weights: Sequence[float], most: float) -> list[float]:
     if most * len(log_weights) <= 1:
         return [0.0] * len(log_weights)
     over: set[int] = set()
-    while True:
+    while True:  # logarithms all the way: a share of 1e-400 is 0
         rest = [k for k in range(len(log_weights)) if k not in over]
-        left = 1 - most * len(over)
-        shares = dict(zip(rest, (left * share for share in _shares([log_weights[k] for k in rest])), strict=True))
-        more = {k for k, share in shares.items() if share > most * (1 + 1e-12)}
+        rest_weighs = np.logaddexp.reduce([log_weights[k] for k in rest])
+        left = math.log(1 - most * len(over))
+        logs = {k: left + log_weights[k] - float(rest_weighs) for k in rest}
+        more = {k for k, log in logs.items() if log > math.log(most) + 1e-12}
         if not more:
-            found = (shares.get(k, most) for k in range(len(log_weights)))
-            return [math.log(share) if share > 0 else -math.inf for share in found]
+            return [logs.get(k, math.log(most)) for k in range(len(log_weights))]
         over |= more
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fed.config import composing
 from fed.config.checks import Request
 from fed.config.explain import explain, listed, nearest, refusal
+from fed.config.plain import as_nodes, from_plain
 from fed.config.schema import Config
 from fed.config.scopes import decided_by
 
@@ -61,9 +62,8 @@ def from_text(text: str) -> Request:
     """
     try:
         sent = json.loads(text)
-        config = OmegaConf.merge(OmegaConf.structured(Config), sent["config"])
-        return Request(OmegaConf.to_object(config), frozenset(sent["given"]))  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        return Request(from_plain(sent["config"]), frozenset(sent["given"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
         raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
 
 
@@ -79,13 +79,15 @@ def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:
         if key not in of_the_node:
             known = (*NO_SETTINGS, *of_the_node)
             raise ValueError(f"--node-config has {key}; a node may set only {listed(known)}{nearest(key, known)}")
+    if POLICY in node_config and DATA not in node_config:
+        raise ValueError(f"--node-config has {POLICY} but no {DATA}: a node without pairs of its own has no owner")
     if not own and DATA not in node_config:
         return request
     config = request.config
     if DATA in node_config:
         usual = Config()
         config = replace(config, **{key: getattr(usual, key) for key in decided_by("machine")})
-    merged = OmegaConf.structured(config)
+    merged = as_nodes(asdict(config))
     try:
         for key, value in own.items():
             OmegaConf.update(merged, key, None if value == "null" else value)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,7 +17,7 @@ from fed.config.schema import Config
 from fed.config.values import check_values
 from fed.errors import Failed
 
-DIGEST = "sha256:"
+DIGEST = "@sha256:"
 # Keys that name a model, or a part of one, and keys that name a type of numbers.
 OF_THE_MODEL = ("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive")
 OF_TYPES = ("model.policy_dtype", "model.reference_dtype", "model.fsdp_policy_mp", "precision", "wire_dtype")
@@ -30,8 +29,8 @@ class NodePolicy:
 
     models: list[str] = key(
         [],
-        "Models that a run may name, besides `demo` and the node's own `model.*`: directories, hub names, or "
-        "`sha256:DIGEST` of the weights of a hub name.",
+        "Models that a run may name, besides `demo` and the node's own `model.*`: directories and hub names. "
+        "`NAME@sha256:DIGEST` allows weights of this digest only.",
     )
     trust_remote_code: bool = key(False, "Let a run ask for the Python code that lies beside a model's weights.")
     client_mods: list[str] = key([], "Dotted paths of mods that a run may name.")
@@ -39,7 +38,10 @@ class NodePolicy:
     dtypes: list[str] = key(["float32", "bfloat16"], "Types of numbers that a run may compute in or send.")
     max_steps: int = key(10_000, "Most optimizer steps of a round.", AT_LEAST_1)
     max_pairs: int = key(
-        256, "Most pairs that are computed at once: `batch_size / gradient_accumulation_steps`.", AT_LEAST_1
+        256,
+        "Most pairs that are computed at once: `batch_size / gradient_accumulation_steps` and `eval_batch_size`; with "
+        "`max_tokens_per_step` so many times `max_length` tokens.",
+        AT_LEAST_1,
     )
     max_seconds: float = key(
         86_400.0, "Most seconds of a round's training; then the node answers with a failure.", ABOVE_0
@@ -76,7 +78,7 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
     """Check the settings of a run against the owner's policy, before anything is loaded or imported.
 
     Args:
-        policy: Of the node.
+        policy: The node's policy.
         config: The run's settings, with those of the node.
         own: Keys that the node's configuration sets itself.
 
@@ -89,25 +91,21 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
     except ValueError as error:  # of the run's settings, not of the owner's data
         raise Failed(str(error)) from error
     for name in OF_THE_MODEL:
-        value = value_of(config, name)
-        by_digest = name == "model.name_or_path" and _digests(policy) and not Path(str(value)).exists()
-        if name not in own and not by_digest:
-            _check(name, [value], ["demo", *policy.models], "models")
-    _check("model.trust_remote_code", [config.model.trust_remote_code], [policy.trust_remote_code], "trust_remote_code")
+        if name not in own:
+            _check(name, [value_of(config, name)], ["demo", *_models(policy)], "models")
+    _check_code(policy, config)
     _check("client_mods", config.client_mods, policy.client_mods, "client_mods")
     _check("loss._target_", [config.loss["_target_"]], [*choices.targets("loss"), *policy.losses], "losses")
     for name in OF_TYPES:
         _check(name, [value_of(config, name)], policy.dtypes, "dtypes")
-    pairs = config.batch_size // config.gradient_accumulation_steps
-    if config.max_tokens_per_step is None and pairs > policy.max_pairs:
-        raise Failed(_refusal("batch_size", config.batch_size, f"max_pairs: {policy.max_pairs}"))
+    _check_memory(policy, config, own)
 
 
 def check_steps(policy: NodePolicy, config: Config, num_pairs: int) -> None:
     """Check the length of a round against the owner's policy.
 
     Args:
-        policy: Of the node.
+        policy: The node's policy.
         config: The run's settings.
         num_pairs: The pairs that the node trains on.
 
@@ -124,19 +122,41 @@ def check_steps(policy: NodePolicy, config: Config, num_pairs: int) -> None:
 
 
 def check_weights(policy: NodePolicy, config: Config, own: Collection[str], digest: str) -> None:
-    """Check the SHA-256 of loaded weights, where the policy names digests and the run a hub name.
+    """Check the SHA-256 of loaded weights, where the policy names one for the model.
 
     Raises:
-        Failed: If the policy names other weights only.
+        Failed: If it is another.
     """
     name = config.model.name_or_path
-    if "model.name_or_path" in own or name in (None, "demo", *policy.models) or digest in _digests(policy):
-        return
-    raise Failed(_refusal("model.name_or_path", name, f"models: the SHA-256 of its weights is {digest}"))
+    wanted = None if "model.name_or_path" in own else _models(policy).get(str(name))
+    if wanted is not None and digest != wanted:
+        raise Failed(_refusal("model.name_or_path", name, f"models: [{name}{DIGEST}{digest}]"))
 
 
-def _digests(policy: NodePolicy) -> list[str]:
-    return [entry.removeprefix(DIGEST) for entry in policy.models if entry.startswith(DIGEST)]
+def _check_code(policy: NodePolicy, config: Config) -> None:
+    """Check whether code beside the weights may run; it would run before their digest can be known."""
+    wanted = config.model.trust_remote_code
+    _check("model.trust_remote_code", [wanted], [policy.trust_remote_code], "trust_remote_code")
+    if wanted and _models(policy).get(str(config.model.name_or_path)) is not None:
+        raise Failed(_refusal("model.trust_remote_code", wanted, f"models: [{config.model.name_or_path}]"))
+
+
+def _check_memory(policy: NodePolicy, config: Config, own: Collection[str]) -> None:
+    """Check how much a step of training or of an evaluation computes at once."""
+    most, limit = policy.max_pairs, f"max_pairs: {policy.max_pairs}"
+    if config.max_tokens_per_step is not None:
+        if config.max_tokens_per_step > most * config.max_length:
+            raise Failed(_refusal("max_tokens_per_step", config.max_tokens_per_step, limit))
+    elif config.batch_size // config.gradient_accumulation_steps > most:
+        raise Failed(_refusal("batch_size", config.batch_size, limit))
+    if config.eval_batch_size > most and "eval_batch_size" not in own:
+        raise Failed(_refusal("eval_batch_size", config.eval_batch_size, limit))
+
+
+def _models(policy: NodePolicy) -> dict[str, str | None]:
+    """Return the models that a run may name, with the digest of the weights that each must have, if any."""
+    parts = (entry.partition(DIGEST) for entry in policy.models)
+    return {name: digest or None for name, _, digest in parts}
 
 
 def _check(name: str, wanted: Sequence[Any], allowed: Sequence[Any], entry: str) -> None:

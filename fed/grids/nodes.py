@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from fed.config.flower import PARTITION_ID
 from fed.errors import Failed
 from fed.foreign import one_line
+from fed.grids.pull import pull
 
 
 class Nodes:
@@ -70,17 +71,16 @@ class Nodes:
         if not self._waiting:
             return
         own: list[tuple[bool, int, int]] = []
-        for answer in self._grid.pull_messages(list(self._waiting)):
-            node = self._waiting.pop(answer.metadata.reply_to_message_id)
-            if answer.has_error():
-                self._refuse(node, (answer.error.reason or "no reason given").splitlines()[0])
-                continue
+        for message_id, node in list(self._waiting.items()):
             try:
-                wanted = _own_number(answer.content)
+                if (answer := pull(self._grid, message_id)) is None:
+                    continue
+                wanted = _own_number(answer)
             except Failed as error:
                 self._refuse(node, str(error))
             else:
                 own.append((wanted is None, wanted or 0, node))
+            del self._waiting[message_id]
         taken = self.by_client()
         for without, wanted, node in sorted(own):
             if not without and wanted in taken and taken[wanted] not in online:
@@ -98,14 +98,16 @@ class Nodes:
         print(f"node {node} cannot take part: {one_line(reason)}", flush=True)
 
 
-def _own_number(answer: RecordDict) -> int | None:
+def _own_number(answer: Message) -> int | None:
     """Return the number that a node has of its own; None: it has none.
 
     Raises:
-        Failed: If it answers with anything else than one whole number, or none, in one record of metrics.
+        Failed: If it answers with an error, or with more than one record of metrics that holds such a number or none.
     """
-    metrics = list(answer.metric_records.values())
-    if len(metrics) != 1 or len(answer) != 1 or metrics[0].keys() - {PARTITION_ID}:
+    if answer.has_error():
+        raise Failed((answer.error.reason or "no reason given").partition("\n")[0])
+    metrics = list(answer.content.metric_records.values())
+    if len(metrics) != 1 or len(answer.content) != 1 or metrics[0].keys() - {PARTITION_ID}:
         raise Failed(f"it answers with other records than one of metrics with {PARTITION_ID}, or with none")
     wanted = metrics[0].get(PARTITION_ID)
     if wanted is not None and not isinstance(wanted, int):

@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fed.distributed.stop import Stop
@@ -14,6 +14,7 @@ from fed.errors import CannotContinue, Failed
 from fed.foreign import one_line, printable
 from fed.grids.base import CountingGrid
 from fed.grids.nodes import Nodes
+from fed.grids.pull import pull
 from fed.grids.replies import arrays_of, check_reply
 from fed.grids.settings import RemoteGridSettings
 from fed.model.arrays import copied, same_arrays
@@ -22,6 +23,9 @@ POLL = 0.2  # seconds between two looks for replies
 # Keys in the config of every message to a client: its number, the digests of the server's model as JSON, a name of
 # the run by which clients find what they stored of it, and the settings of the run.
 CLIENT, MODEL, RUN, SETTINGS = "client-id", "model", "run", "settings"
+
+
+Reply = Message | Failed  # of a node, whose bytes may not be readable
 
 
 class RemoteGrid(CountingGrid):
@@ -100,7 +104,7 @@ class RemoteGrid(CountingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have come."""
-        found = self._pull(message_ids)
+        found = self._pull([*message_ids])
         return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
 
     def accept(self, message: Message) -> Message:
@@ -114,7 +118,7 @@ class RemoteGrid(CountingGrid):
     def replies(self, messages: list[Message]) -> Iterator[Message]:
         """Send the messages and yield the replies in their order; a reply that comes before its turn waits."""
         sent = list(zip(self._push(messages), messages, strict=True))
-        waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Message]()
+        waiting, found = {message_id for message_id, _ in sent if message_id is not None}, dict[str, Reply]()
         deadline = time.monotonic() + (self.settings.timeout or math.inf)
         for message_id, message in sent:
             if message_id is None:
@@ -134,9 +138,15 @@ class RemoteGrid(CountingGrid):
                 waiting.discard(message_id)
                 yield self._failed(message, f"no answer within client_timeout={self.settings.timeout:g} seconds")
 
-    def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
+    def _pull(self, message_ids: Collection[str]) -> dict[str, Reply]:
         """Return the replies that have come, by the id of the message that they answer."""
-        found = {reply.metadata.reply_to_message_id: reply for reply in self._grid.pull_messages(list(message_ids))}
+        found: dict[str, Reply] = {}
+        for message_id in message_ids:
+            try:
+                if (reply := pull(self._grid, message_id)) is not None:
+                    found[message_id] = reply
+            except Failed as error:
+                found[message_id] = error
         self._since = time.monotonic()
         return found
 
@@ -174,8 +184,10 @@ class RemoteGrid(CountingGrid):
     def _packed(self, record: ArrayRecord) -> ArrayRecord:
         return next(shared.packed for shared in self._shared if shared.of is record)
 
-    def _taken(self, message: Message, reply: Message) -> Message:
+    def _taken(self, message: Message, reply: Reply) -> Message:
         """Return the client's reply in the form in which the strategy gets it; an error if it cannot be used."""
+        if isinstance(reply, Failed):
+            return self._failed(message, str(reply))
         if reply.has_error():
             return self._failed(message, reply.error.reason)
         sent, kind, content = message.content.array_records, message.metadata.message_type, reply.content
@@ -185,15 +197,25 @@ class RemoteGrid(CountingGrid):
                 content[key] = self.settings.wire.unpack(record, sent[key])
             if kind == MessageType.TRAIN:
                 check_reply(arrays_of(message), reply)
+            metrics = self._scored(kind, content)
         except Failed as error:
             return self._failed(message, str(error))
         except Exception as error:  # whatever a client may send: the others go on
             return self._failed(message, f"its reply cannot be read: {type(error).__name__}: {error}")
-        metrics = next(iter(content.metric_records.values()))
-        if kind == MessageType.TRAIN and self.settings.score is not None and sent:
-            metrics["accuracy"] = self.settings.score(next(iter(content.array_records.values())))
         self.settings.on_reply(message.metadata.dst_node_id, self.server_round, kind, metrics)
         return Message(reply.content, reply_to=message)
+
+    def _scored(self, kind: str, content: RecordDict) -> MetricRecord:
+        """Return the metrics of a reply, with the server's own score of its arrays if there is one.
+
+        Raises:
+            Failed: If the arrays cannot be scored.
+        """
+        metrics = next(iter(content.metric_records.values()))
+        arrays = next(iter(content.array_records.values()), None)
+        if kind == MessageType.TRAIN and self.settings.score is not None and arrays is not None:
+            metrics["accuracy"] = self.settings.score(arrays)
+        return metrics
 
     def _failed(self, message: Message, reason: str | None) -> Message:
         """Report a failure and return it as the reply; the first line of `reason` goes to the strategy."""

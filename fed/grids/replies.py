@@ -14,13 +14,13 @@ from fed.errors import Failed
 from fed.model.arrays import not_finite, to_tensors
 
 FINITE = Limits()  # infinity and NaN are out of every range
-SHARE, NOT_NEGATIVE = Limits(at_least=0, at_most=1), Limits(at_least=0, at_most=2**53)
+SHARE, COUNT = Limits(at_least=0, at_most=1), Limits(at_least=0, at_most=2**53)
 PAIRS = Limits(at_least=1, at_most=2**53)  # a float64 holds it
 # The metrics that clients answer with, and the numbers that these can be.
 RANGES: dict[str, dict[str, Limits]] = {
     MessageType.TRAIN: {
         "num-examples": PAIRS,
-        "pairs": NOT_NEGATIVE,
+        "pairs": COUNT,
         "train_loss": FINITE,
         "accuracy": SHARE,
         "decay": SHARE,
@@ -90,7 +90,7 @@ def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:
         own: The processes that train the client, each with its part of the arrays.
 
     Raises:
-        Failed: With the reason, if the reply is such.
+        Failed: Naming what makes it useless.
     """
     if (reason := own.any_of(_problem(sent, reply))) is not None:
         raise Failed(reason)

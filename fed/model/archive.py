@@ -12,7 +12,7 @@ from torch import Tensor
 from fed.config.places import check_archive
 from fed.model import weight_files
 from fed.model.arrays import not_finite
-from fed.model.pretrained import REPORT, from_pretrained, one_line
+from fed.model.pretrained import REPORT, from_pretrained, in_words
 
 # Attention masks and rotary tables that older checkpoints carry and current models compute themselves.
 DERIVED_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
@@ -93,7 +93,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # whatever a damaged or foreign file makes the readers raise
         raise ValueError(
-            f"cannot read archive {path}: {one_line(error)} | expected *.safetensors, or a policy.pt of tensors only"
+            f"cannot read archive {path}: {in_words(error)} | expected *.safetensors, or a policy.pt of tensors only"
         ) from error
     state = content.get("state", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -109,8 +109,9 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds an infinity or a NaN; None: there is none."""
-    return next((name for name, t in tensors.items() if t.numel() and not all(map(torch.isfinite, t.aminmax()))), None)
+    """Return the name of the first tensor that holds an infinity or a NaN, or will in float32; None: there is none."""
+    held = ((name, tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel())
+    return next((name for name, extremes in held if not all(torch.isfinite(e.float()) for e in extremes)), None)
 
 
 @torch.no_grad()

@@ -32,11 +32,14 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
         base: The absolute directory or hub name that holds exactly these weights; None: there is none.
 
     Raises:
-        ValueError: If a target module is no linear layer of the model.
+        ValueError: If a target module is no linear layer of the model, or r larger than any of them.
     """
     from peft import LoraConfig  # takes seconds, which a client without an adapter saves
 
     linear = _linear_layers(model)
+    widest = max((size for layer in linear.values() for size in layer.weight.shape), default=settings.r)
+    if settings.r > widest:
+        raise ValueError(f"lora.r={settings.r} is above {widest}, the width of the model's widest layer; lower it")
     alpha = 2 * settings.r if settings.alpha is None else settings.alpha
     adapter = LoraConfig(
         task_type="CAUSAL_LM",

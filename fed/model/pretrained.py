@@ -44,7 +44,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             tokenizer.save_pretrained(folder)
         except Exception as error:  # found at the end, it would cost the run its model
             raise ValueError(
-                f"the tokenizer of {name} cannot be saved, as that of the trained model must be: {one_line(error)}; "
+                f"the tokenizer of {name} cannot be saved, as that of the trained model must be: {in_words(error)}; "
                 "mend its tokenizer_config.json or give model.tokenizer_name_or_path"
             ) from error
     return tokenizer
@@ -120,7 +120,7 @@ def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
         if isinstance(error, OSError) and not folder.is_dir():  # the hub has no such file
             return None
         raise ValueError(
-            f"cannot use {GENERATION_CONFIG_NAME} of {settings.name_or_path}: {one_line(error)}; mend or remove it"
+            f"cannot use {GENERATION_CONFIG_NAME} of {settings.name_or_path}: {in_words(error)}; mend or remove it"
         ) from error
 
 
@@ -173,12 +173,12 @@ def from_pretrained(what: str, load: Callable[..., Any], name: str, gguf: str | 
         variable = offline()
         hub = "with the hub reachable" if variable is None else f"({variable} is set: unset it to reach the hub)"
         raise ValueError(
-            f"cannot load the {what} of {name}: {one_line(error)} | expected a directory with config, tokenizer and "
+            f"cannot load the {what} of {name}: {in_words(error)} | expected a directory with config, tokenizer and "
             f"weights, a GGUF file (model.gguf_file=), or a hub name {hub}"
         ) from error
 
 
-def one_line(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Return the type and the text of an exception in one line."""
     if isinstance(error, pickle.UnpicklingError):
         return "its weights are damaged or hold more than tensors, and pickled code is never run"

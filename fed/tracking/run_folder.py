@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -17,6 +19,8 @@ from fed.cpu.runtime import cpu_name
 from fed.files import make_private, write_whole
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, runs_of
 from fed.tracking.versions import commit, packages
+
+PATIENCE = 10.0  # seconds in which a killed process must be gone: Linux lets it finish its last write to the disk
 
 
 def check_cache_folder(cache_dir: str) -> None:
@@ -66,12 +70,14 @@ def newest_run(output_dir: str, exp_name: str) -> Path:
     """Return the folder of the run of this experiment that was started last and is not in use.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, for `PATIENCE` seconds.
     """
-    free = [folder for folder in runs_of(output_dir, exp_name) if not _in_use(folder)]
-    if not free:
-        where = Path(output_dir, exp_name)
-        raise ValueError(f"resume=latest finds no run that is not in use in {where}; give exp_name or its folder")
+    end = time.monotonic() + PATIENCE
+    while not (free := [folder for folder in runs_of(output_dir, exp_name) if not _in_use(folder)]):
+        if time.monotonic() > end:
+            where = Path(output_dir, exp_name)
+            raise ValueError(f"resume=latest finds no run that is not in use in {where}; give exp_name or its folder")
+        time.sleep(0.1)
     return max(free, key=_started)
 
 
@@ -86,7 +92,7 @@ def _started(folder: Path) -> tuple[str, int]:
 
 def _in_use(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with locked(folder, patience=0.0):
             return False
     except OSError:  # no environment.json: whoever resumes it is told
         return False
@@ -95,20 +101,34 @@ def _in_use(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float | None = None) -> Iterator[None]:
     """Lock the folder for this process; the system releases the lock however the process ends.
+
+    Args:
+        folder: The folder of a run.
+        patience: Seconds to wait for another process to release it; None: `PATIENCE`.
 
     Raises:
         ValueError: If another process holds the lock.
     """
+    end = time.monotonic() + (PATIENCE if patience is None else patience)
     with (folder / ENVIRONMENT).open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is in use by another process; wait until it has ended") from error
-        except OSError:  # a file system without locks
-            pass
+        while not _took(file):
+            if time.monotonic() >= end:
+                raise ValueError(f"{folder} is in use by another process; wait until it has ended")
+            time.sleep(0.1)
         yield
+
+
+def _took(file: IO[str]) -> bool:
+    """Return whether the lock on the file is ours now, or the file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def _new_folder(wanted: Path) -> Path:

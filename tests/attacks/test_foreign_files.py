@@ -61,7 +61,18 @@ def test_every_choice_of_this_program_can_be_resumed(group):
     assert {target.rpartition(".")[0] for target in choices.targets(group)} <= {*KNOWN_CODE}
 
 
-def test_a_refused_resume_leaves_a_live_run_as_it_is(command_line, tmp_path):
+def test_a_folder_of_others_reads_nothing_of_the_environment(command_line, tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY_TOKEN", "the-secret-of-the-owner")
+    run = command_line(*TINY, "comm_round=1").run
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("data_dir: null", "data_dir: ${oc.env:CANARY_TOKEN}"))
+    assert "oc.env" in config.read_text()
+    ended = call(tmp_path, f"resume={run}", "comm_round=2")
+    assert "the-secret-of-the-owner" not in ended.text + config.read_text()
+
+
+def test_a_refused_resume_leaves_a_live_run_as_it_is(command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
     run = command_line(*TINY, "comm_round=1").run
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
     with run_folder.locked(run):
@@ -84,16 +95,17 @@ def test_the_latest_run_is_the_one_that_was_started_last(tmp_path):
 
 
 class Spoils(StreamingFedAvg):
-    """A mean whose third round is multiplied by a number, in float64."""
+    """A mean whose weights of this name are multiplied by a number in the third round, in float64."""
 
-    def __init__(self, factor: float, **fedavg: object) -> None:
+    def __init__(self, factor: float, name: str, **fedavg: object) -> None:
         super().__init__(**fedavg)
-        self.factor = factor
+        self.factor, self.name = factor, name
 
     def aggregate_train(self, server_round, replies):
         arrays, metrics = super().aggregate_train(server_round, replies)
         if server_round == 3:
-            arrays = to_record({name: self.factor * tensor.double() for name, tensor in to_tensors(arrays).items()})
+            changed = to_tensors(arrays)
+            arrays = to_record({**changed, self.name: self.factor * changed[self.name].double()})
         return arrays, metrics
 
 
@@ -101,11 +113,16 @@ class Spoils(StreamingFedAvg):
     ("factor", "words"),
     [
         ("1e400", "of the global weights is not finite; the round is not kept"),
-        ("1e200", "round 3: the policy's log-probs are not finite on 4 of 4 test pairs"),  # finite in float64 only
+        ("1e200", "of the global weights is not finite; the round is not kept"),  # finite in float64 only
+        ("3e38", "round 3: the policy's log-probs are not finite on 4 of 4 test pairs"),
     ],
 )
 def test_a_model_that_is_no_longer_finite_ends_the_run_and_names_the_last_that_was(command_line, factor, words):
-    spoils = ("strategy._target_=test_foreign_files.Spoils", f"+strategy.factor={factor}")
+    spoils = (
+        "strategy._target_=test_foreign_files.Spoils",
+        f"+strategy.factor={factor}",
+        "+strategy.name=model.norm.weight",
+    )
     result = command_line(*TINY, "strategy=fedavg", "server_fraction=0", "accuracy_on=test", *spoils, "comm_round=4")
     assert result.code == 1 and words in result.err, result.err
     named = result.folder / result.err.split("the last finite weights are those of ")[1].split(";")[0]
@@ -114,8 +131,8 @@ def test_a_model_that_is_no_longer_finite_ends_the_run_and_names_the_last_that_w
     assert '"round": 3, "who": "server", "split": "test"' not in (run / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("kind", ["damaged", "of another owner's making", "whole"])
-def test_an_entry_of_a_cache_is_used_if_it_is_whole_and_ones_own(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["damaged", "writable by others", "of another owner", "whole"])
+def test_an_entry_of_a_cache_is_used_if_it_is_whole_and_ones_own(tmp_path, monkeypatch, kind):
     entry = tmp_path / "cache" / "entry.npy"
     write_array(entry, np.arange(5.0))
     assert stat.S_IMODE(entry.stat().st_mode) == 0o600 and stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
@@ -123,21 +140,23 @@ def test_an_entry_of_a_cache_is_used_if_it_is_whole_and_ones_own(tmp_path, kind)
         content = bytearray(entry.read_bytes())
         content[-40] ^= 1
         entry.write_bytes(content)
-    elif kind != "whole":
+    elif kind == "writable by others":
         entry.chmod(0o666)
+    elif kind == "of another owner":
+        monkeypatch.setattr("os.geteuid", lambda: entry.stat().st_uid + 1)
     found = read_array(entry)
     assert (found is None) == (kind != "whole")
 
 
 def test_a_damaged_reference_is_computed_again(command_line, tmp_path):
-    """A reference of training pairs is in no evaluation: nothing but its checksum tells that a value has changed."""
+    """Nothing but the checksum tells that a reference of training pairs has changed, for it is in no evaluation."""
     shared = f"cache_dir={tmp_path / 'cache'}"
     first = command_line(*TINY, "comm_round=1", shared)
     entries = sorted((tmp_path / "cache").rglob("reference-*.npy"))
     assert entries
     for entry in entries:
         content = bytearray(entry.read_bytes())
-        content[-48] ^= 1
+        content[-34] ^= 64  # a high bit of the last number, before the checksum
         entry.write_bytes(content)
     assert command_line(*TINY, "comm_round=1", shared).lines() == first.lines()
 

@@ -1,13 +1,15 @@
 """A server that sends nodes what no honest one does: weights, names and settings."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array
 
 from fed.errors import CannotContinue, Failed
-from fed.grids.remote import RUN
-from support.flower_runs import nodes
+from fed.grids.remote import CLIENT, RUN
+from support.flower_runs import nodes, sets
 from support.private_rounds import SENT, UPDATES, sent_by_a_client, settings
 
 PRIVATE = {"privacy": "local_dp", "strategy": "fedavg"}
@@ -43,13 +45,14 @@ def test_an_update_without_a_norm_does_not_leave_unclipped(kind, odd):
     """Flower's min(1, C / NaN) is 1; that of a server's NaN, and of a client that diverges by itself."""
     sent = {**SENT, "unread": torch.tensor([-3e38 if odd == 3e38 else 0.0])}
     trained = {**{name: SENT[name] + UPDATES[0][name] for name in SENT}, "unread": torch.tensor([odd])}
-    with pytest.raises(Failed, match=r"which cannot be clipped; nothing is sent|rounds away noise"):
+    is_rounded = kind == {"kind": "local_dp"} and odd == 3e38  # weights as large as those sent
+    with pytest.raises(Failed, match="rounds away noise" if is_rounded else "no norm that can be clipped"):
         sent_by_a_client(settings(**kind), sent, trained, {"clipping_norm": 2.0})
 
 
 def test_a_server_cannot_ask_for_a_larger_clipping_norm():
     trained = {name: SENT[name] + UPDATES[0][name] for name in SENT}
-    with pytest.raises(Failed, match="would leave with norm 5 in place of 2"):
+    with pytest.raises(Failed, match="the update is longer than clipping and noise leave it"):
         sent_by_a_client(settings(clipping="client"), SENT, trained, {"clipping_norm": 1e9})
 
 
@@ -64,11 +67,56 @@ def test_weights_so_large_that_noise_is_lost_in_rounding_are_refused(largest):
 
 @pytest.mark.parametrize("numbers", [1, 1000])
 def test_noise_and_clipping_pass_the_check_of_what_leaves(numbers):
-    """1,000 messages of updates that are clipped, of one number and of a thousand."""
+    """Updates that are clipped: 1,020 of one number, and 21 of a thousand."""
     private, sent = settings(kind="local_dp", noise_multiplier=1.0), {"a": torch.zeros(numbers)}
     for _ in range(1000 // numbers + 20):
         (reply,) = sent_by_a_client(private, sent, {"a": torch.full((numbers,), 9.0)})
         assert not reply.has_error()
+
+
+def test_a_reason_tells_a_server_nothing_of_private_data(federate, files, capfd):
+    """A learning rate of 1e30 makes an update whose norm is that of a gradient, at weights that the server chose."""
+    private = {**PRIVATE, "strategy.fraction_evaluate": 0.0}
+    hostile = sets(lr=1e30, optimizer="SGD", max_grad_norm=1e300, warmup_steps=0)
+    with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
+        federate(nodes(files), hostile_server=hostile, **private)
+    told, printed = capfd.readouterr()
+    assert told.count("is left out: it has no update to send; the log of its SuperNode says why\n") == 2
+    assert printed.count("error: the update has no norm that can be clipped") == 2
+
+
+def test_a_server_reads_nothing_of_a_nodes_environment(federate, files, monkeypatch, capfd):
+    monkeypatch.setenv("CANARY_TOKEN", "the-secret-of-the-owner")
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=sets(**{"model.name_or_path": "${oc.env:CANARY_TOKEN}"}), **ENDS)
+    told = "".join(capfd.readouterr())
+    assert "the-secret-of-the-owner" not in told and "model.name_or_path=${oc.env:CANARY_TOKEN} reaches" in told
+
+
+def test_a_server_writes_no_escapes_on_a_nodes_console(federate, files, capfd):
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=sets(**{"model.archive": "\x1b]0;owned\x07" * 9_999}), **ENDS)
+    assert all(line.isprintable() and len(line) < 600 for line in capfd.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize(("key", "value"), [("server-round", -5), (CLIENT, -1), (CLIENT, 0.5), (CLIENT, "../x")])
+def test_a_number_that_is_none_is_refused(federate, files, capfd, key, value):
+    def hostile(message):
+        next(iter(message.content.config_records.values()))[key] = value
+
+    with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
+        federate(nodes(files), hostile_server=hostile)
+    assert f"the server sends {key}={value!r}; expected a whole number from 0" in capfd.readouterr().err
+
+
+def test_a_server_that_calls_a_node_by_ever_new_numbers_fills_no_disk(federate, files, tmp_path):
+    numbers = itertools.count()
+
+    def hostile(message):
+        next(iter(message.content.config_records.values()))[CLIENT] = next(numbers)
+
+    federate(nodes(files), hostile_server=hostile, comm_round=4)
+    assert [len(list(tmp_path.glob(f"cache-{k}/clients/*/client-*"))) for k in range(2)] == [1, 1]
 
 
 @pytest.mark.parametrize(

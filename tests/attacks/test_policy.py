@@ -1,6 +1,6 @@
 """What a server's settings may do at a node: hyper-parameters, and what the owner's policy allows."""
 
-import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -9,24 +9,9 @@ import pytest
 
 from fed.config.policy import NodePolicy, read_policy
 from fed.errors import CannotContinue
-from fed.grids.remote import SETTINGS
-from support.flower_runs import allowing, nodes
+from support.flower_runs import allowing, nodes, sets
 
 ENDS = {"min_fit_clients": 2, "process_timeout": 3}
-
-
-def sets(**changes):
-    """Return a server whose messages hold other settings than its own checks would let pass."""
-
-    def hostile(message):
-        config = next(iter(message.content.config_records.values()))
-        sent = json.loads(str(config[SETTINGS]))
-        for dotted, value in changes.items():
-            group, _, name = dotted.rpartition(".")
-            (sent["config"][group] if group else sent["config"])[name] = value
-        config[SETTINGS] = json.dumps(sent)
-
-    return hostile
 
 
 REACHES_TOO_FAR = {
@@ -41,6 +26,8 @@ REACHES_TOO_FAR = {
     "steps without end": ({"local_steps": 10**9}, "local_steps=1000000000"),
     "epochs without end": ({"local_epochs": 10**9}, "local_epochs=1000000000"),
     "all pairs at once": ({"batch_size": 10**6}, "batch_size=1000000"),
+    "all tokens at once": ({"max_tokens_per_step": 10**9}, "max_tokens_per_step=1000000000"),
+    "all pairs of an evaluation at once": ({"eval_batch_size": 10**9}, "eval_batch_size=1000000000"),
     "a negative step": ({"local_steps": -1}, "local_steps=-1 is out of range"),
     "a learning rate that is none": ({"lr": -1.0}, "lr=-1.0 is out of range"),
     "no name of a folder": ({"exp_name": "../x"}, "exp_name=../x"),
@@ -95,6 +82,22 @@ def test_what_the_policy_allows_is_done(federate, files, text, changes, settings
     assert (run / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("max_steps: 3", {"local_steps": 4}),
+        ("max_pairs: 3", {"batch_size": 4, "gradient_accumulation_steps": 1}),
+        ("dtypes: [float32]", {"wire_dtype": "bfloat16"}),
+    ],
+)
+def test_a_policy_may_allow_less_than_the_default(federate, files, capfd, text, changes):
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(allowing(text, files), hostile_server=sets(**changes), **ENDS)
+    assert f"reaches further than this node's policy; its owner may allow it with {text.split(':')[0]}" in (
+        capfd.readouterr().err
+    )
+
+
 def passes(message, context, call_next):
     return call_next(message, context)
 
@@ -109,22 +112,52 @@ def test_a_training_ends_when_the_owner_says(federate, files, capfd):
     assert "it took longer than max_seconds=0.001 seconds" in capfd.readouterr().err
 
 
-def test_models_are_allowed_by_directory_and_by_the_digest_of_their_weights(federate, files, tmp_path, capfd):
+def saved_demo(folder):
     from fed.model.demo import demo_model, demo_tokenizer
     from fed.seeding import seeded_globals
 
-    folder, tokenizer = tmp_path / "model", demo_tokenizer()
+    tokenizer = demo_tokenizer()
     with seeded_globals(0, "model"):
         demo_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    typed = {"model": "blank_model", "model.name_or_path": str(folder), "comm_round": 1}
+    return folder
+
+
+def own_model(folder):
+    return {"model": "blank_model", "model.name_or_path": str(folder), "comm_round": 1}
+
+
+def test_a_model_is_allowed_by_its_directory(federate, files, tmp_path, capfd):
+    folder = saved_demo(tmp_path / "model")
+    typed = own_model(folder)
     with pytest.raises(CannotContinue, match="2 cannot take part"):
         federate(nodes(files), **typed, **ENDS)
     assert "its owner may allow it with models" in capfd.readouterr().err
     _, run = federate(allowing(f"models: ['{folder}']", files), **typed)
     assert (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("entry", ["right", "wrong", "right, with its code"])
+def test_a_digest_that_a_policy_names_is_that_of_the_weights(federate, files, tmp_path, capfd, entry):
+    folder = saved_demo(tmp_path / "model")
+    with pytest.raises(CannotContinue):
+        federate(allowing(f"models: ['{folder}@sha256:{'0' * 64}']", files), **own_model(folder), **ENDS)
+    digest = re.search(r"@sha256:([0-9a-f]{64})\]", capfd.readouterr().err)[1]
+    policy = f"models: ['{folder}@sha256:{'f' * 64 if entry == 'wrong' else digest}']\ntrust_remote_code: true"
+    hostile = sets(**{"model.trust_remote_code": True}) if "code" in entry else None
+    if entry == "right":
+        _, run = federate(allowing(policy, files), **own_model(folder))
+        assert (run / "summary.json").exists()
+    else:
+        with pytest.raises(CannotContinue, match="2 cannot take part"):
+            federate(allowing(policy, files), hostile_server=hostile, **own_model(folder), **ENDS)
+
+
+def test_a_policy_needs_pairs_of_its_own(federate, files, capfd):
+    without = [{name: value for name, value in node.items() if name != "data"} for node in allowing("", files)]
     with pytest.raises(CannotContinue, match="2 cannot take part"):
-        federate(allowing(f"models: ['sha256:{'0' * 64}']", files), **typed, **ENDS)
+        federate(without, **ENDS)
+    assert "--node-config has policy but no data" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

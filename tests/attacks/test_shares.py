@@ -14,17 +14,18 @@ from fed.model.arrays import to_record, to_tensors
 from fed.tracking.line_files import read_lines
 from fed.tracking.run_files import METRICS
 from server.evaluate import ServerEvaluation
-from server.strategies import FeDPO, StreamingFedAvg, capped
+from server.strategies import FeDPO, RunningMean, StreamingFedAvg, cap_shares
 from support.deployment import lines
 from support.federations import Log, everyone
 from support.flower_runs import nodes
 
 
-@given(logs=st.lists(st.floats(-60, 60), min_size=1, max_size=12), most=st.floats(0.01, 1))
+@given(logs=st.lists(st.floats(-2000, 2000), min_size=1, max_size=12), most=st.floats(0.01, 1))
 @settings(max_examples=400, deadline=None)
 def test_shares_sum_to_one_and_none_is_above_the_limit(logs, most):
-    shares = np.exp(capped(logs, most))
-    shares /= shares.sum()
+    shares = np.exp(cap_shares(logs, most))
+    shares /= 1.0 if most * len(logs) > 1 else len(logs)
+    assert shares.sum() == pytest.approx(1)
     assert max(shares) <= max(most, 1 / len(logs)) * (1 + 1e-9)
     order = np.argsort(logs, kind="stable")
     assert all(np.diff(shares[order]) >= -1e-12)  # who weighs more has no smaller share
@@ -34,8 +35,8 @@ def test_shares_sum_to_one_and_none_is_above_the_limit(logs, most):
 
 def test_what_is_cut_off_goes_to_the_others_as_they_weigh():
     """Weights 70, 20, 10 at most 0.4: 0.4 and, of the other 0.6, two thirds and one third, of which 0.4 is cut anew."""
-    assert np.exp(capped([math.log(7), math.log(2), 0.0], 0.5)) == pytest.approx([0.5, 1 / 3, 1 / 6])
-    assert np.exp(capped([math.log(7), math.log(2), 0.0], 0.4)) == pytest.approx([0.4, 0.4, 0.2])
+    assert np.exp(cap_shares([math.log(7), math.log(2), 0.0], 0.5)) == pytest.approx([0.5, 1 / 3, 1 / 6])
+    assert np.exp(cap_shares([math.log(7), math.log(2), 0.0], 0.4)) == pytest.approx([0.4, 0.4, 0.2])
 
 
 def replies(sizes):
@@ -47,6 +48,13 @@ def replies(sizes):
         reported = MetricRecord({"num-examples": size, "accuracy": 0.5})
         found.append(Message(RecordDict({"arrays": arrays, "metrics": reported}), reply_to=sent))
     return found
+
+
+def test_shares_that_underflow_leave_a_mean_of_numbers():
+    mean = RunningMean()
+    for value, log_weight in zip((1.0, 2.0, 3.0, 4.0), cap_shares([100.0, 100.0, 900.0, 900.0], 0.5), strict=True):
+        mean.add({"w": torch.tensor([value])}, log_weight)
+    assert mean.value["w"] == 3.5
 
 
 @pytest.mark.parametrize("strategy", [StreamingFedAvg, FeDPO])
@@ -79,7 +87,7 @@ def test_a_majority_among_four_or_more_is_told(shares, told):
 
 
 def test_a_server_that_scores_replies_itself_does_not_believe_an_accuracy(federate, files):
-    """Both say 1; without a doubt of the server's that would be written, and weighed with temp=100."""
+    """Both say 1, which with temp=100 decides everything; a server that scores replies writes what it found."""
 
     def lies(reply):
         if reply.metadata.message_type == MessageType.TRAIN:

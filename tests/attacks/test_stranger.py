@@ -81,7 +81,7 @@ def test_a_hostile_node_costs_nobody_else_a_round(deployment):
 
 def test_a_hostile_server_gets_nothing_from_a_node(deployment):
     """It sends a path in place of the run's name, which a node would write to and clean up beside."""
-    before = 'RUN: plain("_".join(federation.place.checkpoints.parent.absolute().parts[-2:])),'
+    before = 'RUN: plain_name("_".join(federation.place.checkpoints.parent.absolute().parts[-2:])),'
     program = strangers(deployment.folder, "run/remote.py", before, 'RUN: "../../victim",')
     start(deployment, "one")
     deployment.begin("hostile", program, client_num_in_total=1, **{**SMALL, "process_timeout": 40})

@@ -16,6 +16,7 @@ import fed.checkpoints.serialize
 import fed.distributed.stop
 import fed.model.weight_files
 import server.strategies
+from fed.tracking import run_folder
 from fed.tracking.run_folder import locked
 from fed.tracking.tracker import Tracker
 from run import experiment
@@ -202,7 +203,8 @@ def test_data_or_a_model_that_changed_are_refused(tmp_path: Path) -> None:
     assert refused.code == 2 and "the data differ from those recorded in its partition.json" in refused.text
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
     assert call(tmp_path, *SMALL, "comm_round=1").code == 0
     with locked(only_run(tmp_path)):
         refused = call(tmp_path, f"resume={only_run(tmp_path)}")

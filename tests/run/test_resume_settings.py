@@ -1,6 +1,8 @@
 """Tests of the settings of a resumed run: what its folder says, and what may be typed beside `resume`."""
 
 import os
+import threading
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +135,20 @@ def test_of_two_runs_of_one_second_the_later_one_is_taken(tmp_path: Path) -> Non
     assert run_folder.newest_run(str(tmp_path), "a") == first
 
 
-def test_a_run_that_is_in_use_is_not_the_latest(tmp_path: Path) -> None:
+def test_a_run_whose_process_is_being_killed_is_waited_for(tmp_path: Path) -> None:
+    folder = began(tmp_path / "a" / "2026-01-02_10-00-00")
+    held = ExitStack()
+    held.enter_context(run_folder.locked(folder))
+    threading.Timer(0.5, held.close).start()
+    assert run_folder.newest_run(str(tmp_path), "a") == folder
+    held.enter_context(run_folder.locked(folder))
+    threading.Timer(0.5, held.close).start()
+    with run_folder.locked(folder):
+        pass
+
+
+def test_a_run_that_is_in_use_is_not_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
     older, newer = (began(tmp_path / "a" / f"2026-01-0{day}_10-00-00") for day in (2, 3))
     with run_folder.locked(newer):
         assert run_folder.newest_run(str(tmp_path), "a") == older

@@ -334,6 +334,7 @@ MODEL = (
     ("no such GGUF file", "model=blank_model model.gguf_file=nowhere.gguf", "nowhere.gguf no such file", None),
     ("damaged GGUF file", "model=blank_model model.gguf_file={folder}/model.gguf", "cannot load", gguf),
     ("empty GGUF file", "model=blank_model model.gguf_file={folder}/model.gguf", "cannot load", files(model_gguf=b"")),
+    ("an adapter wider than the model", "lora.r=1000000000", "lora.r=1000000000 above width lower it", None),
     ("no such layer for LoRA", "lora.r=2 lora.target_modules=[nope]", "lora.target_modules=nope q_proj", None),
 )  # fmt: skip
 

@@ -24,7 +24,7 @@ def files(tmp_path):
 def federate(tmp_path, monkeypatch):
     """Run a federation over nodes with these configurations, and return the grid and the run's folder.
 
-    `hostile_server` and `hostile_node` change messages and replies on their way, as those of `FlowerGrid` do.
+    `hostile_server`, `hostile_node` and `hostile_bytes` change messages and replies, as those of `FlowerGrid` do.
     """
     import torch
 
@@ -37,12 +37,13 @@ def federate(tmp_path, monkeypatch):
     monkeypatch.setattr("run.experiment.curves", lambda run_dir: run_dir / "curves.png")
     monkeypatch.chdir(tmp_path)
 
-    def run(nodes, hostile_server=None, hostile_node=None, **config):
+    def run(nodes, hostile_server=None, hostile_node=None, hostile_bytes=None, **config):
         given = {**OWN, "output_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "server"), **config}
         nodes = [{"cache_dir": str(tmp_path / f"cache-{k}"), **node} for k, node in enumerate(nodes)]
         grid = FlowerGrid([(client_app.flower_app(), node) for node in nodes], given)
         grid.hostile_server = hostile_server or grid.hostile_server
         grid.hostile_node = hostile_node or grid.hostile_node
+        grid.hostile_bytes = hostile_bytes
         threads = torch.get_num_threads()
         try:
             server_app.run(run_settings(through_flower(given)), grid)

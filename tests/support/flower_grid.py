@@ -9,6 +9,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -42,6 +44,9 @@ class FlowerGrid(Grid):
         self.on_pull: Callable[[], None] = lambda: None
         self.hostile_server: Tamper = lambda message: None  # changes a message on its way to a node
         self.hostile_node: Tamper = lambda reply: None  # changes a reply on its way to the server
+        self.hostile_bytes: Callable[[dict[str, bytes]], None] | None = (
+            None  # changes the objects that a reply is sent as
+        )
         self._waiting: dict[str, Message] = {}
         self._ids = itertools.count(1)
 
@@ -88,6 +93,10 @@ class FlowerGrid(Grid):
             self.received.append((message.metadata.message_type, reply.error.reason.encode(), reply))
             return reply
         self.hostile_node(reply)
+        if self.hostile_bytes is not None:
+            contents = {key: each.deflate() for key, each in get_all_nested_objects(reply.content).items()}
+            self.hostile_bytes(contents)
+            reply.content = inflate_object_from_contents(reply.content.object_id, contents)
         content = recorddict_to_proto(reply.content)
         self.received.append((message.metadata.message_type, content.SerializeToString(), reply))
         reply.content = recorddict_from_proto(content)
