@@ -83,15 +83,22 @@ def check_resumes(name: str, number: int, whole: Whole, folder: Path, rng: rando
 
 def _cut_off(name: str, number: int, seconds: float, folder: Path, rng: random.Random) -> tuple[float, Ended]:
     """Start the run until one began and did not end before the signal; return the instant and its end."""
+    begun, done = 0.1 * seconds, 0.95 * seconds  # what lies between has begun and not ended, if the load is the same
     for _ in range(ATTEMPTS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        instant = rng.uniform(0.1, 0.95) * seconds
+        instant = rng.uniform(begun, done)
         choose = some_rank(rng) if _several(name) and number == signal.SIGKILL else lambda pid: pid
         ended = _start(name, folder, during=after(instant, number, choose))
         run = only_run(folder)
         if run is not None and not (run / "summary.json").exists():
             return instant, ended
+        if run is None:
+            begun = max(begun, instant)
+        else:
+            done = min(done, instant)
+        if done - begun < 0.05 * seconds:
+            begun, done = 0.1 * seconds, 1.5 * seconds
     raise AssertionError(f"{name}: no run was hit in {ATTEMPTS} attempts")
 
 
