@@ -1,7 +1,6 @@
 """The mods that keep a client's data with the client, and the check of what its owner demands of a run."""
 
 import functools
-import sys
 from collections.abc import Iterator, Mapping
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fed.config.flower import KIND, LEAST
 from fed.config.groups import PrivacySettings
-from fed.errors import Failed
+from fed.errors import Failed, Refused
 from fed.grids.replies import Sent, arrays_of
 from fed.privacy import (
     check_rounding,
@@ -48,33 +47,18 @@ def check_promise(settings: PrivacySettings, demanded: Mapping[str, object]) -> 
         demanded: The node's configuration. It may hold "privacy.kind" and the least "privacy.noise_multiplier".
 
     Raises:
-        Failed: If the run promises less, or if others could draw the noise again.
+        Refused: If the run promises less, or if others could draw the noise again.
     """
     kind, least = demanded.get(KIND), demanded.get(LEAST)
     if settings.kind != "none" and settings.seeded_noise:
-        raise Failed("privacy.seeded_noise=true: whoever knows the seed subtracts the noise; leave it out")
+        raise Refused("privacy.seeded_noise=true: whoever knows the seed subtracts the noise; leave it out")
     if kind is not None and settings.kind != kind:
-        raise Failed(f"this client takes part only with privacy={kind}; the run has privacy={settings.kind}")
+        raise Refused(f"this client takes part only with privacy={kind}; the run has privacy={settings.kind}")
     if least is not None and (settings.kind == "none" or not settings.noise_multiplier >= float(str(least))):
-        raise Failed(
+        raise Refused(
             f"this client takes part only with privacy.noise_multiplier={least} or more; the run has "
             f"privacy={settings.kind} and privacy.noise_multiplier={settings.noise_multiplier:g}"
         )
-
-
-def withhold_reason(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Return the reply; why there is none is printed here, and not told: a reason may say something of the data.
-
-    That there is none is told, and no epsilon counts it.
-
-    Raises:
-        Failed: In words that are always the same.
-    """
-    try:
-        return call_next(message, context)
-    except Failed as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise Failed("it has no update to send; the log of its SuperNode says why") from None
 
 
 def send_weights_only(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,14 +1,16 @@
 """A client's state on its own disk, for a SuperNode that is started again or a run that is resumed."""
 
+import re
 import shutil
 from pathlib import Path
 
 from flwr.app import RecordDict
 
 from fed.checkpoints import serialize
-from fed.files import make_private
+from fed.files import is_own, make_private
 
 CHECKPOINTS = 3  # the server's last checkpoints: a run may be resumed from one before the newest
+NAME = re.compile(r"client-(\d{1,18})-round-(\d{1,18})\.safetensors", re.ASCII)
 RUNS = 10  # runs whose files stay on the disk
 
 
@@ -32,6 +34,7 @@ def save_state(folder: Path, client_id: int, server_round: int, state: RecordDic
     for later in set(found).difference(rounds):  # a resumed run repeats these rounds
         _path(folder, client_id, later).unlink()
     serialize.save(dict(state), _path(folder, client_id, server_round))
+    _path(folder, client_id, server_round).chmod(0o600)
     rounds.append(server_round)
     newest = server_round // every * every if every else 0
     checkpoints = [newest - back * every for back in range(CHECKPOINTS)]
@@ -42,14 +45,14 @@ def save_state(folder: Path, client_id: int, server_round: int, state: RecordDic
 
 def only_client(folder: Path) -> int | None:
     """Return the number of the only client with files of this run; None: no client has any, or several have."""
-    found = {path.name.split("-")[1] for path in folder.glob("client-*-round-*.safetensors")}
-    return int(found.pop()) if len(found) == 1 else None
+    found = {client_id for client_id, _, _ in _states(folder)}
+    return found.pop() if len(found) == 1 else None
 
 
 def keep_only(folder: Path, client_id: int) -> None:
     """Remove what other clients of this run have stored: a node with data of its own is one client."""
-    for path in folder.glob("client-*-round-*.safetensors"):
-        if path.name.split("-")[1] != str(client_id):
+    for other, _, path in _states(folder):
+        if other != client_id:
             path.unlink()
 
 
@@ -72,7 +75,13 @@ def load_state(folder: Path, client_id: int, server_round: int) -> RecordDict:
 
 
 def _rounds(folder: Path, client_id: int) -> list[int]:
-    return [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"client-{client_id}-round-*.safetensors")]
+    return [server_round for found, server_round, _ in _states(folder) if found == client_id]
+
+
+def _states(folder: Path) -> list[tuple[int, int, Path]]:
+    """Return client, round and path of each state that this user has written; what others put there is none."""
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("client-*"))
+    return [(int(name[1]), int(name[2]), path) for name, path in found if name and is_own(path)]
 
 
 def _path(folder: Path, client_id: int, server_round: int) -> Path:

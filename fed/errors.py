@@ -7,6 +7,10 @@ class Failed(Exception):
     """A client's failure, for which it is left out of the round; raised by all processes that train it together."""
 
 
+class Refused(Failed):
+    """A refusal at a node of what the server sent, whatever the data are; the server is told why."""
+
+
 class CannotContinue(Exception):
     """The end of a run that has written all it did to the disk; the message gives the reason."""
 

@@ -119,13 +119,29 @@ def read_array(entry: Path) -> np.ndarray | None:
     """Read an array from a cache; None if it is missing or damaged, or if another user owns it or may write it."""
     try:
         with entry.open("rb") as file:
-            owner = os.fstat(file.fileno())
+            is_own = _is_own(os.fstat(file.fileno()))
             content, digest = (whole := file.read())[:-DIGEST], whole[-DIGEST:]
-        if owner.st_uid != os.geteuid() or owner.st_mode & 0o022 or hashlib.sha256(content).digest() != digest:
+        if not is_own or hashlib.sha256(content).digest() != digest:
             return None
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception:  # no entry, or whatever a damaged or foreign file makes numpy raise
         return None
+
+
+def is_own(path: Path) -> bool:
+    """Return whether the path is a file that this user owns, and that nobody else may write."""
+    return path.is_file() and not path.is_symlink() and _is_own(path.stat())
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def keep_newest(folder: Path, most: int) -> None:
+    """Remove all but the newest `most` files of a cache; another process may do so too."""
+    files = [(path.stat().st_mtime_ns, path) for path in folder.glob("*") if path.is_file()]
+    for _, path in sorted(files)[:-most]:
+        path.unlink(missing_ok=True)
 
 
 def truncate(path: Path, size: int) -> None:

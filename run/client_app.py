@@ -10,19 +10,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from clients.app import config_of
 from clients.privacy import check_promise
 from fed.config.flower import DATA, POLICY, from_text, node_settings
 from fed.config.policy import NodePolicy, check_allowed, read_policy
-from fed.errors import CannotContinue, CannotWrite, Failed
+from fed.errors import CannotContinue, CannotWrite, Failed, Refused
 from fed.files import inside
 from fed.foreign import one_line
-from fed.grids.remote import RUN, SETTINGS
+from fed.grids.remote import MODEL, RUN, SETTINGS
 from run.site import Site, site_of
 
+KINDS = (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE)
 Answer = Callable[[Site, Message, Context, Path], Message]
 
 
@@ -59,33 +60,57 @@ def _policy(node_config: Mapping[str, Any]) -> NodePolicy | None:
 
 
 def _guarded(answer: Answer, message: Message, context: Context, folder: Path | None) -> Message:
-    """Return the answer, or an error that says why there is none.
-
-    The client's console shows the reason. The text of an unexpected error may hold some of the data or a place on this
-    disk, so a client with data of its own sends the server only the error's type.
-    """
-    has_own_data = DATA in context.node_config
+    """Return the answer, or an error that says why there is none; this process's log says it too."""
+    has_own_data, is_private = DATA in context.node_config, False
     try:
-        sent = config_of(message)
-        request = node_settings(from_text(str(sent[SETTINGS])), context.node_config)
+        sent = _carried(message)
+        request = node_settings(from_text(sent[SETTINGS]), context.node_config)
+        is_private = has_own_data and request.config.privacy.kind != "none"
         policy = _policy(context.node_config)
         if policy is not None:
             check_allowed(policy, request.config, context.node_config.keys())
         if has_own_data:
             check_promise(request.config.privacy, context.node_config)
-        usual = inside(Path(request.config.cache_dir), "clients", str(sent[RUN]))
+        usual = inside(Path(request.config.cache_dir), "clients", sent[RUN])
         return answer(site_of(request, context.node_config, policy), message, context, folder or usual)
     except Exception as error:
-        kind, reason = type(error).__name__, one_line(str(error))
-        is_expected = isinstance(error, (Failed, CannotContinue))
-        if not (is_expected or isinstance(error, ValueError)):
-            traceback.print_exc()
-            reason = f"{kind}: {reason}"
-        if is_expected and not isinstance(error, CannotWrite):  # of the run's settings and messages
-            shared = reason
-        elif has_own_data:
-            shared = f"{kind}; the log of its SuperNode says more"
-        else:
-            shared = f"{reason}\n{traceback.format_exc()}"
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    return Message(Error(0, shared), reply_to=message)
+        reason = _told(error, has_own_data=has_own_data, is_private=is_private)
+        return Message(Error(0, reason), reply_to=message)
+
+
+def _carried(message: Message) -> dict[str, str]:
+    """Return the texts that every message of the server carries.
+
+    Raises:
+        Refused: If the message is of a type that nothing checks, or lacks a text.
+    """
+    kind, config = message.metadata.message_type, config_of(message)
+    if kind not in KINDS:  # Flower takes "train.anything" for "train"
+        raise Refused(f"the server sends a message of type {kind}; expected {', '.join(KINDS)}")
+    for key in (SETTINGS, MODEL, RUN):
+        if not isinstance(config.get(key), str):
+            raise Refused(f"the server sends {key}={config.get(key)!r:.40}; expected text")
+    return {key: str(config[key]) for key in (SETTINGS, MODEL, RUN)}
+
+
+def _told(error: Exception, *, has_own_data: bool, is_private: bool) -> str:
+    """Print why there is no answer, and return what the server is told of it.
+
+    The text of an error may hold some of the data, or a place on this disk. So of an unexpected error a client with
+    data of its own tells the type only, and with `privacy=` nothing but that there is no answer.
+    """
+    kind, reason = type(error).__name__, one_line(str(error))
+    is_foreseen = isinstance(error, (Failed, CannotContinue))
+    printed = reason if is_foreseen or isinstance(error, ValueError) else f"{kind}: {reason}"
+    if printed != reason:
+        traceback.print_exc()
+    print(f"error: {printed}", file=sys.stderr, flush=True)
+    if isinstance(error, Refused):
+        return reason
+    if is_private:
+        return "it has nothing to send; the log of its SuperNode says why"
+    if is_foreseen and not isinstance(error, CannotWrite):
+        return reason
+    if has_own_data:
+        return f"{kind}; the log of its SuperNode says more"
+    return f"{printed}\n{traceback.format_exc()}"

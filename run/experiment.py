@@ -61,8 +61,10 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
         with writing(folder / CURVES):
             picture = curves(folder)
         seconds, board = summary["wall_seconds"], folder / TENSORBOARD
-        console.print(f"{summary['pairs']} pairs in {seconds:.0f} s; results in {folder}")
-        console.print(f"curves: {picture}  (or: tensorboard --logdir {board})")
+        pairs = f"{summary['pairs']} pairs" if summary["pairs"] else "done"  # private clients do not tell their pairs
+        console.print(f"{pairs} in {seconds:.0f} s; results in {folder}")
+        if picture is not None:
+            console.print(f"curves: {picture}  (or: tensorboard --logdir {board})")
 
 
 def hyperparameters(config: Config) -> dict[str, object]:

@@ -90,6 +90,9 @@ def _create_folder(plan: Plan) -> Path:
 
 def _reopen_folder(plan: Plan, folder: Path) -> Path:
     config = plan.config
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"resume={folder}: {path} is a link out of the folder, which no run has made; remove it")
     run_folder.check_cache_folder(config.cache_dir)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / PARTITION_FILE

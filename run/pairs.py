@@ -12,6 +12,7 @@ from fed.data.splits import ClientRows
 from fed.data.token_cache import tokenize_once
 from fed.data.tokens import Example, tokenize
 from fed.errors import Failed
+from fed.files import inside
 from fed.model.policy import Policy
 from fed.tracking import steps
 from run.data import OwnedRows
@@ -38,7 +39,7 @@ def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
 
     Token ids are kept in `cache_dir`, where the process of a client's next message finds them.
     """
-    once = functools.partial(tokenize_once, cache=Path(config.cache_dir) / "tokens")
+    once = functools.partial(tokenize_once, cache=inside(Path(config.cache_dir), "tokens"))
     as_tokens = _tokenizer(once, policy, config)
     validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
     clients = _ClientsOnDemand(rows.split.clients, as_tokens, functools.partial(_check_client, config, policy))

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord
 
 from clients.app import ClientPairs
 from fed.data.tokens import Example
+from fed.files import inside
 from fed.model.arrays import load_arrays
 from fed.model.policy import OnPairs, Policy
 from fed.model.references import with_reference
@@ -48,7 +49,7 @@ def columns_of(plan: Plan, initial: ArrayRecord, model_hash: str, log: Log) -> C
                 policy,
                 examples,
                 batch_size=plan.config.eval_batch_size,
-                cache=Path(plan.config.cache_dir) / "reference",
+                cache=inside(Path(plan.config.cache_dir), "reference"),
                 weights_hash=model_hash,
                 on_pairs=on_pairs,
             )

@@ -23,7 +23,7 @@ from fed.model.identity import identity
 from fed.simulation import serve
 from fed.tracking.log import Log
 from run.federation import Federation
-from server.traits import streams
+from server.traits import raises_loss, streams
 
 # The metrics of a client's training by split: our names, and those of its reply. With `privacy=` it sends none.
 OF_A_TRAINING = {
@@ -53,7 +53,9 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
         wait=config.process_timeout,
         simulated=config.engine == "ray",
         timeout=config.client_timeout if config.engine == "flower" else None,
-        expected=Expected(config.privacy.kind != "none", tuple(config.client_metrics)),
+        expected=Expected(
+            config.privacy.kind != "none", tuple(config.client_metrics), raises_loss(federation.strategy)
+        ),
         score=functools.partial(_score, federation) if config.score_on == "server" else None,
         on_reply=lambda *reply: _report(log, *reply),
         wire=Wire(config.wire_dtype, to_tensors(federation.initial)),
@@ -94,7 +96,8 @@ def _report(log: Log, client_id: int, server_round: int, kind: str, metrics: Map
         )
         return
     log.start_client(server_round, client_id, metrics.get("pairs", 0))
-    log.advance(metrics.get("pairs", 0))
+    if "pairs" in metrics:
+        log.advance(metrics["pairs"])
     for split, names in OF_A_TRAINING.items():
         if found := {ours: metrics[theirs] for ours, theirs in names.items() if theirs in metrics}:
             log.client(client_id, server_round, split, found)

@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from fed.config.checks import Request
+from fed.config.combinations import check_combinations
 from fed.config.components import imported
 from fed.config.moved import name_as_now
 from fed.config.plain import from_plain
 from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
+from fed.config.values import check_values
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, LATEST, check_run
 from fed.tracking.run_folder import newest_run
 from fed.tracking.versions import CHANGED, commit
@@ -27,6 +30,7 @@ KNOWN_CODE = (
 )
 # The keys that environment.json must have, and their types.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
+LARGEST, MOST_THREADS = 10**6, 4096  # bytes of config.yaml, and processors of a machine
 # These keys of environment.json decide the last bits of a run.
 DECIDES_BITS = ("python", "device", "processor", "packages")
 
@@ -60,6 +64,7 @@ def resumed(request: Request) -> Request:
     if began.cpu_matmul == "auto" and environment["library"]:
         changed["cpu_matmul"] = environment["library"]
     config = replace(began, resume=str(folder), num_threads=environment["threads"], **changed)
+    _check_settings(folder, config, has_cache="cache_dir" in request.given or typed.resume_trusts)
     return Request(config, frozenset(environment["given"]))
 
 
@@ -97,7 +102,7 @@ def _config(folder: Path) -> Config:
     path = folder / CONFIG
     check_run(folder)
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        found: Any = OmegaConf.to_container(OmegaConf.create(_without_aliases(path)), resolve=False)
         config = from_plain(found)
         for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
             raise ValueError(f"it lacks {key}")
@@ -105,6 +110,19 @@ def _config(folder: Path) -> Config:
     except Exception as error:  # a damaged file makes the readers raise anything
         raise _unreadable(folder, error) from error
     return config
+
+
+def _without_aliases(path: Path) -> str:
+    """Return the text of a YAML file that no alias makes larger than it is.
+
+    Raises:
+        ValueError: If it is large, or has aliases, as no run writes them.
+    """
+    with path.open(encoding="utf-8") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("it is larger than a run writes it, or has aliases")
+    return text
 
 
 def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
@@ -127,6 +145,22 @@ def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
             imported(key, path)
         except ValueError as error:
             raise _unreadable(folder, error) from error
+
+
+def _check_settings(folder: Path, config: Config, *, has_cache: bool) -> None:
+    """Check the settings of a folder, which may come from anybody, as those on a command line are checked.
+
+    Raises:
+        ValueError: If they cannot work, or if they name a cache that no run has made.
+    """
+    try:
+        check_values(config)
+        check_combinations(config)
+    except ValueError as error:
+        raise ValueError(f"resume={folder}: its settings cannot be used: {error}") from error
+    cache = Path(config.cache_dir)
+    if not has_cache and config.cache_dir != Config().cache_dir and not (cache / "reference").is_dir():
+        raise ValueError(f"resume={folder}: its cache_dir={cache} is not there; give a cache_dir beside resume")
 
 
 def _targets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,8 +198,10 @@ def _environment(folder: Path) -> dict[str, Any]:
         for key, kinds in KINDS.items():
             if not isinstance(found[key], kinds):
                 raise TypeError(f"its {key} is {found[key]!r}")
-        if found["threads"] < 1:
+        if isinstance(found["threads"], bool) or not 1 <= found["threads"] <= MOST_THREADS:
             raise ValueError(f"its threads is {found['threads']}")
+        if not all(isinstance(key, str) for key in found["given"]):
+            raise TypeError("its given holds other things than keys")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged file makes the reader raise anything
         raise ValueError(f"{path} cannot be read as the environment of a run: {error}; start a new run") from error

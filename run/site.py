@@ -12,17 +12,17 @@ from typing import Any
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.app import Client, client_app, config_of
-from clients.privacy import withhold_reason
 from clients.state_files import keep_only, load_state, only_client, remove_old_runs, save_state
 from clients.trainer import LocalTrainer
 from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
-from fed.config.policy import NodePolicy, check_steps, check_weights
+from fed.config.policy import NodePolicy, check_weights
 from fed.config.schema import Config, has_own_data
 from fed.data.rows import Loaded
 from fed.distributed import launch
 from fed.distributed.stop import Deadline
-from fed.errors import Failed
+from fed.errors import Failed, Refused
+from fed.files import inside, keep_newest
 from fed.grids.remote import CLIENT, MODEL
 from fed.grids.wire import Wire, unpacking
 from fed.model.arrays import model_tensors, snapshot, to_tensors
@@ -35,6 +35,7 @@ from run.plan import local_settings
 from run.prepare import prepare_client
 from run.references import ReferencedPairs, columns_of
 
+ENTRIES = 100  # of each cache of a node with data of its own
 CLIENTS_IN_MEMORY = 64  # clients whose pairs a process keeps
 
 
@@ -85,8 +86,7 @@ class Site:
             strict=not plan.mods,
         )
         unpack = unpacking(Wire(self._config.wire_dtype, to_tensors(initial)))
-        quiet = [withhold_reason] if self._is_alone and self._config.privacy.kind != "none" else []
-        self._app = client_app(client, [unpack, *quiet, *plan.mods])
+        self._app = client_app(client, [unpack, *plan.mods])
 
     def introduce(self, message: Message, context: Context, folder: Path) -> Message:
         """Answer with the client's number, if it has one, and get ready for the first round.
@@ -107,7 +107,8 @@ class Site:
             metrics[PARTITION_ID] = int(own)
         if self._is_alone:
             self._check_model(message)
-            self._check_steps(0)
+            _ = self._pairs[0]  # ready for the first round
+            self._trim_caches()
             if self._config.privacy.kind != "none":
                 print(described(self._config.privacy, self._config.comm_round), file=sys.stderr, flush=True)
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -126,8 +127,6 @@ class Site:
         self._check_model(message)
         config = config_of(message)
         client_id, server_round = _number(config, CLIENT), _number({"server-round": 1, **config}, "server-round")
-        if message.metadata.message_type == MessageType.TRAIN:
-            self._check_steps(client_id)
         numbered = replace(context, node_config={**context.node_config, PARTITION_ID: client_id})
         self._deadline.begin()
         if not context.state:
@@ -142,7 +141,13 @@ class Site:
             if self._is_alone:  # whatever numbers and names a server sends, the disk holds few files
                 keep_only(folder, client_id)
                 remove_old_runs(folder)
+                self._trim_caches()
         return reply
+
+    def _trim_caches(self) -> None:
+        """Remove the oldest token ids and reference log-probabilities: a run adds some for each of its settings."""
+        for name in ("tokens", "reference"):
+            keep_newest(inside(Path(self._config.cache_dir), name), ENTRIES)
 
     def _random_numbers(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:
         """Seed a simulated client as engine=local does, and a real one so that nobody can repeat its noise."""
@@ -150,38 +155,41 @@ class Site:
             return seeded_globals(secrets.randbits(63), "a real client", 0)
         return seeded_globals(self._config.seed, f"client {kind}", client_id, server_round, 1)
 
-    def _check_steps(self, client_id: int) -> None:
-        """Have the client's pairs ready, and refuse a round of more steps than the owner allows.
-
-        Raises:
-            Failed: If the round has more.
-        """
-        num_pairs = len(self._pairs[client_id].train)
-        if self._policy is not None:
-            check_steps(self._policy, self._config, num_pairs)
-
     def _check_model(self, message: Message) -> None:
         """Refuse a message from a server that has another model.
 
         Raises:
-            Failed: Naming what differs.
+            Refused: Naming what differs.
         """
-        if other := difference(self._identity, json.loads(str(config_of(message)[MODEL]))):
-            raise Failed(
+        if other := difference(self._identity, _digests(str(config_of(message)[MODEL]))):
+            raise Refused(
                 f"this client's model is not the server's: {other}; give it the same files, e.g. by --node-config "
                 "'model.name_or_path=\"...\"'"
             )
+
+
+def _digests(text: str) -> dict[str, str]:
+    """Return the digests of the server's model.
+
+    Raises:
+        Refused: If the text is none.
+    """
+    try:
+        found = json.loads(text)
+        return {str(name): str(digest) for name, digest in found.items()}
+    except Exception as error:  # whatever a server may send
+        raise Refused(f"the server sends {MODEL}={text[:40]!r}; expected digests by name") from error
 
 
 def _number(config: Mapping[str, Any], key: str) -> int:
     """Return a number that the server sends.
 
     Raises:
-        Failed: If it is no whole number from 0.
+        Refused: If it is no whole number from 0.
     """
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise Failed(f"the server sends {key}={value!r}; expected a whole number from 0")
+        raise Refused(f"the server sends {key}={value!r}; expected a whole number from 0")
     return value
 
 

@@ -3,7 +3,7 @@
 #
 #     bash scripts/certificates.sh [folder=certs] [hosts=127.0.0.1,localhost] [nodes=node-1,node-2]
 #
-#     hosts    names and addresses under which the SuperLink is reached
+#     hosts    names and addresses under which the SuperLink is reached; from this machine also 127.0.0.1 and localhost
 #     nodes    names of the SuperNodes
 #
 # Writes into the folder, with keys that only their owner can read:
@@ -30,7 +30,7 @@ done
 mkdir -p "$folder"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT # with the key of the authority
-IFS=, read -ra hosts <<<"$hosts"
+IFS=, read -ra hosts <<<"$hosts,127.0.0.1,localhost"
 IFS=, read -ra nodes <<<"$nodes"
 names=()
 for host in "${hosts[@]}"; do

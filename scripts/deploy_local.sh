@@ -11,6 +11,11 @@
 # keeps. DATA_1 and DATA_2 name other JSON-lines files than the demo's, NODE='dataset="hh" ...' adds to what
 # --node-config says; TIMEOUT=600 seconds bound the run.
 set -euo pipefail
+for file in DATA_1 DATA_2 POLICY; do
+    [ -z "${!file:-}" ] || [ -f "${!file}" ] || { echo "error: $file=${!file} is no file" >&2; exit 2; }
+    [ -z "${!file:-}" ] || printf -v "$file" %s "$(realpath "${!file}")"
+done
+[ -z "${KEEP:-}" ] || KEEP=$(realpath -m "$KEEP")
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
@@ -21,14 +26,19 @@ pids=()
 stop() {
     code=$?
     trap - EXIT INT TERM
-    python - "${pids[@]}" <<'PY' || true # Flower's programs, and what they started in turn, end by themselves or are ended
-import contextlib, sys
+    python - "$work/flwr" "${pids[@]}" <<'PY' || true # Flower's programs, and what they started in turn, end by themselves or are ended
+import contextlib, os, sys
 import psutil
-daemons = [psutil.Process(int(pid)) for pid in sys.argv[1:] if psutil.pid_exists(int(pid))]
-started = [child for daemon in daemons for child in daemon.children(recursive=True)]
+def is_ours(process): # it has inherited this folder, though its parent may be gone
+    with contextlib.suppress(psutil.Error):
+        return process.pid not in own and process.environ().get("FLWR_HOME") == sys.argv[1]
+own = {os.getpid(), os.getppid()}
+daemons = [psutil.Process(int(pid)) for pid in sys.argv[2:] if psutil.pid_exists(int(pid))]
+started = [process for process in psutil.process_iter() if is_ours(process)]
 for daemon in reversed(daemons):
-    daemon.terminate()
-for process in psutil.wait_procs(daemons + started, timeout=10)[1]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        daemon.terminate()
+for process in psutil.wait_procs(started, timeout=10)[1]:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
 PY
@@ -109,8 +119,14 @@ done
 echo "SuperLink on 127.0.0.1:$port with TLS, 2 SuperNodes with keys and data of their own"
 settings="partition=own accuracy_on=client client_num_in_total=2 comm_round=2 process_timeout=300"
 places="output_dir=$work/runs cache_dir=$work/server-cache"
-timeout "${TIMEOUT:-600}" flwr run . here --stream -c "settings=\"$settings $places $*\"" >"$work/run.log" 2>&1 \
-    || fail "the run did not end well"
+timeout "${TIMEOUT:-600}" flwr run . here --stream -c "settings=\"$settings $places $*\"" >"$work/run.log" 2>&1 &
+run=$!
+pids+=("$run")
+while kill -0 "$run" 2>/dev/null; do # bash hears no signal while it waits for a program
+    sleep 0.5
+    if grep -q "^error:" "$work/node-1.log" && grep -q "^error:" "$work/node-2.log"; then fail "both nodes refuse"; fi
+done
+wait "$run" || fail "the run did not end well"
 python - "$work/runs" <<'PY' || fail "the rounds were not run"
 import json, pathlib, sys
 found = list(pathlib.Path(sys.argv[1]).glob("*/*/summary.json"))
@@ -127,5 +143,6 @@ if failed := [f"round {line['round']}, {line['who']}: {line['reason']}" for line
     sys.exit(f"clients failed: {'; '.join(failed)}")
 split = next((split for split in ("test", "validation") if split in final), None)
 accuracy = "the server has no pairs to test on" if split is None else f"final accuracy {final[split]['accuracy']:.3f} ({split})"
-print(f"{rounds} rounds, 2 clients, {summary['pairs']} pairs; {accuracy}")
+pairs = f"{summary['pairs']} pairs" if summary["pairs"] else "which do not tell their pairs"
+print(f"{rounds} rounds, 2 clients, {pairs}; {accuracy}")
 PY

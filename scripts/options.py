@@ -7,7 +7,7 @@ from typing import TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from fed.config.explain import WORDS, nearest
 from fed.config.meaning import shown

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import (
     FedProx,
     FedTrimmedAvg,
     FedYogi,
+    QFedAvg,
     Strategy,
 )
 
@@ -116,6 +117,11 @@ def _says_elementwise(layer: object) -> bool:
         key: next((i for i, own in enumerate(names) if key in own), -1) for key in ("elementwise", "aggregate_train")
     }
     return bool(getattr(layer, "elementwise", False)) and first["elementwise"] <= first["aggregate_train"]
+
+
+def raises_loss(strategy: Strategy) -> bool:
+    """Return whether the strategy, or one that it wraps, raises clients' losses to a power."""
+    return any(isinstance(layer, QFedAvg) for layer in layers(strategy))
 
 
 def streams(strategy: Strategy) -> bool:

@@ -237,10 +237,12 @@ class Checkpointer:
             if path != begun:
                 shutil.rmtree(path, ignore_errors=True)
         if best is not None:
-            link = self.folder / f"{BEST}{PARTIAL}"
+            link, place = self.folder / f"{BEST}{PARTIAL}", self.folder / BEST
+            if place.is_dir() and not place.is_symlink():  # a folder that was copied with what its links lead to
+                shutil.rmtree(place)
             link.unlink(missing_ok=True)
             link.symlink_to(f"round-{best}")
-            link.replace(self.folder / BEST)
+            link.replace(place)
 
     @property
     def _name(self) -> str:

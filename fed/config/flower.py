@@ -17,6 +17,7 @@ from fed.config.explain import explain, listed, nearest, refusal
 from fed.config.plain import as_nodes, from_plain
 from fed.config.schema import Config
 from fed.config.scopes import decided_by
+from fed.errors import Refused
 
 SETTINGS = "settings"  # the one key of `[tool.flwr.app.config]`
 PARTITION_ID = "partition-id"  # Flower's own number of a node
@@ -58,13 +59,15 @@ def from_text(text: str) -> Request:
     """Return the settings that `to_text` was given.
 
     Raises:
-        ValueError: If this program has other keys than the server's.
+        Refused: If they are no settings of this program.
     """
     try:
         sent = json.loads(text)
         return Request(from_plain(sent["config"]), frozenset(sent["given"]))
-    except (ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
-        raise ValueError(f"the server's settings cannot be read here: {error}; both need the same version") from error
+    except Exception as error:  # whatever a server may send
+        raise Refused(
+            f"the server's settings cannot be read here: {type(error).__name__}: {error}; both need the same version"
+        ) from error
 
 
 def node_settings(request: Request, node_config: Mapping[str, Any]) -> Request:

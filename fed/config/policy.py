@@ -1,11 +1,10 @@
 """The policy of a node: what its owner lets a run do there. Without a file, a run sets hyper-parameters only."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import choices
@@ -15,7 +14,7 @@ from fed.config.explain import explain, in_one_line, listed, nearest
 from fed.config.meaning import key, value_of
 from fed.config.schema import Config
 from fed.config.values import check_values
-from fed.errors import Failed
+from fed.errors import Refused
 
 DIGEST = "@sha256:"
 # Keys that name a model, or a part of one, and keys that name a type of numbers.
@@ -36,13 +35,14 @@ class NodePolicy:
     client_mods: list[str] = key([], "Dotted paths of mods that a run may name.")
     losses: list[str] = key([], "Dotted paths of losses that a run may name, besides those of `config/loss/`.")
     dtypes: list[str] = key(["float32", "bfloat16"], "Types of numbers that a run may compute in or send.")
-    max_steps: int = key(10_000, "Most optimizer steps of a round.", AT_LEAST_1)
+    max_steps: int = key(10_000, "Most optimizer steps of a round: `local_steps`.", AT_LEAST_1)
+    max_epochs: int = key(100, "Most passes over the pairs in a round: `local_epochs`.", AT_LEAST_1)
     max_pairs: int = key(
         256,
-        "Most pairs that are computed at once: `batch_size / gradient_accumulation_steps` and `eval_batch_size`; with "
-        "`max_tokens_per_step` so many times `max_length` tokens.",
+        "Most pairs that are computed at once: `batch_size / gradient_accumulation_steps` and `eval_batch_size`.",
         AT_LEAST_1,
     )
+    max_tokens: int = key(131_072, "Most tokens that are computed at once: `max_tokens_per_step`.", AT_LEAST_1)
     max_seconds: float = key(
         86_400.0, "Most seconds of a round's training; then the node answers with a failure.", ABOVE_0
     )
@@ -56,12 +56,9 @@ def read_policy(path: str | None) -> NodePolicy:
     """
     if path is None:
         return NodePolicy()
-    known = [item.name for item in fields(NodePolicy)]
     try:
         found = OmegaConf.load(path)
-        for name in map(str, found):
-            if name not in known:
-                raise ValueError(f"{name} is no key of a policy; expected {listed(known)}{nearest(name, known)}")
+        _check_entries(found)
         policy: NodePolicy = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NodePolicy), found))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ValueError(f"policy={path} cannot be read: {explain(str(error))}") from error
@@ -74,6 +71,25 @@ def read_policy(path: str | None) -> NodePolicy:
     return policy
 
 
+def _check_entries(found: Any) -> None:
+    """Refuse unknown keys, and values that OmegaConf would take for something else: ??? for a default, 1 for "1".
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    usual = NodePolicy()
+    known = [item.name for item in fields(NodePolicy)]
+    for name in map(str, found):
+        if name not in known:
+            raise ValueError(f"{name} is no key of a policy; expected {listed(known)}{nearest(name, known)}")
+        value = OmegaConf.select(found, name, throw_on_missing=True)
+        if isinstance(getattr(usual, name), list) and not isinstance(value, ListConfig):
+            raise ValueError(f"{name} is no list; write {name}: [{value}]")
+        for item in value if isinstance(value, ListConfig) else ():
+            if not isinstance(item, str):
+                raise ValueError(f"{name} has {item}, which is no text; put it in quotes")
+
+
 def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> None:
     """Check the settings of a run against the owner's policy, before anything is loaded or imported.
 
@@ -83,13 +99,13 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
         own: Keys that the node's configuration sets itself.
 
     Raises:
-        Failed: Naming the key that reaches too far, is out of its range, or does not go with another.
+        Refused: Naming the key that reaches too far, is out of its range, or does not go with another.
     """
     try:
         check_values(config)
         check_combinations(config)
     except ValueError as error:  # of the run's settings, not of the owner's data
-        raise Failed(str(error)) from error
+        raise Refused(str(error)) from error
     for name in OF_THE_MODEL:
         if name not in own:
             _check(name, [value_of(config, name)], ["demo", *_models(policy)], "models")
@@ -98,39 +114,19 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
     _check("loss._target_", [config.loss["_target_"]], [*choices.targets("loss"), *policy.losses], "losses")
     for name in OF_TYPES:
         _check(name, [value_of(config, name)], policy.dtypes, "dtypes")
-    _check_memory(policy, config, own)
-
-
-def check_steps(policy: NodePolicy, config: Config, num_pairs: int) -> None:
-    """Check the length of a round against the owner's policy.
-
-    Args:
-        policy: The node's policy.
-        config: The run's settings.
-        num_pairs: The pairs that the node trains on.
-
-    Raises:
-        Failed: If a round may take more steps.
-    """
-    if config.local_steps is not None:
-        name, steps = "local_steps", config.local_steps
-    else:
-        least = config.batch_size if config.max_tokens_per_step is None else 1  # pairs of a step
-        name, steps = "local_epochs", config.local_epochs * math.ceil(num_pairs / least)
-    if steps > policy.max_steps:
-        raise Failed(_refusal(name, value_of(config, name), f"max_steps: {policy.max_steps}"))
+    _check_amounts(policy, config, own)
 
 
 def check_weights(policy: NodePolicy, config: Config, own: Collection[str], digest: str) -> None:
     """Check the SHA-256 of loaded weights, where the policy names one for the model.
 
     Raises:
-        Failed: If it is another.
+        Refused: If it is another.
     """
     name = config.model.name_or_path
     wanted = None if "model.name_or_path" in own else _models(policy).get(str(name))
     if wanted is not None and digest != wanted:
-        raise Failed(_refusal("model.name_or_path", name, f"models: [{name}{DIGEST}{digest}]"))
+        raise Refused(_refusal("model.name_or_path", name, f"models: [{name}{DIGEST}{digest}]"))
 
 
 def _check_code(policy: NodePolicy, config: Config) -> None:
@@ -138,19 +134,24 @@ def _check_code(policy: NodePolicy, config: Config) -> None:
     wanted = config.model.trust_remote_code
     _check("model.trust_remote_code", [wanted], [policy.trust_remote_code], "trust_remote_code")
     if wanted and _models(policy).get(str(config.model.name_or_path)) is not None:
-        raise Failed(_refusal("model.trust_remote_code", wanted, f"models: [{config.model.name_or_path}]"))
+        raise Refused(_refusal("model.trust_remote_code", wanted, f"models: [{config.model.name_or_path}]"))
 
 
-def _check_memory(policy: NodePolicy, config: Config, own: Collection[str]) -> None:
-    """Check how much a step of training or of an evaluation computes at once."""
-    most, limit = policy.max_pairs, f"max_pairs: {policy.max_pairs}"
-    if config.max_tokens_per_step is not None:
-        if config.max_tokens_per_step > most * config.max_length:
-            raise Failed(_refusal("max_tokens_per_step", config.max_tokens_per_step, limit))
-    elif config.batch_size // config.gradient_accumulation_steps > most:
-        raise Failed(_refusal("batch_size", config.batch_size, limit))
-    if config.eval_batch_size > most and "eval_batch_size" not in own:
-        raise Failed(_refusal("eval_batch_size", config.eval_batch_size, limit))
+def _check_amounts(policy: NodePolicy, config: Config, own: Collection[str]) -> None:
+    """Check what is computed at once and in a round. Nothing is compared with the data, whose size would show."""
+    by_tokens = config.max_tokens_per_step is not None
+    pairs = None if by_tokens else config.batch_size // config.gradient_accumulation_steps
+    wanted: dict[str, tuple[int | None, str]] = {
+        "local_steps": (config.local_steps, "max_steps"),
+        "local_epochs": (config.local_epochs if config.local_steps is None else None, "max_epochs"),
+        "max_tokens_per_step": (config.max_tokens_per_step, "max_tokens"),
+        "batch_size": (pairs, "max_pairs"),
+        "eval_batch_size": (None if "eval_batch_size" in own else config.eval_batch_size, "max_pairs"),
+    }
+    for name, (found, entry) in wanted.items():
+        most = getattr(policy, entry)
+        if found is not None and found > most:
+            raise Refused(_refusal(name, value_of(config, name), f"{entry}: {found}, which is {most} now"))
 
 
 def _models(policy: NodePolicy) -> dict[str, str | None]:
@@ -162,7 +163,7 @@ def _models(policy: NodePolicy) -> dict[str, str | None]:
 def _check(name: str, wanted: Sequence[Any], allowed: Sequence[Any], entry: str) -> None:
     for value in wanted:
         if value is not None and value is not False and value not in allowed:
-            raise Failed(_refusal(name, value, entry))
+            raise Refused(_refusal(name, value, entry))
 
 
 def _refusal(name: str, value: object, entry: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fed.config.explain import REFUSED, listed, nearest
 from fed.config.meaning import shown, value_of
-from fed.config.schema import Config, every_key
+from fed.config.schema import OPEN_GROUPS, Config, every_key
 
 
 def check_values(config: Config) -> None:
@@ -16,6 +16,9 @@ def check_values(config: Config) -> None:
     Raises:
         ValueError: Naming the key, its value, and what was expected.
     """
+    for group in OPEN_GROUPS:
+        if not isinstance(getattr(config, group).get("_target_"), str):
+            raise ValueError(f"{group} has no _target_ that is a dotted path")
     for name, known in every_key().items():
         value = value_of(config, name)
         if value is None:

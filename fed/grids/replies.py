@@ -44,10 +44,12 @@ class Expected:
     Args:
         private: Clients send `num-examples` 1 and no other metric, as `privacy=` makes them.
         added: Names of the metrics that clients' mods add to a reply to "train".
+        raises_loss: The strategy raises clients' losses to a power, so none may be below 0.
     """
 
     private: bool = False
     added: tuple[str, ...] = ()
+    raises_loss: bool = False
 
     def check(self, kind: str, keys: Collection[str], content: RecordDict) -> None:
         """Check the records of a reply, before anything reads them.
@@ -77,6 +79,8 @@ class Expected:
             raise Failed(f"its reply lacks the metric {name}")
         for name, limits in ranges.items():
             value = metrics[name]
+            if name == "train_loss" and self.raises_loss:
+                limits = Limits(at_least=0)
             if isinstance(value, list) or not limits.hold(value):
                 raise Failed(f"its {name} is {str(value)[:40]}; expected a number {limits.text}".rstrip())
 

@@ -61,6 +61,68 @@ def test_every_choice_of_this_program_can_be_resumed(group):
     assert {target.rpartition(".")[0] for target in choices.targets(group)} <= {*KNOWN_CODE}
 
 
+def begun(command_line, tmp_path):
+    """Return a copy of the folder of a run of one round, and what a call that resumes it says."""
+    copy = changed(command_line(*TINY, "comm_round=1").run)
+    return copy, lambda *more: call(tmp_path, f"resume={copy}", "comm_round=2", *more)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "partition.json", "checkpoints/best", "policy"])
+def test_a_folder_with_a_link_out_of_it_is_refused(command_line, tmp_path, name):
+    copy, resume = begun(command_line, tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n" * 1000)
+    path = copy / name
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim)
+    ended = resume()
+    assert ended.code == 2 and f"{path} is a link out of the folder, which no run has made; remove it" in ended.text
+    assert victim.read_text() == "mine\n" * 1000
+
+
+ALIASES = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("environment.json", {"threads": 10**6}, "its threads is 1000000"),
+        ("environment.json", {"threads": True}, "its threads is True"),
+        ("environment.json", {"given": [[1]]}, "its given holds other things than keys"),
+        ("environment.json", "[" * 100_000, "cannot be read as the environment of a run"),
+        ("config.yaml", {"batch_size": 0}, "its settings cannot be used: batch_size=0 is out of range"),
+        ("config.yaml", {"lr": -1.0}, "its settings cannot be used: lr=-1.0 is out of range"),
+        ("config.yaml", {"mode": "odd"}, "its settings cannot be used: mode=odd is unknown"),
+        ("config.yaml", {"strategy": {}}, "its settings cannot be used: strategy has no _target_"),
+        ("config.yaml", f"a0: &a0 [x]\n{ALIASES}", "it is larger than a run writes it, or has aliases"),
+        ("config.yaml", "#" * 10**7, "it is larger than a run writes it, or has aliases"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_folder_of_nonsense_is_refused_in_one_line(command_line, tmp_path, file, change, words):
+    copy, resume = begun(command_line, tmp_path)
+    if isinstance(change, str):
+        (copy / file).write_text(change)
+    else:  # JSON is YAML
+        found = OmegaConf.to_container(OmegaConf.load(copy / file))
+        (copy / file).write_text(json.dumps({**found, **change}))
+    ended = resume()
+    assert ended.code == 2 and words in ended.text and "Traceback" not in ended.text, ended.text
+
+
+def test_a_folder_of_others_names_no_place_to_write_to(command_line, tmp_path):
+    copy, resume = begun(command_line, tmp_path)
+    config = OmegaConf.load(copy / "config.yaml")
+    config.cache_dir = str(tmp_path / "home" / "of" / "victim")
+    (copy / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    ended = resume()
+    assert ended.code == 2 and "is not there; give a cache_dir beside resume" in ended.text
+    assert not (tmp_path / "home").exists()
+    assert resume(f"cache_dir={tmp_path / 'mine'}").code == 0 and (tmp_path / "mine" / "reference").is_dir()
+
+
 def test_a_folder_of_others_reads_nothing_of_the_environment(command_line, tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY_TOKEN", "the-secret-of-the-owner")
     run = command_line(*TINY, "comm_round=1").run

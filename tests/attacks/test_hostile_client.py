@@ -155,6 +155,14 @@ def test_a_metric_more_ends_no_strategy(federate, files, strategy):
     assert (2, "server", "test") in lines(run)
 
 
+def test_a_loss_that_a_strategy_raises_to_a_power_is_not_negative(federate, files):
+    """Flower's QFedAvg would have NaN for everybody."""
+    _, run = federate(nodes(files), hostile_node=spoils(metrics(train_loss=-1.0)), comm_round=2, strategy="qfedavg")
+    failures = [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
+    assert [line["reason"] for line in failures] == ["its train_loss is -1.0; expected a number at least 0"]
+    assert (2, "client-0", "train") in lines(run) and (2, "client-1", "train") in lines(run)
+
+
 def test_under_central_privacy_a_client_counts_once(federate, files):
     """A round without everybody has no aggregate; the model stays, and the run goes on."""
     private = {"privacy": "central_dp", "strategy": "fedavg"}

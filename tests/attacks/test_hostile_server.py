@@ -8,7 +8,7 @@ import torch
 from flwr.app import Array
 
 from fed.errors import CannotContinue, Failed
-from fed.grids.remote import CLIENT, RUN
+from fed.grids.remote import CLIENT, MODEL, RUN, SETTINGS
 from support.flower_runs import nodes, sets
 from support.private_rounds import SENT, UPDATES, sent_by_a_client, settings
 
@@ -81,7 +81,7 @@ def test_a_reason_tells_a_server_nothing_of_private_data(federate, files, capfd)
     with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
         federate(nodes(files), hostile_server=hostile, **private)
     told, printed = capfd.readouterr()
-    assert told.count("is left out: it has no update to send; the log of its SuperNode says why\n") == 2
+    assert told.count("is left out: it has nothing to send; the log of its SuperNode says why\n") == 2
     assert printed.count("error: the update has no norm that can be clipped") == 2
 
 
@@ -107,6 +107,87 @@ def test_a_number_that_is_none_is_refused(federate, files, capfd, key, value):
     with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
         federate(nodes(files), hostile_server=hostile)
     assert f"the server sends {key}={value!r}; expected a whole number from 0" in capfd.readouterr().err
+
+
+def carries(**texts):
+    """Return a server whose messages carry other texts."""
+
+    def hostile(message):
+        config = next(iter(message.content.config_records.values()))
+        for key, text in texts.items():
+            if text is None:
+                del config[key]
+            else:
+                config[key] = text
+
+    return hostile
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ({SETTINGS: None}, "the server sends settings=None; expected text"),
+        ({MODEL: None}, "the server sends model=None; expected text"),
+        ({RUN: 7}, "the server sends run=7; expected text"),
+        ({SETTINGS: "[" * 200_000}, "the server's settings cannot be read here: RecursionError"),
+        ({SETTINGS: "[1]"}, "the server's settings cannot be read here"),
+        ({MODEL: "[1]"}, "the server sends model='[1]'; expected digests by name"),
+        ({MODEL: "[" * 200_000}, "expected digests by name"),
+        ({MODEL: "{}"}, "this client's model is not the server's"),
+    ],
+    ids=str,
+)
+def test_a_message_that_lacks_what_it_carries_is_refused_in_one_line(federate, files, capfd, texts, words):
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=carries(**texts), **ENDS)
+    told, printed = capfd.readouterr()
+    assert words in told and words in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("group", ["loss", "partition", "strategy"])
+@pytest.mark.parametrize("value", [{}, {"a": {"b": 1}}, {"_target_": 7}], ids=str)
+def test_a_group_that_names_nothing_is_refused_in_one_line(federate, files, capfd, group, value):
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=sets(**{group: value}), **ENDS)
+    told, printed = capfd.readouterr()
+    assert f"{group} has no _target_ that is a dotted path" in told and "Traceback" not in printed
+
+
+def test_a_message_of_a_type_that_nothing_checks_is_refused(federate, files, capfd):
+    """Flower's client app takes "train.default" for "train"."""
+
+    def hostile(message):
+        if message.metadata.message_type == "train":
+            message.metadata.message_type = "train.default"
+
+    with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
+        federate(nodes(files), hostile_server=hostile)
+    assert "the server sends a message of type train.default; expected" in capfd.readouterr().err
+
+
+def test_queries_with_ever_new_settings_fill_no_disk(federate, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("run.site.ENTRIES", 1)
+    lengths = itertools.count(300)
+
+    def hostile(message):
+        if message.metadata.message_type == "train":
+            sets(max_length=next(lengths))(message)
+
+    federate(nodes(files), hostile_server=hostile, comm_round=4)
+    for folder in ("tokens", "reference"):
+        assert [len(list(tmp_path.glob(f"cache-{k}/{folder}/*"))) for k in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["tokens", "reference"])
+def test_a_link_in_a_cache_is_not_followed(federate, files, tmp_path, capfd, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(2):
+        (tmp_path / f"cache-{number}").mkdir()
+        (tmp_path / f"cache-{number}" / name).symlink_to(elsewhere)
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), **ENDS)
+    assert "leads out of" in capfd.readouterr().err and list(elsewhere.iterdir()) == []
 
 
 def test_a_server_that_calls_a_node_by_ever_new_numbers_fills_no_disk(federate, files, tmp_path):

@@ -26,7 +26,7 @@ REACHES_TOO_FAR = {
     "steps without end": ({"local_steps": 10**9}, "local_steps=1000000000"),
     "epochs without end": ({"local_epochs": 10**9}, "local_epochs=1000000000"),
     "all pairs at once": ({"batch_size": 10**6}, "batch_size=1000000"),
-    "all tokens at once": ({"max_tokens_per_step": 10**9}, "max_tokens_per_step=1000000000"),
+    "all tokens at once": ({"max_tokens_per_step": 10**9, "max_length": 10**9}, "max_tokens_per_step=1000000000"),
     "all pairs of an evaluation at once": ({"eval_batch_size": 10**9}, "eval_batch_size=1000000000"),
     "a negative step": ({"local_steps": -1}, "local_steps=-1 is out of range"),
     "a learning rate that is none": ({"lr": -1.0}, "lr=-1.0 is out of range"),
@@ -153,6 +153,20 @@ def test_a_digest_that_a_policy_names_is_that_of_the_weights(federate, files, tm
             federate(allowing(policy, files), hostile_server=hostile, **own_model(folder), **ENDS)
 
 
+@pytest.mark.parametrize("typed", [{"privacy": "local_dp", "strategy": "fedavg"}, {}], ids=["local_dp", "plain"])
+def test_limits_of_a_policy_tell_nothing_of_the_number_of_pairs(federate, files, capfd, typed):
+    """Whatever the pairs are, 100 epochs are allowed and 101 are not; before, the largest number told how many."""
+    with pytest.raises(CannotContinue, match="2 cannot take part"):
+        federate(nodes(files), hostile_server=sets(local_epochs=101), **typed, **ENDS)
+    assert "max_epochs: 101, which is 100 now" in capfd.readouterr().err
+    files[0].write_text(files[0].read_text().splitlines(keepends=True)[0])
+    with pytest.raises(CannotContinue, match="1 cannot take part"):
+        federate(nodes(files), **typed, **ENDS)
+    told = capfd.readouterr().out
+    assert ("it has nothing to send; the log" in told) == bool(typed)
+    assert ("too few pairs" in told) == (not typed)
+
+
 def test_a_policy_needs_pairs_of_its_own(federate, files, capfd):
     without = [{name: value for name, value in node.items() if name != "data"} for node in allowing("", files)]
     with pytest.raises(CannotContinue, match="2 cannot take part"):
@@ -167,6 +181,10 @@ def test_a_policy_needs_pairs_of_its_own(federate, files, capfd):
         ("max_steps: many", "max_steps"),
         ("max_steps: 0", "max_steps=0 is out of range; expected at least 1"),
         ("max_seconds: .nan", "max_seconds=nan is out of range"),
+        ("models: gpt2", r"models is no list; write models: \[gpt2\]"),
+        ("models: [[a]]", "models has .*, which is no text"),
+        ("dtypes: [1]", "dtypes has 1, which is no text"),
+        ("max_steps: ???", "cannot be read"),
         ("- a", "cannot be read"),
         ("a: [", "cannot be read"),
         (None, "cannot be read"),

@@ -58,6 +58,18 @@ def test_a_client_knows_its_number_if_only_one_has_files(tmp_path: Path) -> None
     assert only_client(tmp_path) is None
 
 
+def test_files_of_other_names_or_owners_are_none(tmp_path: Path) -> None:
+    save(tmp_path, 1, client_id=7)
+    for name in ("client-x-round-1.safetensors", "client-7-round-x.safetensors", "client-7-round--5.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "client-8-round-1.safetensors").mkdir()
+    (tmp_path / "client-7-round-9.safetensors").symlink_to(tmp_path / "client-7-round-1.safetensors")
+    assert only_client(tmp_path) == 7 and len(load_state(tmp_path, 7, 10)) > 0
+    assert (tmp_path / "client-7-round-1.safetensors").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "client-7-round-1.safetensors").chmod(0o666)
+    assert only_client(tmp_path) is None and len(load_state(tmp_path, 7, 10)) == 0
+
+
 def test_the_files_of_old_runs_are_removed(tmp_path: Path) -> None:
     for number in range(RUNS + 3):
         (tmp_path / str(number)).mkdir()

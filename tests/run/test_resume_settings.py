@@ -43,8 +43,10 @@ def test_what_create_run_folder_writes_can_be_resumed(tmp_path: Path) -> None:
 
 
 def test_a_partitioner_is_found_though_its_module_has_moved(tmp_path: Path) -> None:
-    folder = began(tmp_path / "run", replace(BEGAN, partition={"_target_": "fed.partition.OwnData", "client_data": []}))
-    present = {"_target_": "fed.data.partition.OwnData", "client_data": []}
+    own = {"client_data": ["a.jsonl", "b.jsonl"]}
+    partition = {"_target_": "fed.partition.OwnData", **own}
+    folder = began(tmp_path / "run", replace(BEGAN, partition=partition, client_num_in_total=2, accuracy_on="client"))
+    present = {"_target_": "fed.data.partition.OwnData", **own}
     assert resumed(typed(folder)).config.partition == present
     assert Run(folder).config["partition"] == present  # so that a comparison does not train a finished run again
 
@@ -75,6 +77,7 @@ def test_rounds_checkpoints_and_patience_may_change(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "comm_round": 50, "checkpoint_every": 3, "checkpoint_keep": 7, "checkpoint_within_round": False,
         "process_timeout": 5.0, "min_fit_clients": 2, "client_timeout": 60.0,
+            "cache_dir": "elsewhere",
     }  # fmt: skip
     assert set(changes) == set(MAY_CHANGE)
     found = resumed(typed(folder, **changes)).config

@@ -17,6 +17,8 @@ BEGAN = Config(
     exp_name="mine",
     model=ModelSettings(name_or_path="somewhere", fsdp_policy_mp="bfloat16"),
     strategy={"_target_": "server.strategies.FeDPO", "temp": 0.5},
+    loss={"_target_": "losses.preference.dpo", "beta": 0.1},
+    partition={"_target_": "flwr_datasets.partitioner.IidPartitioner", "num_partitions": 10},
     datasets=["a", "b"],
     faults=FaultSettings(dropout_rate=0.25),
     alpha=None,

@@ -71,7 +71,7 @@ class RunKeys:
     cache_dir: str = key(
         ".cache",
         "Folder of what can be made again: reference log-probs, token ids of remote clients, downloads.",
-        scope=Scope("place", "machine"),
+        scope=Scope("place", "machine", resume="free"),
     )
     num_threads: int | None = key(
         None,
