@@ -17,8 +17,9 @@ def check_values(config: Config) -> None:
         ValueError: Naming the key, its value, and what was expected.
     """
     for group in OPEN_GROUPS:
-        if not isinstance(getattr(config, group).get("_target_"), str):
-            raise ValueError(f"{group} has no _target_ that is a dotted path")
+        target = getattr(config, group).get("_target_")
+        if not isinstance(target, str):
+            raise ValueError(f"{group}._target_={target} is not a dotted path; expected module.Name")
     for name, known in every_key().items():
         value = value_of(config, name)
         if value is None:

@@ -95,7 +95,7 @@ ALIASES = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in ra
         ("config.yaml", {"batch_size": 0}, "its settings cannot be used: batch_size=0 is out of range"),
         ("config.yaml", {"lr": -1.0}, "its settings cannot be used: lr=-1.0 is out of range"),
         ("config.yaml", {"mode": "odd"}, "its settings cannot be used: mode=odd is unknown"),
-        ("config.yaml", {"strategy": {}}, "its settings cannot be used: strategy has no _target_"),
+        ("config.yaml", {"strategy": {}}, "its settings cannot be used: strategy._target_=None is not a dotted path"),
         ("config.yaml", f"a0: &a0 [x]\n{ALIASES}", "it is larger than a run writes it, or has aliases"),
         ("config.yaml", "#" * 10**7, "it is larger than a run writes it, or has aliases"),
     ],

@@ -13,6 +13,7 @@ from fed.config.flower import from_text, node_settings, run_settings, to_text
 from fed.config.groups import ModelSettings
 from fed.config.schema import Config
 from fed.config.scopes import decided_by
+from fed.errors import Refused
 
 ROOT = Path(__file__).parents[2]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
@@ -91,7 +92,7 @@ def test_noise_that_leaves_the_machine_is_not_seeded() -> None:
 def test_settings_reach_the_clients_as_they_are() -> None:
     request = typed("datasets=[hh] lora.r=2 strategy=fedavg")
     assert from_text(to_text(request)) == request
-    with pytest.raises(ValueError, match="both need the same version"):
+    with pytest.raises(Refused, match="both need the same version"):
         from_text(to_text(request).replace('"comm_round"', '"comm_rounds"'))
 
 
