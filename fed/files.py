@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +139,11 @@ def _is_own(found: os.stat_result) -> bool:
 
 def keep_newest(folder: Path, most: int) -> None:
     """Remove all but the newest `most` files of a cache; another process may do so too."""
-    files = [(path.stat().st_mtime_ns, path) for path in folder.glob("*") if path.is_file()]
-    for _, path in sorted(files)[:-most]:
+    found = []
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(found)[:-most]:
         path.unlink(missing_ok=True)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class RemoteGrid(CountingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have come."""
-        found = self._pull([*message_ids])
+        found = self._pull(message_ids)
         return [self._taken(self._pending.pop(message_id), reply) for message_id, reply in found.items()]
 
     def accept(self, message: Message) -> Message:
@@ -138,7 +138,7 @@ class RemoteGrid(CountingGrid):
                 waiting.discard(message_id)
                 yield self._failed(message, f"no answer within client_timeout={self.settings.timeout:g} seconds")
 
-    def _pull(self, message_ids: Collection[str]) -> dict[str, Reply]:
+    def _pull(self, message_ids: Iterable[str]) -> dict[str, Reply]:
         """Return the replies that have come, by the id of the message that they answer."""
         found: dict[str, Reply] = {}
         for message_id in message_ids:
