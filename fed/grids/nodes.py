@@ -102,7 +102,7 @@ def _own_number(answer: Message) -> int | None:
     """Return the number that a node has of its own; None: it has none.
 
     Raises:
-        Failed: If it answers with an error, or with anything but one record of metrics that holds the number or nothing.
+        Failed: If it answers with an error, or with anything but one record of metrics with that number or nothing.
     """
     if answer.has_error():
         raise Failed((answer.error.reason or "no reason given").partition("\n")[0])
