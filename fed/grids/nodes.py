@@ -50,7 +50,7 @@ class Nodes:
     def described(self, online: int) -> str:
         """Describe how many nodes are online, silent or refused."""
         silent = f", {len(self._waiting)} still preparing (give them a longer process_timeout)" if self._waiting else ""
-        refused = f", {len(self._refused)} cannot take part" if self._refused else ""
+        refused = f", {len(self._refused)} cannot take part (see above why)" if self._refused else ""
         return f"{online} online{silent}{refused}"
 
     def _ask(self, nodes: list[int], question: Mapping[str, str]) -> None:
