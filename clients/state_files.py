@@ -75,12 +75,18 @@ def load_state(folder: Path, client_id: int, server_round: int) -> RecordDict:
 
 
 def _rounds(folder: Path, client_id: int) -> list[int]:
-    return [server_round for found, server_round, _ in _states(folder) if found == client_id]
+    return [server_round for _, server_round, _ in _states(folder, client_id)]
 
 
-def _states(folder: Path) -> list[tuple[int, int, Path]]:
-    """Return client, round and path of each state that this user has written; what others put there is none."""
-    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("client-*"))
+def _states(folder: Path, client_id: int | None = None) -> list[tuple[int, int, Path]]:
+    """Return client, round and path of each state that this user has written; what others put there is none.
+
+    Args:
+        folder: The folder of the run.
+        client_id: The client whose states are wanted: simulated clients share a folder; None: all.
+    """
+    pattern = f"client-{'*' if client_id is None else client_id}-round-*"
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob(pattern))
     return [(int(name[1]), int(name[2]), path) for name, path in found if name and is_own(path)]
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,9 +40,14 @@ def inside(folder: Path, *names: str) -> Path:
             shown = repr(name if len(name) <= 40 else f"{name[:40]}...")
             raise ValueError(f"{shown} is not a plain name of letters, digits, _, . and -")
     path = folder.joinpath(*names)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if leads_out(path, folder):
         raise ValueError(f"{path} leads out of {folder}")
     return path
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether symbolic links make the path one that is not in the folder."""
+    return not path.resolve().is_relative_to(folder.resolve())
 
 
 def plain_name(text: str) -> str:
@@ -129,8 +135,9 @@ def read_array(entry: Path) -> np.ndarray | None:
 
 
 def is_own(path: Path) -> bool:
-    """Return whether the path is a file that this user owns, and that nobody else may write."""
-    return path.is_file() and not path.is_symlink() and _is_own(path.stat())
+    """Return whether the path is a file, no link, that this user owns and nobody else may write."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and _is_own(found)
 
 
 def _is_own(found: os.stat_result) -> bool:

@@ -72,7 +72,11 @@ def _guarded(answer: Answer, message: Message, context: Context, folder: Path | 
         if has_own_data:
             check_promise(request.config.privacy, context.node_config)
         usual = inside(Path(request.config.cache_dir), "clients", sent[RUN])
-        return answer(site_of(request, context.node_config, policy), message, context, folder or usual)
+        site = site_of(request, context.node_config, policy)
+        try:
+            return answer(site, message, context, folder or usual)
+        finally:
+            site.trim_caches()
     except Exception as error:
         reason = _told(error, has_own_data=has_own_data, is_private=is_private)
         return Message(Error(0, reason), reply_to=message)
@@ -100,10 +104,10 @@ def _told(error: Exception, *, has_own_data: bool, is_private: bool) -> str:
     data of its own tells the type only, and with `privacy=` nothing but that there is no answer.
     """
     kind, reason = type(error).__name__, one_line(str(error))
-    is_foreseen = isinstance(error, (Failed, CannotContinue))
-    printed = reason if is_foreseen or isinstance(error, ValueError) else f"{kind}: {reason}"
-    if printed != reason:
+    printed, is_foreseen = reason, isinstance(error, (Failed, CannotContinue))
+    if not (is_foreseen or isinstance(error, ValueError)):
         traceback.print_exc()
+        printed = f"{kind}: {reason}"
     print(f"error: {printed}", file=sys.stderr, flush=True)
     if isinstance(error, Refused):
         return reason

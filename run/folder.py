@@ -13,7 +13,7 @@ from fed.checkpoints.checkpointer import rounds
 from fed.config.schema import Config
 from fed.config.sections.training import STATES_PER_WEIGHT
 from fed.data.partition_file import write_partition
-from fed.files import free_space, write_whole
+from fed.files import free_space, leads_out, write_whole
 from fed.tracking import run_folder
 from fed.tracking.run_files import CONFIG, PARTITION_FILE
 from run.plan import Plan
@@ -91,7 +91,7 @@ def _create_folder(plan: Plan) -> Path:
 def _reopen_folder(plan: Plan, folder: Path) -> Path:
     config = plan.config
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        if path.is_symlink() and leads_out(path, folder):
             raise ValueError(f"resume={folder}: {path} is a link out of the folder, which no run has made; remove it")
     run_folder.check_cache_folder(config.cache_dir)
     with tempfile.TemporaryDirectory() as scratch:

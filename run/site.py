@@ -108,7 +108,6 @@ class Site:
         if self._is_alone:
             self._check_model(message)
             _ = self._pairs[0]  # ready for the first round
-            self._trim_caches()
             if self._config.privacy.kind != "none":
                 print(described(self._config.privacy, self._config.comm_round), file=sys.stderr, flush=True)
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -141,12 +140,14 @@ class Site:
             if self._is_alone:  # whatever numbers and names a server sends, the disk holds few files
                 keep_only(folder, client_id)
                 remove_old_runs(folder)
-                self._trim_caches()
         return reply
 
-    def _trim_caches(self) -> None:
-        """Remove the oldest token ids and reference log-probabilities: a run adds some for each of its settings."""
-        for name in ("tokens", "reference"):
+    def trim_caches(self) -> None:
+        """Remove the oldest token ids and reference log-probabilities, of which a run adds some for all its settings.
+
+        Those of simulated clients stay.
+        """
+        for name in ("tokens", "reference") if self._is_alone else ():
             keep_newest(inside(Path(self._config.cache_dir), name), ENTRIES)
 
     def _random_numbers(self, kind: str, client_id: int, server_round: int) -> AbstractContextManager[None]:

@@ -39,11 +39,12 @@ def _check_files(arguments: list[str]) -> None:
     Raises:
         ValueError: Naming the file.
     """
-    for flag, value in itertools.pairwise([*arguments, ""]):
-        given = {name: path for name, _, path in VALUE.findall(value)} if flag == "--node-config" else {}
-        if DATA in given:
-            check_data_file(given[DATA])
-        read_policy(given.get(POLICY))
+    configs = [value for flag, value in itertools.pairwise(arguments) if flag == "--node-config"]
+    for name, _, path in (found for config in configs for found in VALUE.findall(config)):
+        if name == DATA:
+            check_data_file(path)
+        if name == POLICY:
+            read_policy(path)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,7 @@ def imported(key: str, path: str) -> Any:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(path, str):  # YAML gives whatever was typed
-        raise ValueError(f"{key}={path} is not a dotted path; expected module.Name")
+    check_path(key, path)
     module, _, name = path.rpartition(".")
     try:
         if not module:
@@ -67,6 +66,16 @@ def imported(key: str, path: str) -> Any:
             f"{key}={path} is not a class or function but of type {type(found).__name__}; expected module.Name"
         )
     return found
+
+
+def check_path(key: str, path: object) -> None:
+    """Refuse what YAML gives in place of a dotted path: whatever was typed.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    if not isinstance(path, str):
+        raise ValueError(f"{key}={path} is not a dotted path; expected module.Name")
 
 
 def check_call(name: str, function: Callable[..., Any], supplied: int, values: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fed.config.components import check_path
 from fed.config.explain import REFUSED, listed, nearest
 from fed.config.meaning import shown, value_of
 from fed.config.schema import OPEN_GROUPS, Config, every_key
@@ -17,9 +18,7 @@ def check_values(config: Config) -> None:
         ValueError: Naming the key, its value, and what was expected.
     """
     for group in OPEN_GROUPS:
-        target = getattr(config, group).get("_target_")
-        if not isinstance(target, str):
-            raise ValueError(f"{group}._target_={target} is not a dotted path; expected module.Name")
+        check_path(f"{group}._target_", getattr(config, group).get("_target_"))
     for name, known in every_key().items():
         value = value_of(config, name)
         if value is None:

@@ -68,7 +68,7 @@ class Expected:
         if content.config_records or len(content.metric_records) != 1:
             raise Failed("its reply has other records than its arrays and one record of metrics")
         metrics = next(iter(content.metric_records.values()))
-        ranges = RANGES[kind] if not self.private else {"num-examples": Limits(at_least=1, at_most=1)}
+        ranges = self._ranges(kind)
         added = self.added if kind == MessageType.TRAIN and not self.private else ()
         for name in sorted(metrics.keys() ^ {*ranges, *added}):
             if name in metrics:
@@ -79,10 +79,16 @@ class Expected:
             raise Failed(f"its reply lacks the metric {name}")
         for name, limits in ranges.items():
             value = metrics[name]
-            if name == "train_loss" and self.raises_loss:
-                limits = Limits(at_least=0)
             if isinstance(value, list) or not limits.hold(value):
                 raise Failed(f"its {name} is {str(value)[:40]}; expected a number {limits.text}".rstrip())
+
+    def _ranges(self, kind: str) -> Mapping[str, Limits]:
+        """Return the metrics that a reply has, with the numbers that these can be."""
+        if self.private:
+            return {"num-examples": Limits(at_least=1, at_most=1)}
+        if self.raises_loss and kind == MessageType.TRAIN:
+            return {**RANGES[kind], "train_loss": Limits(at_least=0)}
+        return RANGES[kind]
 
 
 def check_reply(sent: Sent, reply: Message, own: Ranks = ALONE) -> None:

@@ -104,7 +104,7 @@ def load_config(settings: ModelSettings) -> Any:
 
 
 def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
-    """Load how the model's authors generate, which goes into the folder of the trained model; None: they do not say.
+    """Load from a directory how the model's authors generate; None: there is no directory, or no such file in it.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -112,13 +112,11 @@ def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
     if settings.gguf_file is not None or settings.name_or_path is None:
         return None
     folder = Path(settings.name_or_path).expanduser()
-    if folder.is_dir() and not (folder / GENERATION_CONFIG_NAME).exists():
+    if not (folder / GENERATION_CONFIG_NAME).exists():
         return None
     try:
-        return GenerationConfig.from_pretrained(str(folder) if folder.is_dir() else settings.name_or_path)
+        return GenerationConfig.from_pretrained(str(folder))
     except Exception as error:  # whatever a foreign file makes the reader raise
-        if isinstance(error, OSError) and not folder.is_dir():  # the hub has no such file
-            return None
         raise ValueError(
             f"cannot use {GENERATION_CONFIG_NAME} of {settings.name_or_path}: {in_words(error)}; mend or remove it"
         ) from error

@@ -20,7 +20,7 @@ def remark(text: str) -> None:
 
 
 class Count:
-    """How far a long step has come, printed every `SECONDS`.
+    """A counter of a long step, which prints every `SECONDS` how far it has come.
 
     Args:
         text: The line, in which `{done}` stands for the number so far.

@@ -39,6 +39,10 @@ def spoils(change, kind="train"):
     return hostile
 
 
+def failed(run):
+    return [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
+
+
 def metrics(**changes):
     def change(reply):
         record = reply.content["metrics"]
@@ -102,7 +106,7 @@ HOSTILE = {
 @pytest.mark.parametrize(("change", "words"), HOSTILE.values(), ids=HOSTILE)
 def test_a_reply_that_no_honest_client_sends_costs_its_sender_the_round_only(federate, files, change, words):
     _, run = federate(nodes(files), hostile_node=spoils(change), comm_round=2, strategy="fedpo")
-    failures = [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
+    failures = failed(run)
     assert len(failures) == 1 and failures[0]["round"] == 1
     assert re.search(words, failures[0]["reason"])
     assert failures[0]["reason"].isprintable() and len(failures[0]["reason"]) <= 500
@@ -124,7 +128,7 @@ def test_bytes_that_flower_cannot_read_cost_their_sender_the_round_only(federate
                     contents[key] = head + b"\0" + b"\xff" * len(body)
 
     _, run = federate(nodes(files), hostile_bytes=hostile, comm_round=2)
-    failures = [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
+    failures = failed(run)
     assert len(failures) == 1 and failures[0]["reason"].startswith("its reply cannot be read: ")
     assert (2, "client-0", "train") in lines(run) and (2, "client-1", "train") in lines(run)
 
@@ -145,7 +149,7 @@ def test_an_evaluation_that_no_honest_client_sends_is_left_out(federate, files, 
     _, run = federate(
         nodes(files), hostile_node=spoils(change, "evaluate"), comm_round=2, **{"strategy.fraction_evaluate": 1.0}
     )
-    assert [line["round"] for line in read_lines(run / METRICS) if line["split"] == "failure"] == [1]
+    assert [line["round"] for line in failed(run)] == [1]
     assert (2, "client-0", "held-out") in lines(run)
 
 
@@ -158,8 +162,7 @@ def test_a_metric_more_ends_no_strategy(federate, files, strategy):
 def test_a_loss_that_a_strategy_raises_to_a_power_is_not_negative(federate, files):
     """Flower's QFedAvg would have NaN for everybody."""
     _, run = federate(nodes(files), hostile_node=spoils(metrics(train_loss=-1.0)), comm_round=2, strategy="qfedavg")
-    failures = [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
-    assert [line["reason"] for line in failures] == ["its train_loss is -1.0; expected a number at least 0"]
+    assert [line["reason"] for line in failed(run)] == ["its train_loss is -1.0; expected a number at least 0"]
     assert (2, "client-0", "train") in lines(run) and (2, "client-1", "train") in lines(run)
 
 
@@ -187,7 +190,7 @@ def test_a_mods_metric_is_taken_if_the_run_names_it(federate, files):
     allowed = allowing("client_mods: [test_hostile_client.adds_a_metric]", files)
     typed = {"client_mods": "[test_hostile_client.adds_a_metric]", "client_metrics": "[length]"}
     _, run = federate(allowed, comm_round=1, **typed)
-    assert not [line for line in read_lines(run / METRICS) if line["split"] == "failure"]
+    assert not failed(run)
 
 
 def adds_a_metric(message, context, call_next):

@@ -17,6 +17,20 @@ PRIVATE = {"privacy": "local_dp", "strategy": "fedavg"}
 ENDS = {"min_fit_clients": 2, "process_timeout": 3}
 
 
+def carries(**texts):
+    """Return a server whose messages carry other texts."""
+
+    def hostile(message):
+        config = next(iter(message.content.config_records.values()))
+        for key, text in texts.items():
+            if text is None:
+                del config[key]
+            else:
+                config[key] = text
+
+    return hostile
+
+
 def puts(value):
     """Return a server that puts a value into the model's first norm."""
 
@@ -102,26 +116,9 @@ def test_a_server_writes_no_escapes_on_a_nodes_console(federate, files, capfd):
 
 @pytest.mark.parametrize(("key", "value"), [("server-round", -5), (CLIENT, -1), (CLIENT, 0.5), (CLIENT, "../x")])
 def test_a_number_that_is_none_is_refused(federate, files, capfd, key, value):
-    def hostile(message):
-        next(iter(message.content.config_records.values()))[key] = value
-
     with pytest.raises(CannotContinue, match="0 of 2 clients succeeded"):
-        federate(nodes(files), hostile_server=hostile)
+        federate(nodes(files), hostile_server=carries(**{key: value}))
     assert f"the server sends {key}={value!r}; expected a whole number from 0" in capfd.readouterr().err
-
-
-def carries(**texts):
-    """Return a server whose messages carry other texts."""
-
-    def hostile(message):
-        config = next(iter(message.content.config_records.values()))
-        for key, text in texts.items():
-            if text is None:
-                del config[key]
-            else:
-                config[key] = text
-
-    return hostile
 
 
 @pytest.mark.parametrize(
@@ -205,9 +202,6 @@ def test_a_server_that_calls_a_node_by_ever_new_numbers_fills_no_disk(federate, 
     "name", ["../../victim", "/tmp/victim", "..", ".hidden", "", "a/b", "a\\b", "a b", "x" * 300, "é", "a\n"]
 )
 def test_a_run_whose_name_is_a_path_touches_nothing(federate, files, tmp_path, capfd, name):
-    def hostile(message):
-        next(iter(message.content.config_records.values()))[RUN] = name
-
     victim = tmp_path / "victim"
     victim.mkdir()
     old = [tmp_path / f"old-{number}" for number in range(12)]
@@ -215,7 +209,7 @@ def test_a_run_whose_name_is_a_path_touches_nothing(federate, files, tmp_path, c
         folder.mkdir()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(CannotContinue, match="2 cannot take part"):
-        federate(nodes(files), hostile_server=hostile, **ENDS)
+        federate(nodes(files), hostile_server=carries(**{RUN: name}), **ENDS)
     assert "is not a plain name of letters, digits" in capfd.readouterr().err
     assert [path for path in before if not path.exists()] == [] and list(victim.iterdir()) == []
     assert not list(tmp_path.glob("cache-*/clients/*"))
