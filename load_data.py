@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from fed.data.dialogues import dialogues
+from fed.data.forms import own_rows
 from fed.data.html import text_of_html
-from fed.data.loader import DATASETS, dataset, load, load_file
+from fed.data.implied import common_prompt
+from fed.data.loader import DATASETS, dataset, load, load_file, load_splits
 from fed.data.records import Source
 from fed.data.rows import ASSISTANT, HUMAN, Preference, Skip, usable
 
-__all__ = ["DATASETS", "dataset", "load", "load_file"]
+__all__ = ["DATASETS", "dataset", "load", "load_file", "load_splits"]
 
 HH_BASE = ("harmless-base", "helpful-base")
 HH_PARTS = (*HH_BASE, "helpful-online", "helpful-rejection-sampled")
@@ -32,7 +34,7 @@ def hh(source: Source) -> Iterator[Preference | Skip]:
     """
     for record in source.records("Anthropic/hh-rlhf", source.parts or HH_PARTS):
         chosen, rejected = record.text("chosen"), record.text("rejected")
-        prompt = _common_prompt(chosen, rejected)
+        prompt = common_prompt(chosen, rejected)
         responses = chosen[len(prompt) :], rejected[len(prompt) :]
         if not prompt:
             yield Skip("no assistant turn in common")
@@ -40,17 +42,6 @@ def hh(source: Source) -> Iterator[Preference | Skip]:
             yield Skip("response holds a further turn")
         else:
             yield usable(Preference(prompt, *responses, group=record.part))
-
-
-def _common_prompt(chosen: str, rejected: str) -> str:
-    """Return the longest common start that ends in "Assistant:", or ""."""
-    end = 0
-    while (marker := chosen.find(ASSISTANT, end)) >= 0:
-        turn = chosen[end : marker + len(ASSISTANT)]
-        if not rejected.startswith(turn, end):
-            break
-        end += len(turn)
-    return chosen[:end]
 
 
 @dataset("shp", validation=True)
@@ -92,25 +83,8 @@ def se(source: Source) -> Iterator[Preference | Skip]:
             yield usable(Preference(prompt, chosen, rejected, group="stack-exchange", truncation="keep_start"))
 
 
-@dataset("jsonl")
-def jsonl(source: Source) -> Iterator[Preference | Skip]:
-    """Yield the user's own {"prompt", "chosen", "rejected"[, "group", "conversation"]} as written.
-
-    The group defaults to the file, the conversation to the prompt's first human turn. Other fields are not read.
-    """
-    known = {"prompt", "chosen", "rejected", "group", "conversation"}
-    for record in source.records(hub=None):
-        source.unread.update(record.fields.keys() - known)
-        group = record.label("group")
-        yield usable(
-            Preference(
-                record.text("prompt"),
-                record.text("chosen"),
-                record.text("rejected"),
-                group=record.part if group is None else group,
-                conversation=record.label("conversation") or "",
-            )
-        )
+dataset("files")(own_rows)  # the user's own, in any form that fed/data/forms.py knows
+dataset("jsonl")(own_rows)  # the name that `files` had when it read JSON lines only; kept for recorded runs
 
 
 @dataset("demo")

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to `main` instead of printing them
@@ -15,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fed.config import arguments, checks, explain, places, schema, usage
@@ -69,6 +70,8 @@ def settle(composed: DictConfig) -> Request:
     typed = HydraConfig.get()
     if _is_sweep() and launch.is_rank():
         raise ValueError("a sweep is refused under torchrun; use trainer_processes, or one torchrun per setting")
+    if composed.client_num_in_total is None:
+        composed = _with_all_clients(composed)
     request = checks.checked(composed, list(typed.overrides.task), dict(typed.runtime.choices))
     places.check_places(request.config)
     if request.config.resume is not None:
@@ -84,6 +87,23 @@ def settle(composed: DictConfig) -> Request:
 
         check_installed()
     return request
+
+
+def _with_all_clients(composed: DictConfig) -> DictConfig:
+    """Return the settings with the number of clients that the data has; for that the data are read.
+
+    Raises:
+        ValueError: If the settings do not leave that to the data, or the data cannot be read.
+    """
+    found = deepcopy(composed)
+    found.client_num_in_total = 1  # until it is known
+    config: schema.Config = OmegaConf.to_object(found)  # type: ignore[assignment]
+    places.check_places(config)
+    steps.say_loading()
+    from run.data import count_clients
+
+    found.client_num_in_total = count_clients(config)
+    return found
 
 
 def launched(request: Request) -> bool:

@@ -14,7 +14,7 @@ from clients.trainer import NO_PAUSES, LocalTrainer
 from fed.config.conditions import AT_LEAST_0
 from fed.config.flower import PARTITION_ID
 from fed.config.meaning import Limits
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.distributed.stop import Pauses
 from fed.errors import CannotContinue
 from fed.grids.remote import CLIENT, MODEL, RUN, SETTINGS

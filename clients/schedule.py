@@ -8,8 +8,8 @@ import numpy as np
 from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from fed.data.collate import Layout, num_tokens
+from fed.data.examples import Example
 from fed.data.order import BatchOrder
-from fed.data.tokens import Example
 
 
 class Schedule:
@@ -48,7 +48,7 @@ class Schedule:
         order = BatchOrder(len(examples), settings.batch_size, settings.seed, client_id)
         if settings.max_tokens_per_step is None:
             return order
-        tokens = [num_tokens(example, layout, paired=not settings.supervised) for example in examples]
+        tokens = num_tokens(examples, layout, paired=not settings.supervised).tolist()
         return replace(order, tokens=tokens, max_tokens=settings.max_tokens_per_step, padded=not layout.packing)
 
 

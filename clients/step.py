@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from clients.optimizers import clip_grad_norm
 from clients.settings import LocalSettings, RoundSettings
 from fed.data.collate import Batch
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.distributed.shards import local
 from fed.model.evaluation import Metrics
 from fed.model.policy import Policy, total_loss

@@ -13,7 +13,7 @@ from clients.schedule import Schedule, warmed_up
 from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from clients.step import Step
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.distributed.stop import Pauses
 from fed.model.arrays import model_tensors
 from fed.model.evaluation import Metrics, evaluate

@@ -1,17 +1,22 @@
 """The rows of a run, loaded as the configuration says and given to their owners."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from fed.config import components
-from fed.config.schema import Config
+from fed.config.choices import chosen
+from fed.config.schema import Config, flat
 from fed.data.divide import partition
+from fed.data.hub import HubSettings
 from fed.data.partition import OwnData
-from fed.data.rows import Loaded, Preference, SplitName, merged, told_apart
+from fed.data.records import Reading
+from fed.data.rows import Loaded, Preference, merged, told_apart
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from fed.tracking import steps
-from load_data import load, load_file
+from load_data import load_file, load_splits
+
+NATURAL = "fed.data.partition.NaturalPartitioner"
 
 
 class OwnedRows(NamedTuple):
@@ -19,24 +24,37 @@ class OwnedRows(NamedTuple):
 
     split: Split
     skipped: dict[str, int]  # records left out while loading, by reason
-    unread: tuple[str, ...]  # fields of the records that nothing reads
+    unread: tuple[str, ...]  # fields of the records that nothing reads, and no row keeps
+    forms: tuple[str, ...]  # what the records were taken for, where that had to be recognised
+    remarks: tuple[str, ...] = ()  # on the clients, by the partitioner
+    names: tuple[str, ...] = ()  # of clients that the data names
 
 
-def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
-    """Load the run's rows and give them to the server, the test and the clients.
+def shared_out(
+    config: Config,
+    given: frozenset[str],
+    reading: Reading,
+    loaded: tuple[Loaded, Loaded, Loaded] | None = None,
+) -> OwnedRows:
+    """Load the run's rows, read as `reading` says, and give them to the server, the test and the clients.
+
+    Args:
+        config: The settings.
+        given: The keys that were typed.
+        reading: How records become rows.
+        loaded: The rows to train, to validate and to test on; None: they are loaded.
 
     Raises:
         ValueError: If they cannot be read or shared out.
     """
     partitioner = components.create("partition", config.partition, given)
-    settings = _settings(config)
-    train, validation, test = (_loaded(config, split) for split in get_args(SplitName))
+    settings, lists = _settings(config), loaded or _loaded(config, reading)
+    train, validation, test = lists
     _check_validation(config, given, validation, has_own=isinstance(partitioner, OwnData))
     if isinstance(partitioner, OwnData):
-        own = [load_file(path) for path in partitioner.client_data]
+        own = [load_file(path, reading=reading) for path in partitioner.client_data]
         server, unused = (validation.rows, len(train.rows)) if validation.rows else (train.rows, 0)
-        split = split_own(server, test.rows, [client.rows for client in own], settings, unused)
-        return _owned(split, train, validation, test, *own)
+        return _owned(split_own(server, test.rows, [client.rows for client in own], settings, unused), *lists, *own)
     if not hasattr(partitioner, "load_partition"):
         raise ValueError(
             f"partition._target_={config.partition['_target_']} makes something other than a partitioner: "
@@ -47,10 +65,42 @@ def shared_out(config: Config, given: frozenset[str]) -> OwnedRows:
         train_rows,
         validation_rows,
         test_rows,
-        lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed),
+        lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed, _column(config)),
         replace(settings, server_last=getattr(partitioner, "server_last", False)),
     )
-    return _owned(split, train, validation, test)
+    remarks, names = (tuple(getattr(partitioner, about, ())) for about in ("remarks", "names"))
+    return _owned(split, *lists)._replace(remarks=remarks, names=names)
+
+
+def count_clients(config: Config) -> int:
+    """Return how many clients the data has; the rows are kept until they are shared out.
+
+    Raises:
+        ValueError: If the partition does not leave the number to the data, or the data cannot be read.
+    """
+    if config.partition["_target_"] != NATURAL:
+        raise ValueError("client_num_in_total=null takes all clients that the data has, so it needs partition=natural")
+    if config.engine == "flower":
+        raise ValueError("client_num_in_total=null is for engine=local and engine=ray; give the number of SuperNodes")
+    loss = components.bind("loss", config.loss, frozenset())
+    reading = reading_of(config, supervised=getattr(loss.func, "supervised", False))
+    steps.say(f"counting the clients of the data: {'+'.join(config.datasets)}")
+    _kept[_key(config, reading)] = loaded = _loaded(config, reading)
+    own = replace(config, client_num_in_total=None, partition={**config.partition, "num_partitions": None})
+    return len(shared_out(own, frozenset(), reading, loaded).split.parts)
+
+
+# What was loaded to count the clients, until it is shared out.
+_kept: dict[str, tuple[Loaded, Loaded, Loaded]] = {}
+
+
+def _key(config: Config, reading: Reading) -> str:
+    return repr((config.datasets, config.data_dir, config.seed, config.test_fraction, reading))
+
+
+def _column(config: Config) -> str:
+    """Return the column of the data by which the partition divides."""
+    return str(config.partition.get("column") or config.partition.get("partition_by") or "group")
 
 
 def one_clients(own: Loaded, config: Config) -> OwnedRows:
@@ -75,23 +125,40 @@ def _apart(*lists: list[Preference]) -> list[list[Preference]]:
     return [list(islice(rows, len(each))) for each in lists]
 
 
-def _loaded(config: Config, split: SplitName) -> Loaded:
+def reading_of(config: Config, *, supervised: bool) -> Reading:
+    """Return how the run's records become rows; a supervised loss reads chosen responses only."""
+    return Reading(
+        columns={known: theirs for known, theirs in asdict(config.columns).items() if theirs is not None},
+        pairs_per_prompt=config.pairs_per_prompt,
+        supervised=supervised,
+        loss=chosen("loss", dict(flat(asdict(config)))) or str(config.loss["_target_"]),
+        holdout_by=config.holdout_by,
+        hub=HubSettings(
+            config.data_config, config.data_revision, config.train_split, config.test_split, config.cache_dir
+        ),
+    )
+
+
+def _loaded(config: Config, reading: Reading) -> tuple[Loaded, Loaded, Loaded]:
+    """Load the rows to train, to validate and to test on."""
     if not config.datasets:  # a server without data, which is allowed where clients have their own
-        return Loaded([], {})
-    return load(
+        return Loaded([], {}), Loaded([], {}), Loaded([], {})
+    if (kept := _kept.pop(_key(config, reading), None)) is not None:
+        return kept
+    found = load_splits(
         config.datasets,
-        split,
         data_dir=config.data_dir,
         seed=config.seed,
-        cache_dir=config.cache_dir,
         test_fraction=config.test_fraction,
-        on_read=steps.Count(f"{{done}} rows of the {split} split are read").reached,
+        reading=reading,
+        on_read=lambda split: steps.Count(f"{{done}} rows of the {split} split are read").reached,
     )
+    return found["train"], found["validation"], found["test"]
 
 
 def _owned(split: Split, *loaded: Loaded) -> OwnedRows:
     every = merged(loaded)
-    return OwnedRows(split, dict(sorted(every.skipped.items())), every.unread)
+    return OwnedRows(split, dict(sorted(every.skipped.items())), every.unread, every.forms)
 
 
 def _settings(config: Config) -> SplitSettings:

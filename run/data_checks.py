@@ -1,11 +1,11 @@
 """Mistakes that show only when the data and the model are loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.serverapp.strategy import Strategy
 
 from fed.config.schema import Config
-from fed.data.tokens import Example
+from fed.data.examples import Example, longest_of
 from fed.model.policy import Policy
 from run.plan import Pairs
 from server.traits import asks
@@ -40,7 +40,7 @@ def _no_pairs(config: Config) -> str:
     return f"server_fraction={config.server_fraction} leaves the server no pairs; raise it"
 
 
-def check_lengths(policy: Policy, max_length: int, examples: Iterable[Example]) -> None:
+def check_lengths(policy: Policy, max_length: int, lists: Iterable[Sequence[Example]]) -> None:
     """Refuse pairs that are longer than the model's positions.
 
     Some models answer with an index error, others with nonsense.
@@ -50,7 +50,7 @@ def check_lengths(policy: Policy, max_length: int, examples: Iterable[Example]) 
     """
     config = policy.model.config
     positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter: MPT
-    longest = max((example.length for example in examples), default=0)
+    longest = max((longest_of(examples) for examples in lists), default=0)
     if positions is not None and longest > positions:
         raise ValueError(
             f"max_length={max_length} allows pairs of {longest} tokens but the model has {positions} "

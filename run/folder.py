@@ -44,7 +44,7 @@ def _checkpoints(folder: Path, alone: int | None = None) -> Path:
 def is_finished(config: Config) -> bool:
     """Return True if the run to resume has the checkpoint of its last round."""
     assert config.resume is not None
-    last = config.client_num_in_total - 1 if config.mode == "local" else None
+    last = config.num_clients - 1 if config.mode == "local" else None
     return max(rounds(_checkpoints(Path(config.resume), last)), default=0) >= config.comm_round
 
 
@@ -113,8 +113,8 @@ def _reopen_folder(plan: Plan, folder: Path) -> Path:
 
 
 def _write_partition(plan: Plan, path: Path) -> None:
-    split = plan.pairs.split
-    write_partition(path, split.parts, split.pool, split.test)
+    rows = plan.pairs.rows
+    write_partition(path, rows.split.parts, rows.split.pool, rows.split.test, rows.names)
 
 
 def _check_space(plan: Plan) -> None:

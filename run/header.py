@@ -14,12 +14,12 @@ from fed.config.choices import chosen
 from fed.config.explain import counted
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import has_bfloat16
-from fed.data.rows import are_few_conversations, in_conversations
+from fed.data.rows import Chat, Preference, are_few_conversations, in_conversations
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
 from fed.privacy import described
 from run.local import budget
-from run.plan import Plan, local_settings
+from run.plan import Pairs, Plan, local_settings
 from server.traits import asks, constant_decay
 
 MANY = 0.5  # of the weights
@@ -100,36 +100,78 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _data_remarks(plan: Plan) -> Iterator[str]:
-    pairs = plan.pairs
+    pairs, split = plan.pairs, plan.pairs.rows.split
     if len(pairs.validation) < ENOUGH and _scores_decide(plan):
         yield (
             f"warning: the server scores clients on {len(pairs.validation)} pairs, so the accuracies that decide "
             f"weights and decay have a standard error of up to {0.5 / math.sqrt(len(pairs.validation)):.2f}"
         )
-    if pairs.skipped:
-        yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in pairs.skipped.items())
-    if pairs.unread:
-        shown = [name if name.isprintable() else repr(name) for name in pairs.unread[:MOST_NAMED]]
-        more = f" and {len(pairs.unread) - MOST_NAMED} more fields" if len(pairs.unread) > MOST_NAMED else ""
-        yield f"not read from the data: {', '.join(shown)}{more}"
-    rows = [*pairs.split.pool, *pairs.split.validation, *pairs.split.test]
+    rows = [*split.pool, *split.validation, *split.test]
+    yield from pairs.rows.remarks
+    yield from _forms(plan, rows)
+    yield from _losses(pairs)
     if rows and are_few_conversations(rows):
         yield (
             f"warning: {in_conversations(rows)} by their first human turns, and no conversation is divided; if these "
-            "are more, tell them apart by a field conversation"
+            "are more, tell them apart by a field conversation or by holdout_by=COLUMN"
         )
-    if pairs.split.overlapping:
-        yield f"dropped {pairs.split.overlapping} pairs whose conversation is in the test or validation pairs"
-    if pairs.split.shared:
+    if split.overlapping:
+        yield f"dropped {split.overlapping} pairs whose conversation is in the test or validation pairs"
+    if split.shared:
         yield (
-            f"warning: the conversations of {pairs.split.shared} of the clients' own pairs are also in the test or "
+            f"warning: the conversations of {split.shared} of the clients' own pairs are also in the test or "
             "validation pairs, so clients train on what they are tested on; give datasets other pairs"
         )
-    if pairs.split.unused:
+    if split.unused:
         yield (
-            f"not used: the {pairs.split.unused} training pairs of datasets; clients have files of their own, and the "
+            f"not used: the {split.unused} training pairs of datasets; clients have files of their own, and the "
             "validation files are the server's"
         )
+
+
+def _forms(plan: Plan, rows: Sequence[Preference]) -> Iterator[str]:
+    """Describe what the records were taken for, and how they become text."""
+    forms, has_template = plan.pairs.rows.forms, bool(getattr(plan.policy.tokenizer, "chat_template", None))
+    if forms:
+        yield f"form: {', '.join(forms)}; {_as_text(plan.config, rows)}"
+    elif any(isinstance(row.prompt, Chat) for row in rows):
+        yield f"form: {_as_text(plan.config, rows)}"
+    if has_template and rows and not plan.config.text_as_chat and all(isinstance(row.prompt, str) for row in rows):
+        yield (
+            "prompts are text and are trained as they are written, but this model has a chat template: "
+            "text_as_chat=true makes conversations of them"
+        )
+    if names := sorted({name for row in rows for name in row.extra.names}):
+        yield f"columns beside the pairs: {_names(names)}"
+    if unread := plan.pairs.rows.unread:
+        yield f"not read from the data: {_names(unread)}"
+
+
+def _as_text(config: Config, rows: Sequence[Preference]) -> str:
+    if not config.text_as_chat and not any(isinstance(row.prompt, Chat) for row in rows):
+        return "text as it is written"
+    if config.chat_template == "none":
+        return "conversations as text with HH's markers"
+    return f"conversations through the chat template {config.chat_template or 'of the tokenizer'}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = [name if name.isprintable() else repr(name) for name in names[:MOST_NAMED]]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(shown) + more
+
+
+def _losses(pairs: Pairs) -> Iterator[str]:
+    """Describe what was left out of the data, and what was cut."""
+    cuts, skipped = pairs.cuts, pairs.rows.skipped
+    if skipped:
+        yield "skipped rows: " + ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    if cuts.dropped:
+        yield "dropped pairs: " + ", ".join(f"{count} {reason}" for reason, count in cuts.dropped.items())
+    if cuts.pairs:
+        yield f"cut to max_length: {counted(cuts.pairs, 'pair')}, which lost {cuts.tokens:,} tokens"
+    for remark, count in cuts.remarks.items():
+        yield f"{remark} ({counted(count, 'pair')})"
 
 
 def _scores_decide(plan: Plan) -> bool:

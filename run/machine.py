@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from fed.cpu.matmul import MOST_FLOP, Choice, choose_library
 from fed.cpu.runtime import set_up
 from fed.cpu.threads import ThreadChoice, choose_threads
 from fed.data.collate import Layout
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.distributed.launch import is_rank, local_ranks
 from fed.distributed.ranks import Mesh, Ranks
 from fed.model.loading import load_policy
@@ -34,7 +35,7 @@ def set_up_torch(config: Config) -> str:
 def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
     """Load the model that the settings name, its weights drawn from the seed where they are random."""
     seed_globals(config.seed, "model")
-    return load_policy(
+    policy = load_policy(
         replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
         Placement(device, mesh, config.trainer == "TensorParallelTrainer", config.cpu_offload),
         lora=config.lora,
@@ -42,6 +43,21 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
         max_length=config.max_length,
         activation_checkpointing=config.activation_checkpointing,
     )
+    if config.chat_template not in (None, "none"):  # saved with the model, which is trained on it
+        policy.tokenizer.chat_template = _template(config.chat_template)  # type: ignore[attr-defined]
+    return policy
+
+
+def _template(path: str) -> str:
+    """Read a chat template.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template={path} cannot be read ({error}); give a text file") from error
 
 
 def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice:

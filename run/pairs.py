@@ -1,37 +1,53 @@
 """The tokenized pairs of a run: of all clients at once, or of each client when it is asked for."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from clients.app import ClientPairs
 from fed.config.schema import Config
-from fed.data.rows import Preference
+from fed.data.chat import ChatSettings
+from fed.data.examples import Examples
+from fed.data.rows import Chat, Preference
 from fed.data.splits import ClientRows
 from fed.data.token_cache import tokenize_once
-from fed.data.tokens import Example, tokenize
+from fed.data.tokens import Cuts, Lengths, Tokenized, tokenize
 from fed.errors import Failed
-from fed.files import inside
+from fed.files import inside, keep_newest
 from fed.model.policy import Policy
 from fed.tracking import steps
 from run.data import OwnedRows
 from run.data_checks import check_lengths
 from run.plan import Pairs
 
-PART = 4096  # pairs between two lines at least
-Tokenize = Callable[[Sequence[Preference]], list[Example]]
+MANY = 1000  # rows whose token ids are worth a file: fewer are made in less than a second
+ENTRIES = 8  # runs whose token ids are kept
+Tokenize = Callable[[Sequence[Preference]], Tokenized]
 
 
 def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
-    """Tokenize the pairs of the server, the test and all clients, and print how far this has come."""
-    as_tokens = _tokenizer(_Counting(), policy, config)
-    validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
-    clients = holders = [_client_pairs(client, as_tokens) for client in rows.split.clients]
+    """Tokenize the pairs of the server, the test and all clients, and print how far this has come.
+
+    Raises:
+        ValueError: If pairs cannot be tokenized, or none of a client's to train on is left.
+    """
+    split = rows.split
+    lists = [
+        split.validation,
+        split.test,
+        *(part for client in split.clients for part in (client.train, client.held_out)),
+    ]
+    every = [row for part in lists for row in part]
+    _check_has_conversations(config, every)
+    found = _tokenizer(policy, config, "tokens_of_runs", most=ENTRIES)(every)
+    ends = itertools.accumulate(map(len, lists), initial=0)
+    validation, test, *of_clients = (found.part(start, stop) for start, stop in itertools.pairwise(ends))
+    clients = holders = list(map(ClientPairs, of_clients[::2], of_clients[1::2]))
+    _check_any_left(clients, found.cuts)
     if config.mode == "centralized":
-        train = [example for client in holders for example in client.train]
-        clients = [ClientPairs(train, [example for client in holders for example in client.held_out])]
-    return Pairs(*rows, validation, test, clients, holders)
+        clients = [ClientPairs(Examples.joined(of_clients[::2]), Examples.joined(of_clients[1::2]))]
+    return Pairs(rows, found.cuts, validation, test, clients, holders)
 
 
 def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
@@ -39,26 +55,11 @@ def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
 
     Token ids are kept in `cache_dir`, where the process of a client's next message finds them.
     """
-    once = functools.partial(tokenize_once, cache=inside(Path(config.cache_dir), "tokens"))
-    as_tokens = _tokenizer(once, policy, config)
+    as_tokens = _tokenizer(policy, config, "tokens")
     validation, test = as_tokens(rows.split.validation), as_tokens(rows.split.test)
     clients = _ClientsOnDemand(rows.split.clients, as_tokens, functools.partial(_check_client, config, policy))
-    return Pairs(*rows, validation, test, clients, holders=clients)
-
-
-class _Counting:
-    """`tokenize`, part by part: one call for all pairs would be silent for minutes."""
-
-    def __init__(self) -> None:
-        self._count, self._done = steps.Count("tokens of {done} pairs are made"), 0
-
-    def __call__(self, rows: Sequence[Preference], **how: Any) -> list[Example]:
-        found: list[Example] = []
-        for start in range(0, len(rows), PART):
-            found += tokenize(rows[start : start + PART], **how)
-            self._count.reached(self._done + len(found))
-        self._done += len(rows)
-        return found
+    validation.cuts.add(test.cuts)
+    return Pairs(rows, validation.cuts, validation.examples, test.examples, clients, holders=clients)
 
 
 class _ClientsOnDemand(Sequence[ClientPairs]):
@@ -73,22 +74,72 @@ class _ClientsOnDemand(Sequence[ClientPairs]):
         return len(self._rows)
 
     def __getitem__(self, client_id: int) -> ClientPairs:  # type: ignore[override]  # there are no slices of clients
-        pairs = _client_pairs(self._rows[client_id], self._as_tokens)
+        own = self._rows[client_id]
+        pairs = ClientPairs(self._as_tokens(own.train).examples, self._as_tokens(own.held_out).examples)
         self._check(client_id, pairs)
         return pairs
 
 
-def _tokenizer(tokenize: Callable[..., list[Example]], policy: Policy, config: Config) -> Tokenize:
-    return functools.partial(
-        tokenize,
-        tokenizer=policy.tokenizer,
-        max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
+def chat_settings(config: Config) -> ChatSettings:
+    """Return how conversations become text."""
+    return ChatSettings(
+        config.chat_template, config.chat_template_kwargs or {}, config.system_prompt, config.text_as_chat
     )
 
 
-def _client_pairs(rows: ClientRows, as_tokens: Tokenize) -> ClientPairs:
-    return ClientPairs(as_tokens(rows.train), as_tokens(rows.held_out))
+def _tokenizer(policy: Policy, config: Config, folder: str, most: int | None = None) -> Tokenize:
+    """Return what tokenizes rows, with a cache of at most so many entries; a cache with a bound leaves few rows out."""
+    tokenizer, chat = policy.tokenizer, chat_settings(config)
+    lengths = Lengths(config.max_length, config.max_prompt_length, config.truncation)
+    cache = inside(Path(config.cache_dir), folder)
+
+    def as_tokens(rows: Sequence[Preference]) -> Tokenized:
+        count = steps.Count("tokens of {done} pairs are made").reached
+        if most is not None and len(rows) < MANY:
+            return tokenize(rows, tokenizer, lengths=lengths, chat=chat, on_rows=count)
+        found = tokenize_once(rows, tokenizer, lengths=lengths, chat=chat, cache=cache, on_rows=count)
+        if most is not None:
+            keep_newest(cache, most)
+        return found
+
+    return as_tokens
+
+
+def _check_has_conversations(config: Config, rows: Sequence[Preference]) -> None:
+    """Refuse settings about conversations where there are none.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    if config.text_as_chat or any(isinstance(row.prompt, Chat) for row in rows):
+        return
+    given = {
+        "chat_template": config.chat_template,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "system_prompt": config.system_prompt,
+        "truncation": config.truncation if config.truncation == "messages" else None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} has no effect: prompts and responses of the data are text; text_as_chat=true makes "
+                "conversations of them"
+            )
+
+
+def _check_any_left(clients: Sequence[ClientPairs], cuts: Cuts) -> None:
+    """Refuse to go on without pairs to train on.
+
+    Raises:
+        ValueError: If a client has none.
+    """
+    for client_id, client in enumerate(clients):
+        if not client.train:
+            why = ", ".join(f"{count} {reason}" for reason, count in cuts.dropped.items())
+            raise ValueError(
+                f"client {client_id} has no pair left to train on ({why}); raise max_length, or see why pairs "
+                "were dropped"
+            )
 
 
 def _check_client(config: Config, policy: Policy, client_id: int, pairs: ClientPairs) -> None:
@@ -96,8 +147,10 @@ def _check_client(config: Config, policy: Policy, client_id: int, pairs: ClientP
 
     Raises:
         ValueError: If a pair is too long.
-        Failed: If the client is to be scored on held-out pairs and has none.
+        Failed: If the client has no pair, or is to be scored on held-out pairs and has none.
     """
-    check_lengths(policy, config.max_length, (*pairs.train, *pairs.held_out))
+    check_lengths(policy, config.max_length, [pairs.train, pairs.held_out])
+    if not pairs.train:
+        raise Failed(f"client {client_id} has no pair left to train on once its pairs are token ids")
     if config.accuracy_on == "client" and not pairs.held_out:
         raise Failed(f"client {client_id} has too few pairs to hold one out; it needs at least two conversations")

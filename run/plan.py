@@ -9,12 +9,13 @@ from flwr.serverapp.strategy import Strategy
 from clients.app import ClientPairs
 from clients.settings import LocalSettings
 from fed.config.schema import Config
-from fed.data.splits import Split
-from fed.data.tokens import Example
+from fed.data.examples import Example
+from fed.data.tokens import Cuts
 from fed.distributed.ranks import Mesh
 from fed.distributed.stop import Stop
 from fed.model.evaluation import Loss
 from fed.model.policy import Policy
+from run.data import OwnedRows
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class Objective:
 class Pairs:
     """The tokenized pairs of a run by owner, without their reference column."""
 
-    split: Split  # the rows that they were made from
-    skipped: dict[str, int]  # records left out while loading, by reason
-    unread: tuple[str, ...]  # fields of the records that nothing reads
+    rows: OwnedRows  # the rows that they were made from
+    cuts: Cuts  # what became of rows on their way to token ids
     validation: Sequence[Example]  # the server's
     test: Sequence[Example]
     clients: Sequence[ClientPairs]  # empty if clients elsewhere have data of their own
@@ -80,7 +80,7 @@ class Plan:
     @property
     def num_clients(self) -> int:
         """The number of clients of the federation, which may be elsewhere."""
-        return len(self.pairs.clients) or self.config.client_num_in_total
+        return len(self.pairs.clients) or self.config.num_clients
 
     @property
     def clients_per_round(self) -> int:

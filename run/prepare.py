@@ -14,12 +14,13 @@ from fed.config import components
 from fed.config.checks import Request
 from fed.config.explain import counted
 from fed.config.schema import Config
+from fed.data.records import Reading
 from fed.data.rows import Loaded
 from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
 from fed.tracking import steps
 from losses.trial import stands_alone
-from run.data import OwnedRows, one_clients, shared_out
+from run.data import OwnedRows, one_clients, reading_of, shared_out
 from run.data_checks import check_lengths, check_scoring
 from run.folder import is_finished
 from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
@@ -47,9 +48,9 @@ def prepare(request: Request, device: torch.device) -> Plan:
         steps.remark(f"{has}: nothing is trained; comm_round=N gives it more")
     strategy = _make_strategy(config, given)
 
-    def load_rows() -> OwnedRows:
+    def load_rows(objective: Objective) -> OwnedRows:
         steps.say(f"reading the data: {'+'.join(config.datasets) or 'none'}")
-        rows = shared_out(config, given)
+        rows = shared_out(config, given, reading_of(config, supervised=objective.supervised))
         steps.say(f"loading the model: {config.model.gguf_file or config.model.name_or_path}")
         return rows
 
@@ -59,14 +60,14 @@ def prepare(request: Request, device: torch.device) -> Plan:
         steps.say(f"making tokens of {of_clients + len(split.validation) + len(split.test):,} pairs")
         pairs = all_pairs(rows, policy, config)
         check_scoring(config, pairs, strategy)
-        own = (example for client in pairs.clients for example in (*client.train, *client.held_out))
-        check_lengths(policy, config.max_length, (*own, *pairs.validation, *pairs.test))
+        own = (part for client in pairs.clients for part in (client.train, client.held_out))
+        check_lengths(policy, config.max_length, (*own, pairs.validation, pairs.test))
         return pairs
 
     return _plan(request, device, load_rows, make_pairs)
 
 
-def prepare_client(request: Request, device: torch.device, own: Loaded | None) -> Plan:
+def prepare_client(request: Request, device: torch.device, own: Callable[[Reading], Loaded] | None) -> Plan:
     """Load and check what a process needs to be one client, or several in turn.
 
     A client's pairs are tokenized when they are asked for; token ids stay in `cache_dir` for the next process.
@@ -74,25 +75,25 @@ def prepare_client(request: Request, device: torch.device, own: Loaded | None) -
     Args:
         request: The run's settings as the server has them, but for what this process overrides.
         device: The device of this process.
-        own: The rows of the only client here, which nobody else has; None: clients share the data sets.
+        own: Reads the rows of the only client here, which nobody else has; None: clients share the data sets.
 
     Raises:
         ValueError: As `prepare`.
     """
     config = request.config
     _quiet_libraries()
-    return _plan(
-        request,
-        device,
-        lambda: shared_out(config, request.given) if own is None else one_clients(own, config),
-        lambda rows, policy: pairs_on_demand(rows, policy, config),
-    )
+
+    def load_rows(objective: Objective) -> OwnedRows:
+        reading = reading_of(config, supervised=objective.supervised)
+        return shared_out(config, request.given, reading) if own is None else one_clients(own(reading), config)
+
+    return _plan(request, device, load_rows, lambda rows, policy: pairs_on_demand(rows, policy, config))
 
 
 def _plan(
     request: Request,
     device: torch.device,
-    load_rows: Callable[[], OwnedRows],
+    load_rows: Callable[[Objective], OwnedRows],
     make_pairs: Callable[[OwnedRows, Policy], Pairs],
 ) -> Plan:
     config, given = request.config, request.given
@@ -101,7 +102,7 @@ def _plan(
     check_mesh(mesh, config, given)
     objective = _objective(config, given)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
-    rows = load_rows()
+    rows = load_rows(objective)
     policy = make_policy(config, device, mesh)
     library = choose_matmul(policy, config, mesh.world)
     cpu = [str(chosen_threads(policy, config, mesh.world)), memory, *([] if library is None else [str(library)])]
@@ -135,7 +136,7 @@ def _make_strategy(config: Config, given: frozenset[str]) -> Strategy:
             f"strategy._target_={config.strategy['_target_']} makes something other than a Flower Strategy: "
             f"{type(strategy).__name__}; expected a subclass of flwr.serverapp.strategy.Strategy"
         )
-    num_clients = config.client_num_in_total if config.mode == "federated" else 1
+    num_clients = config.num_clients if config.mode == "federated" else 1
     check_strategy(strategy, num_clients)
     return protected(strategy, config.privacy, num_clients)
 

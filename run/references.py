@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord
 
 from clients.app import ClientPairs
-from fed.data.tokens import Example
+from fed.data.examples import Example, Examples
 from fed.files import inside
 from fed.model.arrays import load_arrays
 from fed.model.policy import OnPairs, Policy
@@ -17,7 +17,7 @@ from fed.tracking.log import Log
 from run.plan import Pairs, Plan
 
 # Returns examples with their reference column, by the model's present weights; reports pairs that are done.
-Fill = Callable[[Sequence[Example], OnPairs], list[Example]]
+Fill = Callable[[Sequence[Example], OnPairs], Examples]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def columns_of(plan: Plan, initial: ArrayRecord, model_hash: str, log: Log) -> C
             yield
 
     def fill_with(policy: Policy) -> Fill:
-        def fill(examples: Sequence[Example], on_pairs: OnPairs) -> list[Example]:
+        def fill(examples: Sequence[Example], on_pairs: OnPairs) -> Examples:
             return with_reference(
                 policy,
                 examples,
@@ -84,7 +84,7 @@ class ReferencedPairs:
 
     def __init__(self, pairs: Pairs, columns: Columns, keep: int | None = None) -> None:
         self._pairs, self._columns, self._keep = pairs, columns, keep
-        self._evaluated: dict[str, list[Example]] = {}  # by the value of `accuracy_on` that names them
+        self._evaluated: dict[str, Examples] = {}  # by the value of `accuracy_on` that names them
         self._clients: dict[int, ClientPairs] = {}  # those asked for last stand at the end
 
     def __getitem__(self, client_id: int) -> ClientPairs:
@@ -96,12 +96,12 @@ class ReferencedPairs:
         return found
 
     @property
-    def validation(self) -> list[Example]:
+    def validation(self) -> Examples:
         """The server's pairs, filled in before training by whoever asks first."""
         return self._evaluated_on("server")
 
     @property
-    def test(self) -> list[Example]:
+    def test(self) -> Examples:
         """The test pairs, filled in before training by whoever asks first."""
         return self._evaluated_on("test")
 
@@ -116,7 +116,7 @@ class ReferencedPairs:
             clients: True to fill in the clients' pairs too.
         """
         filled = self._pairs.clients if clients else []
-        train = [example for client in filled for example in client.train]
+        train = Examples.joined(Examples.of(client.train) for client in filled)
         lists = [self._pairs.validation, self._pairs.test, *(client.held_out for client in filled)]
         total = sum(map(len, lists)) + (0 if self._columns.supervised else len(train))
         done = 0
@@ -126,13 +126,15 @@ class ReferencedPairs:
             done += pairs
             report(done, total)
 
-        needs_none = self._columns.supervised or not train
-        trained = iter(train if needs_none else self._columns.fill(train, on_pairs))
+        if train and not self._columns.supervised:
+            train = self._columns.fill(train, on_pairs)
         for name in ("server", "test"):
             self._evaluated_on(name, on_pairs)
+        start = 0
         for client_id, client in enumerate(filled):
             held_out = self._columns.fill(client.held_out, on_pairs)
-            self._clients[client_id] = self._complete([next(trained) for _ in client.train], held_out)
+            self._clients[client_id] = self._complete(train.part(start, start + len(client.train)), held_out)
+            start += len(client.train)
 
     def _visited(self, client_id: int) -> ClientPairs:
         own, columns = self._pairs.clients[client_id], self._columns
@@ -145,7 +147,7 @@ class ReferencedPairs:
         name = self._columns.accuracy_on
         return ClientPairs(train, held_out, held_out if name == "client" else self._evaluated_on(name))
 
-    def _evaluated_on(self, name: str, on_pairs: OnPairs = _ignore) -> list[Example]:
+    def _evaluated_on(self, name: str, on_pairs: OnPairs = _ignore) -> Examples:
         if name not in self._evaluated:
             examples = {"server": self._pairs.validation, "test": self._pairs.test}[name]
             self._evaluated[name] = self._columns.fill(examples, on_pairs)

@@ -3,7 +3,7 @@
 import json
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
 from fed.config.policy import NodePolicy, check_weights
 from fed.config.schema import Config, has_own_data
+from fed.data.records import Reading
 from fed.data.rows import Loaded
 from fed.distributed import launch
 from fed.distributed.stop import Deadline
@@ -201,8 +202,8 @@ def _deadline(config: Config, policy: NodePolicy | None) -> Deadline:
     return Deadline(config.client_timeout if config.engine == "ray" else None)
 
 
-def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None:
-    """Load the rows of this node's own file; None if clients share the run's data sets.
+def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Callable[[Reading], Loaded] | None:
+    """Return the reader of this node's own file; None if clients share the run's data sets.
 
     Raises:
         ValueError: If clients have their own files and this node has none.
@@ -212,7 +213,8 @@ def _own_rows(request: Request, node_config: Mapping[str, Any]) -> Loaded | None
     if has_own_data(request.config) and not request.config.partition["client_data"]:
         if file is None:
             raise ValueError(f"this node has no data; start its SuperNode with --node-config '{DATA}=\"path.jsonl\"'")
-        return load_file(str(file), str(node_config.get(FORMAT, "jsonl")))
+        name = str(node_config.get(FORMAT, "files"))
+        return lambda reading: load_file(str(file), name, reading)
     if file is not None:
         raise Failed("this node has data of its own, but the run divides a data set; start the run with partition=own")
     return None

@@ -143,7 +143,7 @@ def _given(clients: int, options: Options, folder: Path) -> list[str]:
     return [
         *[f"client_num_in_total={clients}", f"clients_per_round={sampled}", f"comm_round={options.rounds}"],
         *[f"server_fraction={server}", f"n_eval_examples={SERVER}", f"n_test_examples={TEST}"],
-        *["client_eval_fraction=0", f"batch_size={options.pairs}", "datasets=[jsonl]", f"data_dir={folder / 'data'}"],
+        *["client_eval_fraction=0", f"batch_size={options.pairs}", "datasets=[files]", f"data_dir={folder / 'data'}"],
         *[f"output_dir={folder / 'out'}", f"cache_dir={folder / 'cache'}"],
     ]
 

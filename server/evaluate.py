@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.errors import CannotContinue, NotFinite
 from fed.model.arrays import load_arrays
 from fed.model.evaluation import Evaluation

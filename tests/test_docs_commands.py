@@ -13,7 +13,7 @@ from support.local_settings import local_settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"(?m)^python main\.py (.*datasets=.*)$", README)
-PAIRS = {"hh": 160_800, "jsonl": 1_000}  # of the hub's training split, and of a small file of the reader's own
+PAIRS = {"hh": 160_800, "files": 1_000}  # of the hub's training split, and of a small file of the reader's own
 
 
 def test_the_readme_trains_on_hh_and_on_the_readers_own_pairs() -> None:

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from fed.data.rows import Preference, SplitName, first_human_turn, usable
+from fed.data.rows import Extra, Preference, SplitName, first_human_turn, usable
 from load_data import DATASETS, dataset, load
 from support.rows import dialogue, pairs, read, write
 
@@ -168,7 +168,7 @@ def test_a_question_with_thousands_of_answers_is_skipped_and_counted(tmp_path):
 def test_own_rows_are_used_exactly_as_written(tmp_path):
     record = {"prompt": " p\n\n", "chosen": "\tc ", "rejected": "r\u2028é", "group": "g", "extra": 1}
     rows = read(write(tmp_path / "mine.jsonl", [record, *pairs(3)]))
-    assert Preference(" p\n\n", "\tc ", "r\u2028é", "g", "keep_end", "p") in rows
+    assert Preference(" p\n\n", "\tc ", "r\u2028é", "g", "keep_end", "p", Extra(("extra",), ("1",))) in rows
     assert {row.group for row in rows} == {"g", "mine"}
 
 
@@ -181,13 +181,13 @@ def test_blank_lines_carriage_returns_and_a_byte_order_mark_are_no_rows(tmp_path
 
 def test_a_single_file_is_divided_90_to_10_whatever_its_name(tmp_path):
     path = write(tmp_path / "a-test.jsonl.gz", pairs(100))
-    train, test = (load(["jsonl"], split, data_dir=str(path), seed=1).rows for split in ("train", "test"))
+    train, test = (load(["files"], split, data_dir=str(path), seed=1).rows for split in ("train", "test"))
     assert (len(train), len(test)) == (90, 10)
 
 
 def test_a_test_fraction_of_undivided_data_is_held_out(tmp_path):
     path = str(write(tmp_path / "own.jsonl", pairs(40)))
-    sizes = [len(load(["jsonl"], split, data_dir=path, seed=0, test_fraction=0.25).rows) for split in ("train", "test")]
+    sizes = [len(load(["files"], split, data_dir=path, seed=0, test_fraction=0.25).rows) for split in ("train", "test")]
     assert sizes == [30, 10]
 
 
@@ -195,7 +195,7 @@ def test_files_named_test_are_the_test_split_and_all_others_train(tmp_path):
     write(tmp_path / "a-train.jsonl", pairs(5))
     write(tmp_path / "latest.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
     write(tmp_path / "a_TEST.jsonl.gz", [{"prompt": "t", "chosen": "y", "rejected": "z"}])
-    train, test = (load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows for split in ("train", "test"))
+    train, test = (load(["files"], split, data_dir=str(tmp_path), seed=0).rows for split in ("train", "test"))
     assert [row.prompt for row in test] == ["t"]
     assert sorted(row.prompt for row in train) == [*(f"question {i}" for i in range(5)), "x"]
     assert {row.group for row in train + test} == {"a", "latest"}
@@ -208,7 +208,7 @@ def test_validation_files_are_neither_trained_nor_tested_on(tmp_path, word, test
     write(tmp_path / f"{word}.jsonl", [{"prompt": "v", "chosen": "y", "rejected": "z"}])
     if test:
         write(tmp_path / "test.jsonl", [{"prompt": "t", "chosen": "y", "rejected": "z"}])
-    found = {split: load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows for split in get_args(SplitName)}
+    found = {split: load(["files"], split, data_dir=str(tmp_path), seed=0).rows for split in get_args(SplitName)}
     assert [row.prompt for row in found["validation"]] == ["v"]
     assert "v" not in {row.prompt for row in found["train"] + found["test"]}
     assert len(found["train"] + found["test"]) == 40 + test
@@ -216,7 +216,7 @@ def test_validation_files_are_neither_trained_nor_tested_on(tmp_path, word, test
 
 def test_validation_files_alone_are_divided_and_a_file_in_code_has_none(tmp_path):
     path = write(tmp_path / "eval.jsonl", pairs(10))
-    sizes = [len(load(["jsonl"], split, data_dir=str(path), seed=0).rows) for split in get_args(SplitName)]
+    sizes = [len(load(["files"], split, data_dir=str(path), seed=0).rows) for split in get_args(SplitName)]
     assert sizes == [9, 0, 1]
     assert load(["demo"], "validation", data_dir=None, seed=0).rows == []
 
@@ -233,22 +233,25 @@ def test_whole_numbers_are_the_same_conversation_however_they_are_written(tmp_pa
     write(tmp_path / "train.jsonl", [{**pair, "conversation": 1, "group": 2} for pair in pairs(1)])
     lacking = {**pairs(2)[1], "conversation": float("nan"), "group": float("nan")}
     write(tmp_path / "test.jsonl", [{**pairs(1)[0], "conversation": 1.0, "group": 2.0}, lacking])
-    (train,) = load(["jsonl"], "train", data_dir=str(tmp_path), seed=0).rows
-    test, without = load(["jsonl"], "test", data_dir=str(tmp_path), seed=0).rows
+    (train,) = load(["files"], "train", data_dir=str(tmp_path), seed=0).rows
+    test, without = load(["files"], "test", data_dir=str(tmp_path), seed=0).rows
     assert (train.conversation, train.group) == (test.conversation, test.group) == ("1", "2")
     assert without.conversation == first_human_turn(without.prompt) and without.group != "nan"
 
 
-def test_an_empty_prompt_is_skipped_and_counted_and_unread_fields_are_told(tmp_path):
-    path = write(tmp_path / "mine.jsonl", [*pairs(3), {"prompt": "", "chosen": "c", "rejected": "r", "score": 1}])
-    found = load(["jsonl"], "train", data_dir=str(path), seed=0)
-    assert found.skipped == {"empty prompt": 1} and found.unread == ("score",)
+def test_an_empty_prompt_is_skipped_and_counted_and_other_columns_are_kept_or_told(tmp_path):
+    more = {"score": 1.0, "good": True, "none": None, "text": "x" * 201, "list": [1]}
+    empty = {"prompt": "", "chosen": "c", "rejected": "r"}
+    path = write(tmp_path / "mine.jsonl", [*({**pair, **more} for pair in pairs(3)), empty])
+    found = load(["files"], "train", data_dir=str(path), seed=0)
+    assert found.skipped == {"empty prompt": 1} and found.unread == ("list", "text")
+    assert found.rows[0].extra == (("score", "good"), ("1", "true"))
 
 
 @pytest.mark.parametrize("name", ["a-train.jsonl", "a-test.jsonl", "a.jsonl"])
 def test_a_folder_lacking_a_split_is_divided_by_conversation(tmp_path, name):
     write(tmp_path / name, pairs(100, per_conversation=5))
-    train, test = (load(["jsonl"], split, data_dir=str(tmp_path), seed=0).rows for split in ("train", "test"))
+    train, test = (load(["files"], split, data_dir=str(tmp_path), seed=0).rows for split in ("train", "test"))
     assert (len(train), len(test)) == (90, 10)
     assert not {row.conversation for row in train} & {row.conversation for row in test}
 
@@ -265,8 +268,8 @@ def test_files_one_folder_down_are_found_as_anthropic_lays_them_out(tmp_path):
 
 def test_several_data_sets_are_merged_each_from_its_folder(tmp_path):
     write(tmp_path / "hh" / "base.jsonl", [dialogue(f"q{i}", " a", " b") for i in range(5)])
-    write(tmp_path / "jsonl" / "own.jsonl", pairs(5))
-    loaded = [load(["hh", "jsonl", "demo"], split, data_dir=str(tmp_path), seed=0) for split in ("train", "test")]
+    write(tmp_path / "files" / "own.jsonl", pairs(5))
+    loaded = [load(["hh", "files", "demo"], split, data_dir=str(tmp_path), seed=0) for split in ("train", "test")]
     assert sum(len(part.rows) for part in loaded) == 5 + 5 + 1600 + 512
     assert len(load(["hh"], "train", data_dir=str(tmp_path), seed=0).rows) == 4
 
@@ -290,5 +293,5 @@ def test_a_data_set_is_added_by_one_function(tmp_path, monkeypatch):
 
 def test_a_seed_decides_the_division_of_a_file(tmp_path):
     path = str(write(tmp_path / "a.jsonl", pairs(50)))
-    prompts = [[row.prompt for row in load(["jsonl"], "test", data_dir=path, seed=s).rows] for s in (0, 0, 1)]
+    prompts = [[row.prompt for row in load(["files"], "test", data_dir=path, seed=s).rows] for s in (0, 0, 1)]
     assert prompts[0] == prompts[1] != prompts[2]

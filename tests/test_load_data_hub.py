@@ -5,8 +5,10 @@ import types
 
 import pytest
 
+from fed.data.hub import HubSettings
+from fed.data.records import Reading
 from load_data import load
-from support.rows import dialogue
+from support.rows import dialogue, pairs, write
 
 
 def install_hub(monkeypatch, load_dataset):
@@ -19,7 +21,7 @@ def test_hh_reads_four_folders_of_the_hub(monkeypatch):
         return [dialogue(f"{data_dir} {split}", " a", " b")]
 
     install_hub(monkeypatch, load_dataset)
-    rows = load(["hh"], "train", data_dir=None, seed=0, cache_dir="cache").rows
+    rows = load(["hh"], "train", data_dir=None, seed=0, reading=Reading(hub=HubSettings(cache_dir="cache"))).rows
     assert [row.group for row in rows] == [
         "harmless-base",
         "helpful-base",
@@ -62,3 +64,48 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch, offline, told):
         ValueError, match=rf"^cannot download stanfordnlp/SHP from the hub \(no route\); {told}give data_dir="
     ):
         load(["shp"], "train", data_dir=None, seed=0)
+
+
+def hub_folder(tmp_path, monkeypatch, **sizes):
+    """Write a data set where the library finds it by a name like one of the hub."""
+    monkeypatch.chdir(tmp_path)
+    for split, size in sizes.items():
+        chosen = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
+        records = [
+            {"prompt": f"q{n}", "chosen": [{**chosen[0], "content": f"q{n}"}, chosen[1]], "user": n}
+            | {"rejected": [{**chosen[0], "content": f"q{n}"}, {**chosen[1], "content": "no"}]}
+            for n in range(size)
+        ]
+        write(tmp_path / "owner" / "name" / f"{split}.jsonl", records)
+
+
+def of_hub(split, **settings):
+    return load(["owner/name"], split, data_dir=None, seed=0, reading=Reading(hub=HubSettings(**settings)))
+
+
+def test_any_name_of_the_hub_is_read_by_the_form_of_its_records(tmp_path, monkeypatch):
+    hub_folder(tmp_path, monkeypatch, train=20, validation=3, test=5)
+    found = {split: of_hub(split, cache_dir=str(tmp_path / "cache")) for split in ("train", "validation", "test")}
+    assert {split: len(loaded.rows) for split, loaded in found.items()} == {"train": 20, "validation": 3, "test": 5}
+    row = found["train"].rows[3]
+    assert row.prompt.turns[0].content == "q3" and row.chosen.content == "yes" and row.extra == (("user",), ("3",))
+    assert row.group == "name" and found["train"].forms == ("pairs of chosen and rejected",)
+
+
+def test_a_data_set_of_the_hub_without_a_test_split_is_divided_by_conversation(tmp_path, monkeypatch):
+    hub_folder(tmp_path, monkeypatch, train=20)
+    assert [len(of_hub(split, cache_dir=str(tmp_path / "cache")).rows) for split in ("train", "test")] == [18, 2]
+
+
+def test_splits_of_the_hub_have_the_names_that_are_given(tmp_path, monkeypatch):
+    hub_folder(tmp_path, monkeypatch, train=20, test=5)
+    cache = str(tmp_path / "cache")
+    assert len(of_hub("train", train_split="test", test_split="train", cache_dir=cache).rows) == 5
+    with pytest.raises(ValueError, match=r"owner/name has no split 'prefs' but train, test; set train_split="):
+        of_hub("train", train_split="prefs", cache_dir=cache)
+
+
+def test_files_beside_a_name_of_the_hub_are_read_in_its_place(tmp_path):
+    write(tmp_path / "name" / "a.jsonl", pairs(20))
+    found = load(["owner/name"], "train", data_dir=str(tmp_path), seed=0)
+    assert len(found.rows) == 18

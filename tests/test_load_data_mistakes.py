@@ -10,8 +10,10 @@ from support.rows import pairs, write
 
 
 def test_an_unknown_data_set_names_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match=r"no data set 'jsnl'.*hh, hh_base, shp, se, jsonl, demo \(nearest: jsonl\)"):
-        load(["jsnl"], "train", data_dir=None, seed=0)
+    with pytest.raises(
+        ValueError, match=r"no data set 'fles'.*hh, hh_base, .* \(nearest: files\), and a name such as owner/name"
+    ):
+        load(["fles"], "train", data_dir=None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +23,7 @@ def test_an_unknown_data_set_names_the_known_and_the_nearest():
         ("hh", "train", "expected a list of hh"),
         (["demo", "demo"], "train", "twice"),
         (["demo"], "valid", "expected train, validation or test"),
-        (["jsonl"], "train", "give data_dir="),
+        (["files"], "train", "give data_dir="),
     ],
 )
 def test_a_wrong_call_says_what_was_expected(names, split, message):
@@ -32,19 +34,19 @@ def test_a_wrong_call_says_what_was_expected(names, split, message):
 @pytest.mark.parametrize("data_dir", ["missing", "missing.jsonl", "a\0b", "n" * 5000])
 def test_a_missing_folder_is_named(tmp_path, data_dir):
     with pytest.raises(ValueError, match="does not exist"):
-        load(["jsonl"], "train", data_dir=str(tmp_path / data_dir), seed=0)
+        load(["files"], "train", data_dir=str(tmp_path / data_dir), seed=0)
 
 
 def test_a_folder_without_jsonl_is_named(tmp_path):
     (tmp_path / "x.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
+    with pytest.raises(ValueError, match=r"holds no file of \*\.jsonl"):
+        load(["files"], "train", data_dir=str(tmp_path), seed=0)
 
 
 def test_two_data_sets_do_not_share_one_folder(tmp_path):
     write(tmp_path / "a.jsonl", pairs(5))
     with pytest.raises(ValueError, match="has no folder 'hh'"):
-        load(["hh", "jsonl"], "train", data_dir=str(tmp_path), seed=0)
+        load(["hh", "files"], "train", data_dir=str(tmp_path), seed=0)
 
 
 GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
@@ -57,11 +59,10 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
         ("[" * 100_000, "not JSON"),
         ('{"prompt": ' + "9" * 5000 + "}", "not JSON"),
         ("[1]", "the line is list, expected an object"),
-        ("{}", "no field 'prompt'; the record has no field"),
-        (json.dumps({"x" * 99: 1}), "no field 'prompt'; the record has '" + "x" * 39),
-        ('{"prompt": "p", "chosen": "c"}', "no field 'rejected'; the record has 'prompt', 'chosen'"),
+        ("{}", "the record has no field, which is no known form of preferences"),
+        (json.dumps({"x" * 99: 1}), "the record has '" + "x" * 39),
+        ('{"prompt": "p", "chosen": "c"}', "the record has 'prompt', 'chosen', which is no known form"),
         ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
-        ('{"prompt": "p", "chosen": null, "rejected": "r"}', "'chosen' is NoneType, expected a string"),
         ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "whole characters"),
         (
             '{"prompt": "p", "chosen": "c", "rejected": "r", "group": [3]}',
@@ -72,7 +73,7 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
 def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", [GOOD, "", line])
     with pytest.raises(ValueError, match=re.escape(f"{path}:3: ") + ".*" + re.escape(message)) as raised:
-        load(["jsonl"], "train", data_dir=str(path), seed=0)
+        load(["files"], "train", data_dir=str(path), seed=0)
     assert "\n" not in str(raised.value)
 
 
@@ -93,7 +94,7 @@ def test_a_bad_stack_exchange_record_is_named(tmp_path, record, message):
 def test_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD.encode() + b'\n{"prompt": "\xff"}')
     with pytest.raises(ValueError, match=r"a\.jsonl:2: byte 12 is not UTF-8"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
+        load(["files"], "train", data_dir=str(tmp_path), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +104,13 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
     path = write(tmp_path / "a.jsonl.gz", pairs(200))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
-        load(["jsonl"], "train", data_dir=str(tmp_path), seed=0)
+        load(["files"], "train", data_dir=str(tmp_path), seed=0)
 
 
 def test_an_empty_split_says_what_was_skipped(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "", "rejected": "r"}])
-    with pytest.raises(ValueError, match=r"the train split of jsonl has no rows \(skipped: 1 x empty response\)"):
-        load(["jsonl"], "train", data_dir=str(path), seed=0)
+    with pytest.raises(ValueError, match=r"the train split of files has no rows \(skipped: 1 x empty response\)"):
+        load(["files"], "train", data_dir=str(path), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_an_empty_split_says_what_was_skipped(tmp_path):
             pairs(1) * 3,
             None,
             "test",
-            r"b\.jsonl has 3 pairs in 1 conversation;.*unless a field conversation tells them",
+            r"b\.jsonl has 3 pairs in 1 conversation;.*unless a field conversation or holdout_by=COLUMN tells them",
         ),
         (
             pairs(1),
@@ -138,7 +139,7 @@ def test_an_empty_split_says_what_was_skipped(tmp_path):
 def test_a_file_of_one_conversation_says_so(tmp_path, records, test_fraction, split, message):
     with pytest.raises(ValueError, match=message):
         load(
-            ["jsonl"],
+            ["files"],
             split,
             data_dir=str(write(tmp_path / "b.jsonl", records)),
             seed=0,

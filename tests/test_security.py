@@ -237,7 +237,7 @@ def test_names_from_the_data_are_no_paths(command_line: CommandLine, tmp_path: P
             file.write(json.dumps(record) + "\n")
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     result = command_line(
-        *SMALL, "datasets=[jsonl]", f"data_dir={data}", "partition=group", "max_length=512", "max_prompt_length=256",
+        *SMALL, "datasets=[files]", f"data_dir={data}", "partition=group", "max_length=512", "max_prompt_length=256",
         "eval_every=1",
     )  # fmt: skip
     names = {path.name for path in result.run.rglob("*")}
@@ -252,4 +252,5 @@ def test_names_from_the_data_are_no_paths(command_line: CommandLine, tmp_path: P
 @pytest.mark.parametrize("name", ["../up", "/tmp", "..", "a/b"])
 def test_the_names_of_an_experiment_and_of_data_sets_are_no_paths(command_line: CommandLine, name: str) -> None:
     refused(command_line(*SMALL, f"exp_name={name}"), f"exp_name={name}", "slashes")
-    refused(command_line(*SMALL, f"datasets=[{name}]"), f"no data set {name!r}")
+    told = "cannot download a/b from the hub" if name == "a/b" else f"no data set {name!r}"
+    refused(command_line(*SMALL, f"datasets=[{name}]"), told)

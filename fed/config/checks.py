@@ -35,6 +35,10 @@ def checked(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str
     """
     given = frozenset(re.split("[=@]", override.lstrip("+~"), maxsplit=1)[0] for override in overrides)
     _check_known(composed)
+    if composed.client_num_in_total is None:
+        raise ValueError(
+            "client_num_in_total=null takes all clients of the data, which main.py counts; give a number here"
+        )
     typed: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     check_values(typed)
     config = _with_implied(typed, given)

@@ -1,6 +1,7 @@
 """Checks of values against each other."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fed.config.schema import Config, has_own_data
@@ -23,14 +24,14 @@ def check_combinations(config: Config) -> None:
     _check_clients(config)
     _check_engine(config)
     _check_own_data(config)
-    _check_partition(config)
+    _check_forms(config)
     _check_sizes(config)
     _check_strategy(config)
     _check_privacy(config)
 
 
 def _check_clients(config: Config) -> None:
-    total = config.client_num_in_total
+    total = config.num_clients
     if config.clients_per_round is not None and config.clients_per_round > total:
         raise ValueError(f"clients_per_round={config.clients_per_round} is more than client_num_in_total={total}")
     if config.faults.byzantine_clients > total:
@@ -81,13 +82,20 @@ def _check_own_data(config: Config) -> None:
         raise ValueError("accuracy_on=client but client_eval_fraction=0 leaves clients nothing to score on; raise it")
 
 
-def _check_partition(config: Config) -> None:
-    """Refuse a column that the table of conversations, which partitioners divide, does not have."""
-    column = config.partition.get("partition_by", COLUMNS[0])
-    if isinstance(column, str) and column not in COLUMNS:
+def _check_forms(config: Config) -> None:
+    """Refuse keys about the form of records where every data set has a form of its own, and values of a wrong kind."""
+    columns = [name for name, value in asdict(config.columns).items() if value is not None]
+    named = [f"columns.{name}" for name in columns] + ["pairs_per_prompt"] * (config.pairs_per_prompt != "all")
+    reads_forms = has_own_data(config) or any(name in ("files", "jsonl") or "/" in name for name in config.datasets)
+    if named and not reads_forms:
         raise ValueError(
-            f"partition.partition_by={column} is no column of the table that is divided; leave it out, and have the "
-            f'data name the {column} of each pair in its field "group"'
+            f"{named[0]} has no effect with datasets=[{','.join(config.datasets)}], whose form is known; it is for "
+            "datasets=[files] and data sets of the hub"
+        )
+    if not isinstance(config.chat_template_kwargs, Mapping | None):
+        raise ValueError(
+            f"chat_template_kwargs={config.chat_template_kwargs} is no set of values; expected one such as "
+            "{enable_thinking:false}"
         )
 
 
@@ -159,7 +167,7 @@ def _check_privacy(config: Config) -> None:
             "privacy.clipping_norm; use privacy.clipping=server or wire_dtype=float32"
         )
     # To publish all that one client has, drawn at random, would be (0, 1/N)-private.
-    if not privacy.delta * config.client_num_in_total < 1:
+    if not privacy.delta * config.num_clients < 1:
         raise ValueError(
             f"privacy.delta={privacy.delta} is out of range; expected more than 0 and less than 1/client_num_in_total"
         )

@@ -40,6 +40,29 @@ class ModelSettings:
 
 
 @dataclass
+class ColumnSettings:
+    """The names that the data has for the fields of its records, if they are others; docs/data.md lists the forms."""
+
+    prompt: str | None = key(None, "The prompt: text, or a list of messages.", scope=BY_THE_NODE)
+    chosen: str | None = key(None, "The preferred response.", scope=BY_THE_NODE)
+    rejected: str | None = key(None, "The other response.", scope=BY_THE_NODE)
+    messages: str | None = key(None, "A conversation: a list of messages.", scope=BY_THE_NODE)
+    completion: str | None = key(None, "A response to imitate, or one with a label.", scope=BY_THE_NODE)
+    label: str | None = key(None, "Whether a response is a good one.", scope=BY_THE_NODE)
+    system: str | None = key(None, "The system text of a conversation.", scope=BY_THE_NODE)
+    tools: str | None = key(None, "The tools that the assistant may call.", scope=BY_THE_NODE)
+    responses: str | None = key(None, "Several responses to a prompt: a list.", scope=BY_THE_NODE)
+    scores: str | None = key(None, "The scores of several responses: a list, the highest is best.", scope=BY_THE_NODE)
+    response_a: str | None = key(None, "The first of two responses.", scope=BY_THE_NODE)
+    response_b: str | None = key(None, "The second of two responses.", scope=BY_THE_NODE)
+    winner: str | None = key(None, "The better one of two: `a`, `b` or `tie`.", scope=BY_THE_NODE)
+    score_a: str | None = key(None, "The score of the first of two responses.", scope=BY_THE_NODE)
+    score_b: str | None = key(None, "The score of the second of two responses.", scope=BY_THE_NODE)
+    group: str | None = key(None, "The topic or source of a pair.", scope=BY_THE_NODE)
+    conversation: str | None = key(None, "What is never divided by a split.", scope=BY_THE_NODE)
+
+
+@dataclass
 class LoraSettings:
     """A low-rank adapter that is trained while the model's own weights stay as they are."""
 

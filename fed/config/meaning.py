@@ -121,6 +121,8 @@ def shown(value: object) -> str:
     """Return a value as it is typed on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{shown(item)}" for name, item in value.items()) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

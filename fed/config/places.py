@@ -23,6 +23,11 @@ def check_places(config: Config) -> None:
         gguf_path(model.name_or_path or ".", model.gguf_file)
     for name in (None if model.gguf_file else model.name_or_path, model.tokenizer_name_or_path):
         check_model_folder(name or "")
+    if config.chat_template not in (None, "none") and not Path(config.chat_template).expanduser().is_file():
+        raise ValueError(
+            f"chat_template={config.chat_template}: no such file; give a file with a Jinja template, none, or null for "
+            "the tokenizer's own"
+        )
     if model.archive:
         check_archive(Path(model.archive).expanduser())
 
@@ -30,13 +35,13 @@ def check_places(config: Config) -> None:
 def check_data_dir(path: str | Path) -> None:
     """Refuse a `data_dir` that does not exist."""
     if not _exists(path):
-        raise ValueError(f"data_dir={path} does not exist; give a folder or a .jsonl or .jsonl.gz file")
+        raise ValueError(f"data_dir={path} does not exist; give a folder or a file of records")
 
 
 def check_data_file(path: str) -> None:
     """Refuse a client's own file that does not exist."""
     if not os.path.isfile(path):
-        raise ValueError(f"there is no file {path}; give a .jsonl or .jsonl.gz file")
+        raise ValueError(f"there is no file {path}; give a file of records, such as pairs.jsonl")
 
 
 def gguf_path(name: str, gguf: str) -> Path:

@@ -34,6 +34,12 @@ class NodePolicy:
     trust_remote_code: bool = key(False, "Let a run ask for the Python code that lies beside a model's weights.")
     client_mods: list[str] = key([], "Dotted paths of mods that a run may name.")
     losses: list[str] = key([], "Dotted paths of losses that a run may name, besides those of `config/loss/`.")
+    chat_templates: list[str] = key(
+        [], "Files with chat templates that a run may name; `none` and the tokenizer's own always."
+    )
+    columns: list[str] = key(
+        [], "Columns of the node's data that a run may name in `columns.*` and `holdout_by`, besides the usual fields."
+    )
     dtypes: list[str] = key(["float32", "bfloat16"], "Types of numbers that a run may compute in or send.")
     max_steps: int = key(10_000, "Most optimizer steps of a round: `local_steps`.", AT_LEAST_1)
     max_epochs: int = key(100, "Most passes over the pairs in a round: `local_epochs`.", AT_LEAST_1)
@@ -112,6 +118,13 @@ def check_allowed(policy: NodePolicy, config: Config, own: Collection[str]) -> N
     _check_code(policy, config)
     _check("client_mods", config.client_mods, policy.client_mods, "client_mods")
     _check("loss._target_", [config.loss["_target_"]], [*choices.targets("loss"), *policy.losses], "losses")
+    if "chat_template" not in own:
+        _check("chat_template", [config.chat_template], ["none", *policy.chat_templates], "chat_templates")
+    for name in ("holdout_by", *(f"columns.{item.name}" for item in fields(config.columns))):
+        if name not in own:
+            _check(
+                name, [value_of(config, name)], ["prompt", "chosen", "rejected", "group", *policy.columns], "columns"
+            )
     for name in OF_TYPES:
         _check(name, [value_of(config, name)], policy.dtypes, "dtypes")
     _check_amounts(policy, config, own)

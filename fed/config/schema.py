@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from fed.config.conditions import OWN_DATA
-from fed.config.groups import LoraSettings, ModelSettings, PrivacySettings
+from fed.config.groups import ColumnSettings, LoraSettings, ModelSettings, PrivacySettings
 from fed.config.meaning import Key
 from fed.config.sections.computing import ComputingKeys
 from fed.config.sections.data import DataKeys
@@ -43,11 +43,18 @@ class GroupKeys:
     strategy: dict[str, Any] = field(default_factory=dict)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    columns: ColumnSettings = field(default_factory=ColumnSettings)
 
 
 @dataclass
 class Config(TrainingKeys, FederationKeys, DataKeys, ComputingKeys, RunKeys, GroupKeys):
     """Every key of the command line. The keys of the base that is named last come first."""
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients; checked settings have one."""
+        assert self.client_num_in_total is not None
+        return self.client_num_in_total
 
 
 @functools.cache

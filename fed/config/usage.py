@@ -21,7 +21,7 @@ USES = (
     ("python main.py", "the demo: ten clients, synthetic dialogues, a tiny model"),
     ("python main.py model=gpt2 datasets=[hh] comm_round=20", "GPT-2 on Anthropic's dialogues, from the hub"),
     (
-        "python main.py model=gpt2 datasets=[jsonl] data_dir=mine.jsonl lr=1e-6",
+        "python main.py model=gpt2 datasets=[files] data_dir=mine.jsonl lr=1e-6",
         "pairs of your own, one object per line",
     ),
     ("python main.py strategy=fedavg partition=dirichlet", "another strategy, clients that differ"),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed.data.tokens import Example, PairLogps
+from fed.data.examples import Example, PairLogps, lengths_of
 from losses.logps import Logps
 
 
@@ -132,14 +132,15 @@ def collate(
     )
 
 
-def num_tokens(example: Example, layout: Layout, *, paired: bool = True) -> int:
-    """Count the tokens that this example adds to a forward pass, padding within the pair included."""
-    prompt, chosen, rejected = len(example.prompt), len(example.chosen) - 1, len(example.rejected) - 1
-    if not paired:
-        return prompt + chosen
-    if not layout.packing:
-        return 2 * (prompt + max(chosen, rejected))
-    return (1 if layout.prefix_sharing else 2) * prompt + chosen + rejected
+def num_tokens(examples: Sequence[Example], layout: Layout, *, paired: bool = True) -> np.ndarray:
+    """Count the tokens that each example adds to a forward pass, padding within the pair included, shape (pairs,)."""
+    prompt, chosen, rejected = (lengths_of(examples) - [0, 1, 1]).T
+    found: np.ndarray = prompt + chosen
+    if paired and layout.packing:
+        found = (1 if layout.prefix_sharing else 2) * prompt + chosen + rejected
+    elif paired:
+        found = 2 * (prompt + np.maximum(chosen, rejected))
+    return found
 
 
 def _padded(examples: Sequence[Example], sides: Sequence[Sequence[tuple[int, ...]]]) -> tuple[np.ndarray, np.ndarray]:

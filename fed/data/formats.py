@@ -1,4 +1,4 @@
-"""Formats of files that hold no lines of JSON, known by their first bytes, and how to make lines of JSON of them."""
+"""Formats of files that are not the text which their names promise, known by their first bytes, and the way out."""
 
 import shlex
 from pathlib import Path
@@ -14,21 +14,19 @@ class Format(NamedTuple):
     offset: int = 0  # of the magic bytes
 
 
-CONVERT = (
-    "convert it: python -c 'import sys, {import_as} as d; d.{read}(sys.argv[1]).to_json(\"pairs.jsonl\"{more})' FILE"
-)
-BY_PANDAS = CONVERT.format(import_as="pandas", read="read_feather", more=', orient="records", lines=True')
 EXPORT = "save it as JSON lines, one object per line"
-GZIP = Format("packed by gzip", b"\x1f\x8b", "let its name end in .jsonl.gz, or unpack it: gzip -dc FILE > pairs.jsonl")
+RENAME = "let its name end in {ending}"
+GZIP = Format("packed by gzip", b"\x1f\x8b", "let its name end in .gz, or unpack it: gzip -dc FILE > pairs.jsonl")
+ZSTD = Format(
+    "packed by zstd", b"\x28\xb5\x2f\xfd", "let its name end in .zst, or unpack it: zstd -dc FILE > pairs.jsonl"
+)
 
 FORMATS = (
     GZIP,
-    Format("a Parquet file", b"PAR1", CONVERT.format(import_as="datasets", read="Dataset.from_parquet", more="")),
-    Format("an Arrow file", b"ARROW1", BY_PANDAS),
-    Format(
-        "an Arrow stream", b"\xff\xff\xff\xff", CONVERT.format(import_as="datasets", read="Dataset.from_file", more="")
-    ),
-    Format("packed by zstd", b"\x28\xb5\x2f\xfd", "unpack it: zstd -dc FILE > pairs.jsonl"),
+    ZSTD,
+    Format("a Parquet file", b"PAR1", RENAME.format(ending=".parquet")),
+    Format("an Arrow file", b"ARROW1", RENAME.format(ending=".arrow")),
+    Format("an Arrow stream", b"\xff\xff\xff\xff", RENAME.format(ending=".arrow")),
     Format("packed by xz", b"\xfd7zXZ\0", "unpack it: xz -dc FILE > pairs.jsonl"),
     Format("packed by bzip2", b"BZh", "unpack it: bzip2 -dc FILE > pairs.jsonl"),
     Format("a 7z archive", b"7z\xbc\xaf\x27\x1c", "unpack it: 7z x FILE"),
@@ -42,22 +40,21 @@ FORMATS = (
 LONGEST = max(each.offset + len(each.magic) for each in FORMATS)  # bytes from the beginning that tell every format
 
 
-def check_format(path: Path, beginning: bytes, *, unpacked: bool = False) -> None:
-    """Refuse a file that holds no lines of JSON but is of a format that its first bytes tell.
+def check_format(path: Path, beginning: bytes, *, packing: Format | None = None) -> None:
+    """Refuse a file that holds no text but is of a format that its first bytes tell.
 
     Args:
         path: The file.
         beginning: Its first `LONGEST` bytes.
-        unpacked: True if these are the bytes that gzip has unpacked.
+        packing: The format from which these bytes were unpacked; None: they are the file's own.
 
     Raises:
         ValueError: Naming the format, and the way out.
     """
     for each in FORMATS:
         if beginning[each.offset :].startswith(each.magic):
-            if unpacked:
-                raise ValueError(
-                    f"{path} holds, inside gzip, what is {each.name}, not JSON lines; unpack it, then {each.way_out}"
-                )
+            if packing is not None:
+                inside = packing.name.removeprefix("packed by ")
+                raise ValueError(f"{path} holds, inside {inside}, what is {each.name}, not text; unpack it first")
             way_out = each.way_out.replace("FILE", shlex.quote(str(path)))
-            raise ValueError(f"{path} is {each.name}, not JSON lines; {way_out}")
+            raise ValueError(f"{path} is {each.name}, not the text that its name promises; {way_out}")

@@ -1,5 +1,6 @@
 """Partitioners of our own, for `partition._target_`; flwr-datasets has the others (iid, Dirichlet, by size)."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +16,8 @@ class Partitioner(Protocol):
     """The interface of a partitioner; every `flwr_datasets.partitioner.Partitioner` has it.
 
     `dataset` is set once, to a table with one line per conversation in random order and the columns `group`, `rows`
-    (how many rows the conversation has) and `first_row` (its place in the data). Clients get lines of that table.
+    (how many rows the conversation has), `first_row` (its place in the data) and the column of the data that
+    `partition_by` names. Clients get lines of that table.
     """
 
     dataset: Dataset
@@ -67,6 +69,103 @@ class ContiguousPartitioner:
         rng = generator(self.seed, "contiguous cuts")
         cuts = rng.choice(np.arange(1, len(sizes)), self.num_partitions - 1, replace=False)
         return np.searchsorted(np.sort(cuts), np.arange(len(sizes)), side="right")
+
+
+class NaturalPartitioner:
+    """The clients that the data has: one for each value of a column, such as a user's number.
+
+    Pairs of one conversation go to several clients if several people judged it.
+
+    Args:
+        num_partitions: Number of clients; None: all. Fewer than the data has are drawn by seed.
+        column: The column that names the client of a pair.
+        min_pairs: Clients with fewer pairs are left out.
+        max_clients: If there are more, so many are drawn by seed; None: all.
+        seed: Decides that draw.
+
+    Attributes:
+        names: The values of the column, one for each client, in their order.
+        remarks: What was left out, for people to read.
+
+    Raises:
+        ValueError: If a bound is below 1, or the data has fewer clients than asked for.
+    """
+
+    dataset: Dataset
+    by_column = True  # the table has lines for each conversation and value of the column
+
+    def __init__(
+        self,
+        num_partitions: int | None,
+        column: str,
+        min_pairs: int = 1,
+        max_clients: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, bound in (("min_pairs", min_pairs), ("max_clients", max_clients)):
+            if bound is not None and bound < 1:
+                raise ValueError(f"partition.{name}={bound} is out of range; expected at least 1")
+        self.column, self.min_pairs, self.max_clients, self.seed = column, min_pairs, max_clients, seed
+        self._wanted = num_partitions
+
+    @property
+    def num_partitions(self) -> int:
+        """The number of clients."""
+        return len(self.names)
+
+    def load_partition(self, partition_id: int) -> Dataset:
+        """Return the lines of one client, in the order of the data."""
+        places = self._places[self.names[partition_id]]
+        first_rows = list(self.dataset["first_row"])
+        return self.dataset.select(sorted(places, key=first_rows.__getitem__))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The values of the column, one for each client."""
+        sizes = self._sizes
+        found = sorted((name for name, size in sizes.items() if size >= self.min_pairs), key=_natural)
+        most = min(len(found), self.max_clients or len(found))
+        if self._wanted is not None and self._wanted > most:
+            raise ValueError(
+                f"client_num_in_total={self._wanted} but the data has {most} clients by {self.column}"
+                f"{f' with {self.min_pairs} pairs or more' if self.min_pairs > 1 else ''}"
+                f"{f', of which partition.max_clients={most} are taken' if most < len(found) else ''}; lower it, or "
+                "give client_num_in_total=null, which takes all"
+            )
+        count = most if self._wanted is None else self._wanted
+        drawn = generator(self.seed, "natural clients").choice(len(found), count, replace=False)
+        return [found[place] for place in sorted(drawn)]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out."""
+        sizes, taken = self._sizes, set(self.names)
+        small = [size for size in sizes.values() if size < self.min_pairs]
+        others = [size for name, size in sizes.items() if size >= self.min_pairs and name not in taken]
+        found = [f"clients by {self.column}: {len(taken)} of {len(sizes)}"]
+        if small:
+            found.append(f"{len(small)} with fewer than {self.min_pairs} pairs are left out ({sum(small)} pairs)")
+        if others:
+            found.append(f"{len(others)} were not drawn ({sum(others)} pairs)")
+        return ["; ".join(found)]
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for place, name in enumerate(self.dataset[self.column]):
+            found.setdefault(name, []).append(place)
+        return found
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        """The number of pairs of each client."""
+        rows = list(self.dataset["rows"])
+        return {name: sum(rows[place] for place in places) for name, places in self._places.items()}
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Return the key that sorts numbers by size and before words."""
+    return (int(name), "") if name.isascii() and name.isdigit() else (sys.maxsize, name)
 
 
 class GroupPartitioner:

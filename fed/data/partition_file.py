@@ -10,16 +10,23 @@ from fed.data.rows import Preference
 
 
 def write_partition(
-    path: str | Path, parts: Sequence[Sequence[int]], rows: Sequence[Preference], test: Sequence[Preference] = ()
+    path: str | Path,
+    parts: Sequence[Sequence[int]],
+    rows: Sequence[Preference],
+    test: Sequence[Preference] = (),
+    names: Sequence[str] = (),
 ) -> None:
     """Write `describe` as JSON; the same parts of the same rows give the same bytes."""
-    Path(path).write_text(json.dumps(describe(parts, rows, test)) + "\n", encoding="utf-8")
+    Path(path).write_text(json.dumps(describe(parts, rows, test, names)) + "\n", encoding="utf-8")
 
 
 def describe(
-    parts: Sequence[Sequence[int]], rows: Sequence[Preference], test: Sequence[Preference] = ()
+    parts: Sequence[Sequence[int]],
+    rows: Sequence[Preference],
+    test: Sequence[Preference] = (),
+    names: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Describe the rows of each client and name the test pairs.
+    """Describe the rows of each client, with its name if the data names clients, and name the test pairs.
 
     "cover" is true if clients and "unused" together have every row, "disjoint" if no row has two clients. A pair, and a
     conversation, has the same name in all runs.
@@ -32,7 +39,10 @@ def describe(
         "cover": used | set(unused) == set(range(len(rows))),
         "disjoint": len(used) == sum(map(len, parts)),
         "unused": unused,
-        "clients": [_describe_client([rows[index] for index in part], part) for part in parts],
+        "clients": [
+            {**({"name": names[k]} if names else {}), **_describe_client([rows[index] for index in part], part)}
+            for k, part in enumerate(parts)
+        ],
         "test": {
             "pairs": [_name([row.prompt, row.chosen, row.rejected]) for row in test],
             "conversations": [_name(row.conversation) for row in test],

@@ -1,23 +1,20 @@
-"""Records of one data set, from JSON-lines files or the Hugging Face hub; errors name the file and line."""
+"""Records of one data set, from files or the Hugging Face hub, and the division into training and test data."""
 
-import gzip
-import json
+import functools
 import math
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fed.config.places import check_data_dir, offline
-from fed.data.formats import GZIP, LONGEST, check_format
-from fed.data.rows import SplitName
+from fed.data.hub import HubSettings, hub_rows, split_names
+from fed.data.readers import data_files, records_of, stem
+from fed.data.rows import NO_EXTRA, Extra, SplitName
 
-LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
-MOST_UNPACKED = 200  # times the size of a gzip file, after the first 64 MiB; gzip itself reaches 1,032 (zlib.net, FAQ)
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
+LONGEST_VALUE = 200  # characters of a column that is kept beside a pair; longer ones are texts, not labels
 # The words for each split in the names of files, as the hub, trl, axolotl and LLaMA-Factory write them.
 SPLIT_NAMES: dict[SplitName, Sequence[str]] = {
     "train": ("train", "training"),
@@ -25,74 +22,127 @@ SPLIT_NAMES: dict[SplitName, Sequence[str]] = {
     "test": ("test", "testing"),
 }
 SPLIT_OF: dict[str, SplitName] = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+NEWEST = HubSettings()
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of a file or one row of the hub; fields are checked when they are asked for."""
+    """One line or row of a file, or one row of the hub; fields are checked when they are asked for."""
 
-    where: str  # "path:line", for messages
+    where: str  # "path:line" or "path, row n", for messages
     part: str  # the file's name without -train or -test, or the hub's folder
-    fields: dict[str, object]
+    fields: Mapping[str, object]
+    read: set[str] = field(default_factory=set)  # names of the fields that were asked for, here and in earlier records
 
     def text(self, name: str) -> str:
         """Return a string field that can be encoded."""
         value = self._field(name)
         if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string")
-        if HALF_CHARACTER.search(value):
-            raise ValueError(f"{self.where}: {name!r} holds half of a \\ud800-\\udfff pair, expected whole characters")
-        return value
+            raise self.wrong(name, "a string")
+        return whole_text(value, self.where, name)
 
     def label(self, name: str) -> str | None:
         """Return a field that is a string or a number, as text; None if there is none, or it is null or NaN.
 
         1.0 is 1: pandas writes whole numbers so if a column lacks some.
         """
+        self.read.add(name)
         value = self.fields.get(name)
-        if value is None or value != value:
-            return None
-        if isinstance(value, int | float):
-            return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a string or a number")
-        return self.text(name)
+        if value is not None and not isinstance(value, str | int | float):
+            raise self.wrong(name, "a string or a number")
+        return as_label(value, self.where, name)
 
     def number(self, name: str) -> float:
         """Return a field that is an int or a float."""
         value = self._field(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a number")
+            raise self.wrong(name, "a number")
         return value
 
     def records(self, name: str) -> "list[Record]":
         """Return a field that is a list of objects, each as a record."""
         value = self._field(name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise ValueError(f"{self.where}: {name!r} is {type(value).__name__}, expected a list of objects")
+            raise self.wrong(name, "a list of objects")
         return [Record(self.where, self.part, item) for item in value]
 
+    def value(self, name: str) -> object:
+        """Return a field as it is; None if there is none, or it is NaN, as pandas writes what is missing."""
+        self.read.add(name)
+        value = self.fields.get(name)
+        return None if value != value else value
+
+    def has(self, *names: str) -> bool:
+        """Return True if the record has all these fields, null or not."""
+        return all(name in self.fields for name in names)
+
+    def wrong(self, name: str, expected: str) -> ValueError:
+        """Return the error of a field that is something other than expected."""
+        return ValueError(f"{self.where}: {name!r} is {type(self.fields.get(name)).__name__}, expected {expected}")
+
     def _field(self, name: str) -> object:
+        self.read.add(name)
         if name not in self.fields:
-            has = ", ".join(f"{field!r:.40}" for field in list(self.fields)[:8]) or "no field"
-            raise ValueError(f"{self.where}: no field {name!r}; the record has {has}")
+            raise ValueError(f"{self.where}: no field {name!r}; the record has {self.names()}")
         return self.fields[name]
+
+    def names(self) -> str:
+        """Return the names of the record's fields, the first eight of them."""
+        return ", ".join(f"{name!r:.40}" for name in list(self.fields)[:8]) or "no field"
+
+
+def whole_text(text: str, where: str, name: str) -> str:
+    """Return the text.
+
+    Raises:
+        ValueError: If it holds half of a character, which no tokenizer can read.
+    """
+    if HALF_CHARACTER.search(text):
+        raise ValueError(f"{where}: {name!r} holds half of a \\ud800-\\udfff pair, expected whole characters")
+    return text
+
+
+def as_label(value: object, where: str, name: str) -> str | None:
+    """Return a string, a number or a truth value as text; None if it is null, NaN or anything else."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if value != value else str(value)
+    if isinstance(value, int | float):
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return whole_text(value, where, name) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How records become rows; the names are those of the keys."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)  # the names that a file has for the fields known here
+    pairs_per_prompt: str = "all"  # of more than two ranked responses: "all" pairs, or "best_worst"
+    supervised: bool = False  # the loss reads chosen responses only, so a record needs no rejected one
+    loss: str = "dpo"  # the name of the loss, for messages
+    holdout_by: str | None = None  # the column whose equal values make one conversation
+    hub: HubSettings = NEWEST
+
+
+@dataclass
 class Source:
     """The place of one data set, and the split that is wanted of it."""
 
     name: str
-    split: SplitName
     path: Path | None  # None: the hub
     seed: int
-    cache_dir: str | None
     test_share: float  # drawn to test on where the data has no test split
     parts: Sequence[str] | None = None  # only files of these parts are read; None: all
-    unread: set[str] = field(default_factory=set)  # fields of the records that nothing read
+    reading: Reading = Reading()
+    split: SplitName = "train"
     on_read: Callable[[int], None] = field(default=lambda done: None)  # is told how many rows were read so far
+    forms: dict[str, str] = field(default_factory=dict)  # recognised in the records, and where it first was
+    read: set[str] = field(default_factory=set)  # fields of the records that something asked for
+    unread: set[str] = field(default_factory=set)  # fields that nothing asked for, and no row keeps
+    _current: Record | None = None
+    _shared: dict[object, object] = field(default_factory=dict)  # one object for equal values of columns
 
     def records(
         self, hub: str | None, parts: Sequence[str | None] = (None,), has_test: bool = True
@@ -104,19 +154,49 @@ class Source:
             parts: Folders of the hub's data set.
             has_test: True if the hub has a test split; otherwise one is drawn from train.
         """
-        if self.path is not None:
-            for path in self.files[self.split]:
-                yield from _file_records(path, _part(path))
-        elif hub is None:
-            raise ValueError(f"data set {self.name!r} is read from your files; give data_dir=<file or folder>")
-        else:
-            for part in parts:
-                yield from self._hub_records(hub, part, has_test)
+        for where, part, fields in self._numbered(hub, parts, has_test):
+            self._current = Record(where, part, fields, self.read)
+            yield self._current
+
+    def own_records(self) -> Iterator[Record]:
+        """Yield the records of a data set that no function knows: from files, or by its name on the hub.
+
+        Fields have the names that `columns` gives them.
+        """
+        own_name = {theirs: known for known, theirs in self.reading.columns.items()}
+        for where, part, fields in self._numbered(self.name if "/" in self.name else None, (None,), has_test=True):
+            if own_name:
+                fields = self._renamed(where, fields, own_name)
+            self._current = Record(where, part, fields, self.read)
+            yield self._current
+
+    def extra(self) -> Extra:
+        """Return the columns of the record that was yielded last which nothing has asked for."""
+        if self._current is None:  # rows made in code
+            return NO_EXTRA
+        found = {}
+        for name, value in self._current.fields.items():
+            if name in self.read:
+                continue
+            label = as_label(value, self._current.where, name)
+            if label is not None and len(label) <= LONGEST_VALUE:
+                found[name] = self._shared.setdefault(label, label)
+            elif value is not None and value == value:
+                self.unread.add(name)
+        names = tuple(found)
+        return Extra(self._shared.setdefault(names, names), tuple(found.values()))  # type: ignore[arg-type]
+
+    @property
+    def place(self) -> str:
+        """The place of the record that was yielded last."""
+        return self.name if self._current is None else self._current.where
 
     @property
     def undivided(self) -> bool:
-        """True if the names of the files do not tell train from test."""
-        return self.path is not None and self.files["train"] == self.files["test"]
+        """True if the data does not tell train from test."""
+        if self.path is not None:
+            return self.files["train"] == self.files["test"]
+        return "/" in self.name and self.hub_splits["train"] == self.hub_splits["test"]
 
     @cached_property
     def files(self) -> dict[SplitName, list[Path]]:
@@ -125,15 +205,33 @@ class Source:
         Files of a validation split are never trained or tested on, unless there are no others.
         """
         assert self.path is not None
-        files = self._of_parts([self.path] if os.path.isfile(self.path) else _json_lines_files(self.path))
-        validation = [path for path in files if _named_split(path) == "validation"]
+        named = functools.partial(_named_split, root=self.path)
+        files = self._of_parts([self.path] if os.path.isfile(self.path) else data_files(self.path, named))
+        validation = [path for path in files if named(path) == "validation"]
         rest = [path for path in files if path not in validation]
         if not rest:
             rest, validation = files, []
-        test = [path for path in rest if _named_split(path) == "test"]
+        test = [path for path in rest if named(path) == "test"]
         train = [path for path in rest if path not in test]
         if not train or not test:
             train = test = rest
+        return {"train": train, "validation": validation, "test": test}
+
+    @cached_property
+    def hub_splits(self) -> dict[SplitName, str | None]:
+        """The hub's name of each split; None: it has none, train's if there is no test split.
+
+        Raises:
+            ValueError: If the data set cannot be reached, or lacks a split.
+        """
+        settings = self.reading.hub
+        names = split_names(self.name, settings)
+        train = settings.train_split or "train"
+        for key, split in (("train_split", train), ("test_split", settings.test_split)):
+            if split is not None and split not in names:
+                raise ValueError(f"{self.name} has no split {split!r} but {', '.join(names)}; set {key}=")
+        test = settings.test_split or ("test" if "test" in names and train != "test" else train)
+        validation = "validation" if "validation" in names and "validation" not in (train, test) else None
         return {"train": train, "validation": validation, "test": test}
 
     def _of_parts(self, files: list[Path]) -> list[Path]:
@@ -147,92 +245,51 @@ class Source:
             )
         return wanted
 
-    def _hub_records(self, hub: str, part: str | None, has_test: bool) -> Iterator[Record]:
-        split = self.split if has_test else "train"
-        try:
-            import datasets  # takes seconds; files need none of it
+    def _numbered(
+        self, hub: str | None, parts: Sequence[str | None], has_test: bool
+    ) -> Iterator[tuple[str, str, Mapping[str, object]]]:
+        """Yield place, part and fields of each record."""
+        settings = self.reading.hub
+        if self.path is not None:
+            for path in self.files[self.split]:
+                part = _part(path)
+                for where, fields in records_of(path):
+                    yield where, part, fields
+        elif hub is None:
+            raise ValueError(f"data set {self.name!r} is read from your files; give data_dir=<file or folder>")
+        elif hub == self.name:
+            split = self.hub_splits[self.split]
+            for number, fields in enumerate(hub_rows(hub, split, settings) if split else (), start=1):
+                yield f"{hub}, row {number}", hub.rpartition("/")[2], fields
+        else:
+            split, drawn = (self.split, None) if has_test else ("train", (self.split, self.test_share, self.seed))
+            settings = HubSettings(cache_dir=settings.cache_dir)
+            for each in parts:
+                rows = hub_rows(hub, split, settings, part=each, drawn=drawn)
+                for number, fields in enumerate(rows, start=1):
+                    yield f"{hub}, row {number}", each or "", fields
 
-            table = datasets.load_dataset(hub, data_dir=part, split=split, cache_dir=self.cache_dir)
-            if not has_test:
-                table = table.train_test_split(test_size=self.test_share, seed=self.seed)[self.split]
-            for index, fields in enumerate(table):
-                yield Record(f"{hub}:{index}", part or "", fields)
-        except Exception as error:  # hub, disk and parser each raise exceptions of their own
-            name, reason = offline(), (str(error) or repr(error)).splitlines()[0]
-            way_out = "give data_dir=<folder of .jsonl>"
-            raise ValueError(
-                f"cannot download {hub} from the hub ({reason}); "
-                f"{way_out if name is None else f'{name} is set: unset it, or {way_out}'}"
-            ) from error
-
-
-def _json_lines_files(folder: Path) -> list[Path]:
-    """List the folder's files; without any, those named train or test in its folders, as Anthropic lays them out."""
-    check_data_dir(folder)
-    try:
-        files = _ending_in_jsonl(folder.iterdir())
-        files = files or [path for path in _ending_in_jsonl(folder.glob("*/*")) if _named_split(path)]
-    except OSError as error:
-        raise ValueError(f"cannot read data_dir={folder} ({error.strerror}); check its permissions") from error
-    if not files:
-        raise ValueError(f"data_dir={folder} holds no .jsonl or .jsonl.gz file; give the folder that does")
-    return files
-
-
-def _ending_in_jsonl(paths: Iterator[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file())
+    def _renamed(self, where: str, fields: Mapping[str, object], own_name: Mapping[str, str]) -> Mapping[str, object]:
+        for theirs, known in own_name.items():
+            if theirs not in fields:
+                names = Record(where, "", fields).names()
+                raise ValueError(f"{where}: no field {theirs!r}, which columns.{known} names; the record has {names}")
+        kept = {name: value for name, value in fields.items() if name not in own_name and name not in own_name.values()}
+        return {**kept, **{known: fields[theirs] for theirs, known in own_name.items()}}
 
 
-def _named_split(path: Path) -> SplitName | None:
-    """Return the split that the last such word in the file's name tells; "latest" tells none."""
-    words = SPLIT_WORD.findall(path.name)
-    return SPLIT_OF[words[-1].lower()] if words else None
+def _named_split(path: Path, root: Path) -> SplitName | None:
+    """Return the split that the last such word in the file's name tells, or its folder's name below the root.
+
+    "latest" tells none.
+    """
+    words = SPLIT_WORD.findall(stem(path))
+    if not words and path.parent.parent == root:
+        words = [path.parent.name]
+    return SPLIT_OF.get(words[-1].lower()) if words else None
 
 
 def _part(path: Path) -> str:
     """Return harmless-base for harmless-base-test.jsonl.gz and for harmless-base/test.jsonl.gz."""
-    stem = SPLIT_WORD.sub("", path.name.removesuffix(".gz").removesuffix(".jsonl")).strip("-_. ")
-    return stem or path.parent.name
-
-
-def _file_records(path: Path, part: str) -> Iterator[Record]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield Record(where, part, _parse(where, line))
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    packed = path.name.endswith(".gz")
-    try:
-        with open(path, "rb") as file:
-            beginning = file.read(LONGEST)
-        if not (packed and beginning.startswith(GZIP.magic)):
-            check_format(path, beginning)
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            if packed:
-                check_format(path, file.peek(LONGEST), unpacked=True)
-            most = max(MOST_UNPACKED * os.path.getsize(path), LONGEST_LINE) if packed else math.inf
-            read = 0
-            while line := file.readline(LONGEST_LINE + 1):
-                if (read := read + len(line)) > most:
-                    raise ValueError(f"{path} unpacks to more than {MOST_UNPACKED} times its size, as no text does")
-                yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path} ({error.strerror or error}); check the file") from error
-
-
-def _parse(where: str, line: bytes) -> dict[str, object]:
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"{where}: the line is longer than {LONGEST_LINE} bytes, expected one object per line")
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); expected one object per line") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: the line is {type(value).__name__}, expected an object")
-    return value
+    own = SPLIT_WORD.sub("", stem(path)).strip("-_. ")
+    return own or path.parent.name

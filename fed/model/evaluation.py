@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.intervals import wilson
 from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps

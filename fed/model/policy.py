@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fed.cpu.onednn import onednn_product, uses_onednn
 from fed.data.collate import PADDED, Batch, Layout, collate
+from fed.data.examples import Example, PairLogps, sequence_lengths
 from fed.data.order import by_length
-from fed.data.tokens import Example, PairLogps, Tokenizer
+from fed.data.tokens import Tokenizer
 from fed.distributed.fsdp import Root, run
 from fed.distributed.ranks import ALONE, Ranks
 from fed.model.lora import save_model
@@ -155,7 +156,7 @@ def pair_logps(
         paired: Score both responses; otherwise only chosen ones, and rejected ones are nan.
         on_pairs: Called with the number of pairs that were just done.
     """
-    ranks, batches = policy.ranks, by_length([example.length for example in examples], batch_size)
+    ranks, batches = policy.ranks, by_length(sequence_lengths(examples).tolist(), batch_size)
     found = torch.zeros(len(examples), 2, dtype=torch.float64)
     for turn, own, counts in ranks.turns(len(batches)):
         policy.between()

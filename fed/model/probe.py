@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fed.data.collate import PADDED, Layout, Segments, collate
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.attention import NAME
 
 # A few ragged pairs: a response of one token and one longer than the other, prompts of different lengths.

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fed.cpu.onednn import uses_onednn
 from fed.cpu.runtime import cpu_name
-from fed.data.tokens import Example, PairLogps
+from fed.data.examples import Example, Examples, PairLogps
 from fed.distributed.shards import full
 from fed.files import read_array, write_array
 from fed.model.lora import adapter_off, base_state
@@ -29,7 +28,7 @@ def with_reference(
     cache: Path | None,
     weights_hash: str,
     on_pairs: OnPairs = lambda pairs: None,
-) -> list[Example]:
+) -> Examples:
     """Fill the examples' reference column: their log-probs under the policy as it is now, before any training.
 
     A policy with an adapter can fill it at any time: it computes with the adapter off.
@@ -46,8 +45,9 @@ def with_reference(
     Raises:
         CannotWrite: If the disk refuses the cache's file.
     """
+    examples = Examples.of(examples)
     if not examples:
-        return []
+        return examples
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
     column = None if cache is None else _read_column(cache / name, len(examples))
     found = all(policy.ranks.gather(column is not None))
@@ -59,7 +59,7 @@ def with_reference(
     else:
         on_pairs(len(examples))
     assert column is not None
-    return [replace(example, reference=pair) for example, pair in zip(examples, column, strict=True)]
+    return examples.with_reference(np.asarray(column, dtype=np.float64))
 
 
 def weights_hash(policy: Policy) -> str:

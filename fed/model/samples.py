@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from fed.data.examples import Example
 from fed.data.order import by_length
-from fed.data.tokens import Example
 from fed.model.policy import Policy
 from fed.model.randomness import switch_off
 from fed.seeding import generator
@@ -27,6 +27,7 @@ class Draws:
         seed: The seed of the draws.
         temperature: Divides the logits; 0 takes the likeliest token.
         top_p: Only the likeliest tokens are drawn, as many as have this share of the probability.
+        stop: Tokens that end a response, besides the tokenizer's end-of-text.
     """
 
     max_new_tokens: int
@@ -34,6 +35,7 @@ class Draws:
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: tuple[int, ...] = ()
 
 
 class Sampler:
@@ -53,7 +55,8 @@ class Sampler:
         self, examples: Sequence[Example], *, max_length: int, max_prompt_length: int, batch_size: int, seed: int
     ) -> None:
         self._prompts = [example.prompt[-max_prompt_length:] for example in examples]
-        self._draws = Draws(max_length - max_prompt_length, batch_size, seed)
+        ends = sorted({example.chosen[-1] for example in examples})  # a chat template may end turns in its own way
+        self._draws = Draws(max_length - max_prompt_length, batch_size, seed, stop=tuple(ends))
         self._reference: list[str] = []
 
     def draw(self, policy: Policy) -> list[dict[str, str]]:
@@ -81,12 +84,12 @@ class Sampler:
 
 @torch.no_grad()
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], draws: Draws) -> list[tuple[int, ...]]:
-    """Draw a response to each prompt, in token ids, with the end-of-text token if it was drawn.
+    """Draw a response to each prompt, in token ids, with the token that ends it if one was drawn.
 
     Processes that share the policy all call this. Each draws for whole batches of prompts of like length, so that their
     number does not change the responses. Each prompt has at least one token.
     """
-    end, ranks = policy.tokenizer.eos_token_id, policy.ranks
+    ends, ranks = _ends(policy, draws), policy.ranks
     config = _generation_config(policy, draws)
     batches = by_length(list(map(len, prompts)), draws.batch_size)
     own: dict[int, tuple[int, ...]] = {}
@@ -94,21 +97,24 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], draws: Draws) -> 
         for _, place, _ in ranks.turns(len(batches)):
             torch.manual_seed(int(generator(draws.seed, "generate", place).integers(2**31)))
             drawn = _batch(policy, [prompts[i] for i in batches[place]], config)
-            own.update((i, _until(response, end)) for i, response in zip(batches[place], drawn, strict=True))
+            own.update((i, _until(response, ends)) for i, response in zip(batches[place], drawn, strict=True))
     found = {i: response for one in ranks.gather(own) for i, response in one.items()}
     return [found[i] for i in range(len(prompts))]
+
+
+def _ends(policy: Policy, draws: Draws) -> tuple[int, ...]:
+    return tuple({policy.tokenizer.eos_token_id, *draws.stop})
 
 
 def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:
     how = {"do_sample": True, "temperature": draws.temperature, "top_p": draws.top_p, "top_k": 0}
     # Processes that hold a model together take equally many steps, so none may stop at end-of-text. Without any
     # `eos_token_id`, transformers would take the model's own.
-    end = policy.tokenizer.eos_token_id
-    stop = NEVER if policy.root is not None else end
+    stop = NEVER if policy.root is not None else list(_ends(policy, draws))
     return GenerationConfig(
         max_new_tokens=draws.max_new_tokens,
         eos_token_id=stop,
-        pad_token_id=end,
+        pad_token_id=min(_ends(policy, draws)),
         **(how if draws.temperature else {}),
     )
 
@@ -146,6 +152,7 @@ def _batch(policy: Policy, prompts: Sequence[Sequence[int]], config: GenerationC
     return drawn[:, longest:].tolist()  # type: ignore[no-any-return]
 
 
-def _until(response: list[int], end: int) -> tuple[int, ...]:
-    """Cut the response behind its first end-of-text token."""
-    return tuple(response[: response.index(end) + 1] if end in response else response)
+def _until(response: list[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """Cut the response behind the first token that ends it."""
+    first = next((place for place, token in enumerate(response) if token in ends), len(response))
+    return tuple(response[: first + 1])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 
 Step = Callable[[Sequence[Example]], float]
 IGNORED = -100  # label of tokens outside the response

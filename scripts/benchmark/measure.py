@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fed.cpu.onednn import onednn_linear
 from fed.cpu.runtime import return_freed_memory
-from fed.data.tokens import Example
+from fed.data.examples import Example
 
 PRODUCTS = ((1024, 1536, 1536), (2048, 2048, 2048))  # M, K, N
 PEAK_SECONDS = 0.25  # that long each product is repeated

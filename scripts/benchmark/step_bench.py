@@ -16,7 +16,7 @@ from torch import Tensor
 from fed.cpu.matmul import Choice, choose_library
 from fed.cpu.onednn import use_torch
 from fed.cpu.runtime import keep_freed_memory, return_freed_memory
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.policy import Policy, pair_logps
 from scripts.benchmark.baselines import Models, Step
 from scripts.benchmark.measure import (

@@ -12,7 +12,7 @@ from clients.settings import LocalSettings, RoundSettings
 from clients.step import Step as ClientStep
 from fed.cpu.onednn import use_onednn, use_torch
 from fed.data.collate import PADDED, Layout
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.attention import NAME as PACKED_ATTENTION
 from fed.model.policy import Policy
 from losses.preference import dpo

@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from fed.data.examples import Example
 from fed.data.rows import Preference
-from fed.data.tokens import Example, tokenize
+from fed.data.tokens import Lengths, tokenize
 from fed.model.demo import END_OF_TEXT, demo_config
 from fed.seeding import seed_globals
 from load_data import load
@@ -98,7 +99,7 @@ def workload(shape: Shape, data_dir: Path, *, batch: int, repeats: int) -> Workl
     needed = batch * repeats
     if needed > len(rows):
         raise ValueError(f"batch={batch} repeats={repeats} needs {needed} pairs; {source} has {len(rows)}")
-    pairs = tokenize(rows[:needed], tokenizer, max_length=MAX_LENGTH, max_prompt_length=MAX_PROMPT_LENGTH)
+    pairs = tokenize(rows[:needed], tokenizer, lengths=Lengths(MAX_LENGTH, MAX_PROMPT_LENGTH)).examples
     return Workload([pairs[i : i + batch] for i in range(0, needed, batch)], tokenizer, source)
 
 
@@ -124,7 +125,7 @@ def train_tokenizer(rows: Sequence[Preference], vocabulary: int) -> PreTrainedTo
 
 def _texts(rows: Sequence[Preference]) -> Iterator[str]:
     for row in rows:
-        yield from (row.prompt, row.chosen, row.rejected)
+        yield from map(str, (row.prompt, row.chosen, row.rejected))
 
 
 def random_model(

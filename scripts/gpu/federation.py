@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from scripts.benchmark.federation_bench import measure
 from scripts.benchmark.workload import SHAPES, random_model
 from scripts.gpu.pairs import made_pairs, word_tokenizer, write_jsonl
@@ -30,7 +30,7 @@ def run(part: Part, options: Options, report: Report) -> None:
         trained = clients * batch * min(steps, EPOCH)
         write(made_pairs(trained + 2 * server, SHAPES[shape].vocabulary, shorter), data, test=server)
         settings = [
-            *["model=blank_model", f"model.name_or_path={model}", "datasets=[jsonl]", f"data_dir={data}"],
+            *["model=blank_model", f"model.name_or_path={model}", "datasets=[files]", f"data_dir={data}"],
             *[f"server_fraction={server / (trained + server):.6f}", "client_eval_fraction=0", f"batch_size={batch}"],
             *[f"n_test_examples={server}", f"local_steps={steps}", "gradient_accumulation_steps=1"],
             *[f"eval_batch_size={batch}", "optimizer=AdamW", "lr=1e-6", "warmup_steps=0", "alpha=0"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.demo import END_OF_TEXT
 from fed.seeding import generator
 
@@ -72,7 +72,7 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def write_jsonl(pairs: list[Example], file: Path) -> None:
-    """Write the pairs as text that `word_tokenizer` turns into the same tokens, for `datasets=[jsonl]`."""
+    """Write the pairs as text that `word_tokenizer` turns into the same tokens, for `datasets=[files]`."""
     with file.open("w", encoding="utf-8") as out:
         for pair in pairs:
             sides = {"prompt": pair.prompt, "chosen": pair.chosen[:-1], "rejected": pair.rejected[:-1]}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fed.cpu.runtime import peak_memory
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from scripts.benchmark.baselines import Models, Step, plain_step, trl_version
 from scripts.benchmark.measure import GIGA, bytes_of, size_of, work
 from scripts.benchmark.step_bench import fill_optimizer, with_reference

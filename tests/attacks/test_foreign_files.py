@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fed.config import choices
 from fed.config.schema import OPEN_GROUPS
-from fed.data import records
+from fed.data import unpacking
 from fed.data.records import Source
 from fed.files import read_array, write_array
 from fed.model.arrays import to_record, to_tensors
@@ -224,10 +224,10 @@ def test_a_damaged_reference_is_computed_again(command_line, tmp_path):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "LONGEST_LINE", 2**16)
+    monkeypatch.setattr(unpacking, "LARGE", 2**16)
     file = tmp_path / "bomb-train.jsonl.gz"
     with gzip.open(file, "wb") as packed:
         packed.write(b"\n" * 2**22)
-    source = Source("jsonl", "train", file, seed=0, cache_dir=None, test_share=0.1)
+    source = Source("files", file, seed=0, test_share=0.1)
     with pytest.raises(ValueError, match="unpacks to more than 200 times its size"):
         list(source.records(None))

@@ -15,6 +15,9 @@ ENDS = {"min_fit_clients": 2, "process_timeout": 3}
 
 
 REACHES_TOO_FAR = {
+    "a file as a template": ({"chat_template": "/etc/passwd"}, "chat_template=/etc/passwd"),
+    "another column": ({"columns.chosen": "diagnosis"}, "columns.chosen=diagnosis"),
+    "a column to hold out by": ({"holdout_by": "diagnosis"}, "holdout_by=diagnosis"),
     "code beside a model": ({"model.trust_remote_code": True}, "model.trust_remote_code=True"),
     "a directory": ({"model.name_or_path": "/etc"}, "model.name_or_path=/etc"),
     "a tokenizer": ({"model.tokenizer_name_or_path": "/etc"}, "model.tokenizer_name_or_path=/etc"),

@@ -113,7 +113,7 @@ def test_flags_and_sweeps_that_hydra_answers_with_a_traceback_or_with_nothing_ar
         ("model=gpt", "model=gpt blank_model, (nearest: gpt"),
         ("partition=idd", "partition=idd (nearest: iid)"),
         ("foo", "'foo' expected key=value"),
-        ("a==b", "unknown key a;"),
+        ("a==b", "unknown key a "),
         ("[", "'[' expected key=value"),
         ("exp_name=[a]", "exp_name=[a] expected text 'exp_name=\"[a]\"'"),
         ("exp_name=a,b", "exp_name=a,b --multirun 'exp_name=\"a,b\"'"),

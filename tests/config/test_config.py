@@ -114,8 +114,13 @@ def test_all_groups_of_the_config_folder_are_known() -> None:
         ("+privacy.foo=1", "unknown key privacy.foo privacy.kind"),
         ("local_steps=3 local_epochs=2", "local_steps local_epochs choose one"),
         ("+model.foo=1", "unknown key model.foo model.name_or_path"),
-        ("partition=group partition.partition_by=topic", 'partition.partition_by=topic leave field "group"'),
-        ("partition=dirichlet partition.partition_by=label", "partition.partition_by=label leave"),
+        ("client_num_in_total=null", "client_num_in_total=null main.py give a number"),
+        ("pairs_per_prompt=best_worst", "pairs_per_prompt no effect datasets=[demo] files hub"),
+        ("columns.prompt=text datasets=[hh]", "columns.prompt no effect datasets=[hh]"),
+        ("train_split=a datasets=[hh]", "train_split no effect hub's leave it out"),
+        ("data_revision=main datasets=[a/b] data_dir=.", "data_revision no effect data_dir leave it out"),
+        ("chat_template_kwargs=[1]", "chat_template_kwargs=[1] no set of values {enable_thinking:false}"),
+        ("truncation=middle", "truncation=middle keep_end keep_start messages"),
         ("+foo=1", "unknown key foo docs/settings.md"),
     ],
 )
@@ -208,7 +213,7 @@ def test_no_key_is_both_valid_and_refused() -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    groups = {"model", "privacy", "lora", "faults", "tensorboard", "loss", "partition", "strategy"}
+    groups = {"model", "privacy", "lora", "columns", "faults", "tensorboard", "loss", "partition", "strategy"}
     assert every_key().keys() == set(keys()) - groups
     for name, key in every_key().items():
         assert re.fullmatch(r"(?s)[A-Z`].*\.", key.doc), name

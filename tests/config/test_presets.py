@@ -20,7 +20,7 @@ from fed.config.checks import Request, checked
 from fed.data.divide import partition
 from fed.model.demo import demo_model, demo_tokenizer
 from load_data import load
-from run.data import shared_out
+from run.data import reading_of, shared_out
 from support.command_line import CommandLine, Result, refused
 from support.good_inputs import hh_line, save_gpt2
 
@@ -163,7 +163,7 @@ def test_the_demos_topics_divide_among_ten_clients_by_each_seed_of_the_sweep(see
 @pytest.mark.parametrize("seed", range(3))
 def test_real_pairs_are_harmless_at_two_clients_and_helpful_at_two(seed: int) -> None:
     request = settings_of("experiment=harmless_vs_helpful", f"data_dir={HH}", f"seed={seed}")
-    split = shared_out(request.config, request.given).split
+    split = shared_out(request.config, request.given, reading_of(request.config, supervised=False)).split
     groups = [{row.group for row in client.train} for client in split.clients]
     assert sorted(map(sorted, groups)) == [["harmless-base"]] * 2 + [["helpful-base"]] * 2
     assert min(len(client.train) for client in split.clients) > 100

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fed.data.collate import Layout, Segment, collate, num_tokens
-from fed.data.tokens import Example, PairLogps
+from fed.data.examples import Example, PairLogps
 
 PAIRS = [Example((1, 2), (3, 9), (4, 9)), Example((5,), (9,), (6, 7, 9))]
 PACKED, SHARED = Layout(prefix_sharing=False), Layout()
@@ -55,10 +55,10 @@ def test_a_supervised_batch_holds_the_chosen_side_only(layout):
 def test_tokens_are_counted_as_the_layout_holds_them():
     """The prompt has 4 tokens, the responses 3 and 6 with end-of-text, so 2 and 5 of their own."""
     pair = Example((1,) * 4, (2,) * 3, (3,) * 6)
-    assert num_tokens(pair, SHARED) == 4 + 2 + 5 == collate([pair], layout=SHARED).input_ids.numel()
-    assert num_tokens(pair, PACKED) == 8 + 2 + 5 == collate([pair], layout=PACKED).input_ids.numel()
-    assert num_tokens(pair, Layout(packing=False)) == 2 * 9 == collate([pair]).input_ids.numel()
-    assert num_tokens(pair, SHARED, paired=False) == 6
+    assert num_tokens([pair], SHARED)[0] == 4 + 2 + 5 == collate([pair], layout=SHARED).input_ids.numel()
+    assert num_tokens([pair], PACKED)[0] == 8 + 2 + 5 == collate([pair], layout=PACKED).input_ids.numel()
+    assert num_tokens([pair], Layout(packing=False))[0] == 2 * 9 == collate([pair]).input_ids.numel()
+    assert num_tokens([pair], SHARED, paired=False)[0] == 6
 
 
 def test_columns_travel_with_their_pairs_and_carry_the_lengths():

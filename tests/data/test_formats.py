@@ -70,12 +70,10 @@ def test_a_file_of_another_format_is_told_its_format(tmp_path: Path, name: str) 
     path = tmp_path / "my data (1).jsonl"
     written(name, path)
     message = told(path)
-    assert message.startswith(f"{path} is {name}, not JSON lines; ") and "\n" not in message
+    assert message.startswith(f"{path} is {name}, not the text that its name promises; ") and "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "name", ["a Parquet file", "an Arrow file", "an Arrow stream", "packed by gzip", "packed by xz", "text in UTF-16"]
-)
+@pytest.mark.parametrize("name", ["packed by gzip", "packed by xz", "text in UTF-16"])
 def test_the_command_that_is_named_makes_a_file_that_is_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / "my data (1).jsonl"
     written(name, path)
@@ -88,7 +86,7 @@ def test_the_command_that_is_named_makes_a_file_that_is_read(tmp_path: Path, nam
 def test_what_gzip_holds_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(gzip.compress(ENOUGH)))
-    assert f"{path} holds, inside gzip, what is packed by gzip, not JSON lines; unpack it" in told(path)
+    assert f"{path} holds, inside gzip, what is packed by gzip, not text; unpack it" in told(path)
     path.write_bytes(b"PAR1" + bytes(99))
     assert f"{path} is a Parquet file" in told(path)
 

@@ -18,8 +18,10 @@ from transformers import (
     PhimoeConfig,
 )
 
+from fed.data.chat import PairIds
 from fed.data.collate import PADDED, Layout
-from fed.data.tokens import Example, PairLogps, truncate
+from fed.data.examples import Example, PairLogps
+from fed.data.tokens import Lengths, truncate
 from fed.model.policy import Policy, pair_logps, response_logps, total_loss
 from fed.model.probe import start_packing
 from fed.seeding import generator
@@ -123,7 +125,9 @@ tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
 def drawn_pairs(draw) -> list[Example]:
     """Draw ragged pairs, many with one-token responses, some cut as too long rows are; none is read with equal ones."""
     row = st.tuples(tokens, tokens, tokens, st.sampled_from(["keep_end", "keep_start"]), st.just(14), st.just(6))
-    pair = row.map(lambda drawn: truncate(*drawn)).filter(lambda pair: pair.chosen != pair.rejected)
+    pair = row.map(lambda drawn: truncate(PairIds(*drawn[:3]), drawn[3], Lengths(*drawn[4:]))).filter(
+        lambda pair: pair.chosen != pair.rejected
+    )
     return draw(st.lists(pair, min_size=1, max_size=5))
 
 

@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed.data.chat import PairIds
+from fed.data.examples import Example
 from fed.data.rows import Preference
-from fed.data.tokens import Example, tokenize, truncate
+from fed.data.tokens import Cuts, Lengths, tokenize, truncate
 from fed.model.demo import END_OF_TEXT, demo_tokenizer
+from support.templates import tokenizer as tokenizer_of
 
 TOKENIZER = demo_tokenizer()  # one token per byte, so lengths can be counted in the text
 END = TOKENIZER.eos_token_id
@@ -17,7 +20,7 @@ def ids(text: str) -> tuple[int, ...]:
 
 
 def tokens(*rows: Preference, max_length: int = 20, max_prompt_length: int = 8) -> list[Example]:
-    return tokenize(rows, TOKENIZER, max_length=max_length, max_prompt_length=max_prompt_length)
+    return list(tokenize(rows, TOKENIZER, lengths=Lengths(max_length, max_prompt_length)).examples)
 
 
 def token(row: Preference) -> Example:
@@ -68,7 +71,7 @@ def test_what_is_kept_fits_and_is_a_start_or_an_end(sizes, keep, limits):
     max_prompt_length, max_length = limits[0], sum(limits)
     prompt = list(range(sizes[0]))
     responses = [[*range(100, 100 + size), END] for size in sizes[1:]]
-    example = truncate(prompt, *responses, keep, max_length, max_prompt_length)
+    example = truncate(PairIds(prompt, *responses), keep, Lengths(max_length, max_prompt_length))
     assert 1 <= example.length <= max_length
     if len(prompt) + max(map(len, responses)) <= max_length:
         assert example == Example(tuple(prompt), *map(tuple, responses))
@@ -88,13 +91,13 @@ def test_special_tokens_in_the_text_stay_text(text):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     special = set(tokenizer.all_special_ids)
     assert special & set(tokenizer(text)["input_ids"]), "the tokenizer left to itself does recognise it"
-    (example,) = tokenize([Preference(text, text, "x")], tokenizer, max_length=99, max_prompt_length=49)
+    (example,) = tokenize([Preference(text, text, "x")], tokenizer, lengths=Lengths(99, 49)).examples
     assert not special & set(example.prompt)
     assert example.chosen[-1] == END and not special & set(example.chosen[:-1])
     assert tokenizer.decode(example.chosen[:-1]) == text == tokenizer.decode(example.prompt)
 
 
-def test_a_tokenizer_that_adds_special_tokens_by_itself_is_not_let():
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_nothing_else_is_added():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = demo_tokenizer()
@@ -102,8 +105,8 @@ def test_a_tokenizer_that_adds_special_tokens_by_itself_is_not_let():
         single=f"{END_OF_TEXT} $A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, END)]
     )
     assert tokenizer("a")["input_ids"] == [END, *ids("a"), END]
-    (example,) = tokenize([Preference("p", "c", "r")], tokenizer, max_length=9, max_prompt_length=4)
-    assert example == Example(ids("p"), (*ids("c"), END), (*ids("r"), END))
+    (example,) = tokenize([Preference("p", "c", "r")], tokenizer, lengths=Lengths(9, 4)).examples
+    assert example == Example((END, *ids("p")), (*ids("c"), END), (*ids("r"), END))
 
 
 def test_a_prompt_without_tokens_is_refused_with_its_response():
@@ -118,20 +121,56 @@ def test_lengths_that_leave_nothing_for_prompt_or_response_are_refused(max_promp
         tokens(Preference("p", "c", "r"), max_prompt_length=max_prompt_length)
 
 
-def test_a_token_id_is_one_object_in_whatever_texts_it_stands():
-    """Python makes an object of 28 bytes of each number above 256 that a tokenizer returns."""
-
-    class Large:
-        eos_token_id = 0
-
-        def __call__(self, text, **kwargs):
-            return {"input_ids": [[1000 + ord(character) for character in one] for one in text]}
-
-    first, second = (
-        tokenize([Preference("ab", "b", "a")], Large(), max_length=9, max_prompt_length=4)[0] for _ in range(2)
-    )
-    assert first.prompt == (1097, 1098) and first.prompt[1] is first.chosen[0] is second.prompt[1]
-
-
 def test_no_rows_are_no_examples():
     assert tokens() == []
+
+
+def test_pairs_that_are_equal_or_empty_once_cut_are_dropped_and_counted():
+    rows = [
+        Preference("p" * 9, "same start a", "same start b"),
+        Preference("p" * 9, "x", "a"),
+        Preference("p", "a", "b"),
+    ]
+    found = tokenize(rows, TOKENIZER, lengths=Lengths(10, 4))
+    assert found.kept.tolist() == [False, True, True]
+    assert found.cuts == Cuts(2, 24, {"both responses equal once they are cut": 1}, {})
+    assert (
+        tokenize([rows[0]], TOKENIZER, lengths=Lengths(5, 4)).cuts.dropped["both responses equal once they are cut"]
+        == 1
+    )
+    assert (
+        tokenize([rows[2]], TOKENIZER, lengths=Lengths(2, 1)).cuts.dropped["both responses equal once they are cut"]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"), [("2+2=", "4"), ("Answer:", "Yes"), ("f():\n", "\treturn 1"), ("a", "\n\nb"), ("a", " the")]
+)
+@pytest.mark.parametrize("family", ["Mistral", "Gemma", "ChatML"])
+def test_what_is_trained_decodes_to_what_was_written(family, prompt, response):
+    tokens = tokenizer_of(family)
+    found = tokenize([Preference(prompt, response, "no")], tokens, lengths=Lengths(99, 49))
+    (example,) = found.examples
+    assert tokens.decode([*example.prompt, *example.chosen[:-1]]) == prompt + response
+    assert tokens.decode([*example.prompt, *example.rejected[:-1]]) == prompt + "no"
+    assert not found.cuts.remarks
+
+
+def test_a_tokenizer_that_swallows_what_stands_before_is_told():
+    class Spaced(type(tokenizer_of("Mistral"))):
+        def __call__(self, text, **how):
+            if isinstance(text, list):
+                return {
+                    "input_ids": [
+                        super(Spaced, self).__call__(" " + one.strip(), **how)["input_ids"] + [5] for one in text
+                    ]
+                }
+            return super().__call__(text, **how)
+
+        def decode(self, ids, **how):
+            return "xy" if ids.count(5) == 1 else "x y"
+
+    tokens = Spaced(tokenizer_object=tokenizer_of("Mistral").backend_tokenizer, eos_token="</s>")
+    found = tokenize([Preference("p", "c", "r")], tokens, lengths=Lengths(99, 49))
+    assert found.cuts.remarks == {"the tokenizer writes a space before the response that nobody wrote": 2}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fed.data.tokens import PairLogps
+from fed.data.examples import PairLogps
 from fed.intervals import wilson
 from fed.model.evaluation import evaluate, pair_metrics
 from fed.model.policy import pair_logps

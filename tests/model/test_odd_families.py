@@ -25,7 +25,7 @@ from transformers import (
 
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.data.collate import Layout
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_tokenizer
 from fed.model.loading import load_policy
@@ -133,9 +133,9 @@ def test_positions_that_depend_on_the_batch_are_refused(tmp_path: Path, rope: st
 
 def test_pairs_longer_than_a_table_of_alibi_are_refused() -> None:
     model: Any = SimpleNamespace(model=SimpleNamespace(config=MptConfig(max_seq_len=8)))
-    check_lengths(model, 9, [Example((1, 2, 3), (4,) * 5, (5,))])
+    check_lengths(model, 9, [[Example((1, 2, 3), (4,) * 5, (5,))]])
     with pytest.raises(ValueError, match="max_length=9 allows pairs of 9 tokens but the model has 8 positions"):
-        check_lengths(model, 9, [Example((1, 2, 3), (4,) * 6, (5,))])
+        check_lengths(model, 9, [[Example((1, 2, 3), (4,) * 6, (5,))]])
 
 
 # Adapters

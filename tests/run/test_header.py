@@ -84,13 +84,13 @@ def test_few_validation_pairs_are_told_where_they_decide_weights(command_line: C
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(command_line: CommandLine, tmp_path: Path) -> None:
-    """Fields that nothing reads, of which ten are named, and the folder of the run."""
+    """Columns beside the pairs, of which ten are named, and the folder of the run."""
     odd = ["[/x]", "[red]", "\x1b[2J", *(f"f{n}" for n in range(20))]
     path = write(tmp_path / "mine.jsonl", [{**pair, **dict.fromkeys(odd, 1)} for pair in pairs(60)])
-    result = command_line(*SMALL, "datasets=[jsonl]", f"data_dir={path}", 'exp_name="[red]a"', "local_steps=1")
+    result = command_line(*SMALL, "datasets=[files]", f"data_dir={path}", 'exp_name="[red]a"', "local_steps=1")
     assert result.code == 0, result.err
-    assert "not read from the data: '\\x1b[2J', [/x], [red], f0, f1, f10, " in result.out
-    assert "f14 and 13 more fields\n" in result.out and "results in runs/[red]a/" in result.out
+    assert "columns beside the pairs: '\\x1b[2J', [/x], [red], f0, f1, f10, " in result.out
+    assert "f14 and 13 more\n" in result.out and "results in runs/[red]a/" in result.out
 
 
 @pytest.mark.parametrize(("lr", "told"), [("5e-7", True), ("1e-1", False)])
@@ -113,10 +113,12 @@ def test_a_reference_that_does_not_tie_ends_the_run_before_training(command_line
 
 
 def test_what_is_not_read_of_the_data_is_told(command_line: CommandLine, tmp_path: Path) -> None:
-    records = [{**record, "score": 1} for record in pairs(60)]
+    records = [{**record, "score": 1, "text": "x" * 201} for record in pairs(60)]
     path = write(tmp_path / "mine.jsonl", [*records, {**records[0], "prompt": ""}])
-    result = command_line(*SMALL, "datasets=[jsonl]", f"data_dir={path}")
-    assert "skipped rows: 1 empty prompt\n" in result.out and "not read from the data: score\n" in result.out
+    result = command_line(*SMALL, "datasets=[files]", f"data_dir={path}")
+    assert "skipped rows: 1 empty prompt\n" in result.out and "not read from the data: text\n" in result.out
+    assert "form: pairs of chosen and rejected; text as it is written\n" in result.out
+    assert "columns beside the pairs: score\n" in result.out
 
 
 @pytest.mark.parametrize("in_hardware", [True, False])
@@ -145,7 +147,7 @@ def test_own_pairs_of_tested_conversations_and_training_pairs_that_nobody_has_ar
     for name, numbers in {"train": range(100, 107), "valid": range(28, 32)}.items():
         (server / f"{name}.jsonl").write_text("".join(map(question, numbers)))
     own = ["partition=own", f"client_data=[{tmp_path}/a.jsonl,{tmp_path}/b.jsonl]", "client_num_in_total=2"]
-    result = command_line("comm_round=1", "datasets=[jsonl]", f"data_dir={server}", *own)
+    result = command_line("comm_round=1", "datasets=[files]", f"data_dir={server}", *own)
     assert "warning: the conversations of 24 of the clients' own pairs are also in the test or validation" in result.out
     assert "not used: the 7 training pairs of datasets; clients have files of their own" in result.out
 
@@ -156,7 +158,7 @@ def test_pairs_of_few_conversations_and_a_limit_of_validation_pairs_without_a_sh
     for name, numbers in {"train": range(20, 100), "test": range(3), "valid": range(100, 110)}.items():
         lines = (question(number).replace("Human:", f"Human: {number // 20}\\n\\nHuman:") for number in numbers)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    own = ["datasets=[jsonl]", f"data_dir={tmp_path}", "client_num_in_total=2", "comm_round=1"]
+    own = ["datasets=[files]", f"data_dir={tmp_path}", "client_num_in_total=2", "comm_round=1"]
     result = command_line(*own, "server_fraction=0", "n_eval_examples=4")
     assert "server validates on 4, test 3\n" in result.out
     assert "warning: 87 pairs in 6 conversations by their first human turns, and no conversation is" in result.out

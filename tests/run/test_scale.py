@@ -23,8 +23,9 @@ from clients.app import ClientPairs
 from fed.checkpoints.checkpointer import Checkpointer
 from fed.checkpoints.contexts import Contexts, accessed
 from fed.checkpoints.journal import Journal
+from fed.data.examples import Example, Examples
 from fed.data.splits import Split
-from fed.data.tokens import Example
+from fed.data.tokens import Cuts
 from fed.distributed.ranks import ALONE, ONE_PROCESS
 from fed.distributed.shards import Shards
 from fed.grids.settings import LocalGridSettings
@@ -35,6 +36,7 @@ from fed.seeding import seed_globals
 from fed.simulation import Persistence, ServerSide, simulate
 from fed.tracking.log import Recorder
 from fed.tracking.tracker import Tracker
+from run.data import OwnedRows
 from run.plan import Pairs
 from run.references import Columns, Fill, ReferencedPairs
 from server.app import server_app
@@ -97,7 +99,7 @@ def client_app(visits: ReferencedPairs, tracker: Tracker, persists: bool) -> Cli
 
 def pairs_of(clients: Sequence[ClientPairs], validation: Sequence[Example] = ()) -> Pairs:
     split = Split(validation=[], test=[], pool=[], parts=[], clients=[], overlapping=0)
-    return Pairs(split, {}, (), validation, [], clients, clients)
+    return Pairs(OwnedRows(split, {}, (), ()), Cuts(), validation, [], clients, clients)
 
 
 def columns_of(fill: Fill, **changes: Any) -> Columns:
@@ -105,8 +107,8 @@ def columns_of(fill: Fill, **changes: Any) -> Columns:
     return Columns(fill=fill, fill_at_visit=fill, **{**usual, **changes})
 
 
-def fill_nothing(pairs: Sequence[Example], on_pairs: OnPairs) -> list[Example]:
-    return list(pairs)
+def fill_nothing(pairs: Sequence[Example], on_pairs: OnPairs) -> Examples:
+    return Examples.of(pairs)
 
 
 def run(folder: Path, num_clients: int, *, persists: bool = False) -> Rounds:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import run.pairs
-from fed.data import loader
+from fed.data import loader, tokens
 from fed.tracking import steps
 from support.command_line import SMALL, CommandLine
 from support.launched import ROOT, start
@@ -42,7 +41,7 @@ def test_reading_and_making_tokens_tell_how_far_they_are(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "TELL_EVERY", 20)
-    monkeypatch.setattr(run.pairs, "PART", 20)
+    monkeypatch.setattr(tokens, "PART", 20)
     quiet = command_line(*SMALL, "output_dir=quiet")
     assert "rows of the train" not in quiet.out, "within ten seconds nothing is told"
     monkeypatch.setattr(steps, "SECONDS", 0)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps

@@ -173,7 +173,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(whole: Path, tmp_path
 
 
 def test_a_run_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    done = call(tmp_path, "modes=[centralized]", "seeds=[0]", *SMALL, "datasets=[jsonl]", "data_dir=none.jsonl")
+    done = call(tmp_path, "modes=[centralized]", "seeds=[0]", *SMALL, "datasets=[files]", "data_dir=none.jsonl")
     assert done.returncode == 1 and "centralized-seed0 failed, see above" in done.stderr
     assert "[centralized-seed0] error: data_dir=none.jsonl" in done.stdout
     assert not (tmp_path / "out" / "small" / "report.html").exists()

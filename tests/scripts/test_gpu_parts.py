@@ -60,7 +60,7 @@ def test_pairs_written_as_text_are_read_as_the_same_tokens(tmp_path: Path) -> No
     pairs, tokenizer = made_pairs(40, 500), word_tokenizer(500)
     write_jsonl(pairs, tmp_path / "train.jsonl")
     write_jsonl(pairs[:1], tmp_path / "test.jsonl")
-    rows = load(["jsonl"], "train", data_dir=str(tmp_path), seed=0).rows
+    rows = load(["files"], "train", data_dir=str(tmp_path), seed=0).rows
     assert tokenize(rows, tokenizer, max_length=512, max_prompt_length=256) == pairs
     assert len(tokenizer) == 500
 

@@ -29,7 +29,7 @@ def test_every_dialogue_is_a_conversation_of_its_own(tmp_path: Path) -> None:
     scale.write_dialogues(tmp_path, 5000)
     sizes = {"train": 5000, "test": scale.TEST}
     for name, size in sizes.items():
-        rows = load(["jsonl"], name, data_dir=str(tmp_path), seed=0).rows  # type: ignore[arg-type]
+        rows = load(["files"], name, data_dir=str(tmp_path), seed=0).rows  # type: ignore[arg-type]
         assert len({row.conversation for row in rows}) == len(rows) == size
 
 

@@ -178,7 +178,7 @@ def files(**contents: bytes) -> Callable[[Path], None]:
 
     def prepare(folder: Path) -> None:
         for name, content in contents.items():
-            (folder / re.sub("_(jsonl|json|gz|csv|pt|gguf)", r".\1", name)).write_bytes(content)
+            (folder / re.sub("_(jsonl|json|gz|csv|tsv|parquet|pt|gguf)", r".\1", name)).write_bytes(content)
 
     return prepare
 
@@ -188,16 +188,16 @@ def locked_folder(folder: Path) -> None:
     (folder / "own.jsonl").symlink_to(folder / "own.jsonl")
 
 
-OWN = "datasets=[jsonl] data_dir={folder}"
+OWN = "datasets=[files] data_dir={folder}"
 ENOUGH = b"".join(own_line(prompt=f"p{number}") for number in range(60))
 DATA = (
-    ("no such folder", "datasets=[jsonl] data_dir=nowhere", "data_dir=nowhere exist", None),
-    ("no data_dir", "datasets=[jsonl]", "jsonl data_dir=", None),
+    ("no such folder", "datasets=[files] data_dir=nowhere", "data_dir=nowhere exist", None),
+    ("no data_dir", "datasets=[files]", "files data_dir=", None),
     ("hub out of reach", "datasets=[hh]", "Anthropic/hh-rlhf HF_HUB_OFFLINE is set: unset it data_dir", None),
     ("empty folder", "datasets=[hh] data_dir={folder}", "data_dir .jsonl", files()),
-    ("file of another kind", OWN, "data_dir .jsonl", files(a_csv=b"prompt,chosen,rejected\np,c,r\n")),
+    ("file of another kind", OWN, "data_dir .jsonl", files(a_tsv=b"prompt\tchosen\trejected\np\tc\tr\n")),
     ("link to itself", OWN, "data_dir .jsonl", locked_folder),
-    ("no folder for one of two", "datasets=[hh,jsonl] data_dir={folder}", "folder 'hh'", files(a_jsonl=ENOUGH)),
+    ("no folder for one of two", "datasets=[hh,files] data_dir={folder}", "folder 'hh'", files(a_jsonl=ENOUGH)),
     ("no rows", OWN, "train split rows data_dir", files(a_jsonl=b"")),
     ("blank lines", OWN, "train split rows data_dir", files(a_jsonl=b"\n  \r\n")),
     ("no rows to test", "datasets=[hh] data_dir={folder}", "test split rows data_dir",
@@ -218,7 +218,25 @@ DATA = (
      files(train_jsonl=b'{"chosen": "a"}\n', test_jsonl=hh_lines(range(1)))),
     ("records of another data set", "datasets=[shp] data_dir={folder}", "a.jsonl:1: history", files(a_jsonl=ENOUGH)),
     ("number for a text", OWN, "a.jsonl:61: 'prompt' int string", files(a_jsonl=ENOUGH + own_line(prompt=1))),
-    ("null for a text", OWN, "a.jsonl:61: 'chosen' NoneType string", files(a_jsonl=ENOUGH + own_line(chosen=None))),
+    ("a number for a text", OWN, "a.jsonl:61: 'chosen' int string", files(a_jsonl=ENOUGH + own_line(chosen=3))),
+    ("another form", OWN, "a.jsonl:61 holds single but a.jsonl:1 pairs own",
+     files(a_jsonl=ENOUGH + b'{"prompt": "p", "completion": "c"}')),
+    ("no form", OWN, "a.jsonl:1: 'text' no known form docs/data.md columns", files(a_jsonl=b'{"text": "t"}')),
+    ("half a Parquet file", OWN, "a.parquet complete Parquet download", files(a_parquet=b"PAR1\x15\x04")),
+    ("a ragged CSV file", OWN, "a.csv, row 1: more 3 columns", files(a_csv=b"prompt,chosen,rejected\na,b,c,d\n")),
+    ("an image", OWN, "a.jsonl:1: 'prompt' image_url remove the row",
+     files(a_jsonl=own_line(prompt=[{"role": "user", "content": [{"type": "image_url"}]}]))),
+    ("no such column", f"{OWN} columns.prompt=text", "a.jsonl:1: 'text' columns.prompt names", files(a_jsonl=ENOUGH)),
+    ("no column to hold out by", f"{OWN} holdout_by=user", "a.jsonl:1: holdout_by=user no column prompt",
+     files(a_jsonl=ENOUGH)),
+    ("no column of clients", f"{OWN} partition=natural partition.column=user", "column 'user' divide by group prompt",
+     files(a_jsonl=ENOUGH)),
+    ("chats without a template", OWN, "no chat template chat_template=FILE none",
+     files(a_jsonl=b"".join(own_line(prompt=[{"role": "user", "content": str(n)}]) for n in range(60)))),
+    ("a template without chats", f"{OWN} system_prompt=kind", "system_prompt=kind no effect text_as_chat=true",
+     files(a_jsonl=ENOUGH)),
+    ("a hub name without network", "datasets=[a/b]", "download a/b HF_HUB_OFFLINE unset data_dir=", None),
+    ("no such template", f"{OWN} chat_template=none.jinja", "chat_template=none.jinja no such file", None),
     ("list for a record", OWN, "a.jsonl:1: list object", files(a_jsonl=b"[1, 2]\n")),
     ("one array for all", OWN, "a.jsonl:1: list object", files(a_jsonl=b"[" + own_line().strip() + b"]")),
     ("indented JSON", OWN, "a.jsonl:1: JSON one object per line", files(a_jsonl=b'{\n "prompt": 1\n}')),
@@ -229,8 +247,8 @@ DATA = (
     ("UTF-16", OWN, "a.jsonl UTF-16 iconv", files(a_jsonl=ENOUGH.decode().encode("utf-16"))),
     ("gzip cut short", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=gzip.compress(ENOUGH)[:-9])),
     ("text called gzip", OWN, "a.jsonl.gz gzip download", files(a_jsonl_gz=ENOUGH)),
-    ("Parquet", OWN, "a.jsonl Parquet from_parquet", files(a_jsonl=b"PAR1\x15\x04")),
-    ("gzip called text", OWN, "a.jsonl gzip .jsonl.gz", files(a_jsonl=gzip.compress(ENOUGH))),
+    ("Parquet", OWN, "a.jsonl Parquet .parquet", files(a_jsonl=b"PAR1\x15\x04")),
+    ("gzip called text", OWN, "a.jsonl gzip .gz", files(a_jsonl=gzip.compress(ENOUGH))),
 )  # fmt: skip
 
 

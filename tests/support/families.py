@@ -13,7 +13,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.demo import demo_tokenizer
 from fed.model.policy import Policy
 from fed.model.probe import head_can_be_split

@@ -1,6 +1,6 @@
 """Made-up pairs."""
 
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.seeding import generator
 
 

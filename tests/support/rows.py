@@ -26,7 +26,7 @@ def pairs(num_rows, per_conversation=1):
     ]
 
 
-def read(path, name="jsonl", seed=0):
+def read(path, name="files", seed=0):
     """Return the rows of both splits in one list."""
     loaded = [load([name], split, data_dir=str(path), seed=seed) for split in ("train", "test")]
     return [row for part in loaded for row in part.rows]

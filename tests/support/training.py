@@ -7,7 +7,7 @@ import torch
 from clients.settings import LocalSettings, RoundSettings
 from clients.state import ClientState
 from clients.trainer import LocalTrainer
-from fed.data.tokens import Example
+from fed.data.examples import Example
 from fed.model.policy import Policy
 from fed.model.references import with_reference
 from fed.tracking.log import Log

@@ -1,10 +1,19 @@
 """Keys of the data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fed.config.conditions import AT_LEAST_1, NO_DATASETS, only_demo, own_data
-from fed.config.meaning import Limits, at, key
+from fed.config.meaning import Idle, Limits, Scope, at, key
 
+NOT_HUB = (
+    Idle(
+        "datasets",
+        lambda names: not (isinstance(names, list) and any("/" in str(name) for name in names)),
+        "datasets= that are not the hub's, owner/name",
+    ),
+    Idle("data_dir", lambda path: path is not None, "data_dir=, from which the data is read"),
+)
 SHARE = Limits(at_least=0, below=1)
 OWN_PAIRS = own_data("every client's pairs are its own")
 
@@ -14,12 +23,37 @@ class DataKeys:
     """Data."""
 
     datasets: list[str] = key(
-        ["demo"], "Data sets, by their names in load_data.py: `demo`, `hh`, `hh_base`, `shp`, `se`, `jsonl`."
+        ["demo"],
+        "Data sets, by their names in load_data.py, `files` for your own, or by their names on the Hugging Face hub, "
+        "`owner/name`.",
     )
     data_dir: str | None = key(
         None,
         "Folder or file with the data; null: downloaded to `cache_dir`.",
         idle=(only_demo("is made in code"), NO_DATASETS),
+    )
+    data_config: str | None = key(None, "Configuration of a data set on the hub; null: its only one.", idle=NOT_HUB)
+    data_revision: str | None = key(
+        None, "Branch, tag or commit of a data set on the hub; null: the newest.", idle=NOT_HUB
+    )
+    train_split: str | None = key(None, "Split of a data set on the hub to train on; null: `train`.", idle=NOT_HUB)
+    test_split: str | None = key(
+        None,
+        "Split of a data set on the hub to test on; null: `test`, or `test_fraction` of the training pairs if there is "
+        "none.",
+        idle=NOT_HUB,
+    )
+    pairs_per_prompt: str = key(
+        "all",
+        "Of more than two ranked responses: `all` pairs, or `best_worst`, one of the best and the worst.",
+        choices=("all", "best_worst"),
+    )
+    holdout_by: str | None = key(
+        None,
+        "Column whose equal values are never on two sides of a split: a question, an id, `prompt`, `chosen`; null: "
+        "the first human turn.",
+        idle=(only_demo("has questions of its own"),),
+        scope=Scope(decider="node"),
     )
     test_fraction: float | None = key(
         None,
@@ -33,7 +67,7 @@ class DataKeys:
     use_small_dataset: bool = key(False, "Use a tenth of the training pairs, drawn by `seed`.", idle=(OWN_PAIRS,))
     client_data: list[str] = key(
         [],
-        "With `partition=own`: a JSON-lines file for each client.",
+        "With `partition=own`: a file of records for each client.",
         idle=(at("engine", "flower", "where each SuperNode names its own file"),),
         read_by=("partition", "client_data"),
     )
@@ -56,5 +90,26 @@ class DataKeys:
         idle=(NO_DATASETS,),
     )
     n_test_examples: int = key(512, "Test pairs used at most.", AT_LEAST_1, idle=(NO_DATASETS,))
+    truncation: str | None = key(
+        None,
+        "What of a prompt that is too long is kept: `keep_end`, `keep_start`, or, of conversations, `messages`: the "
+        "oldest turns go first and the system text stays; null: as the data set says, `keep_end` for most.",
+        choices=("keep_end", "keep_start", "messages"),
+    )
     max_length: int = key(512, "Tokens of prompt and response together, at most.")
     max_prompt_length: int = key(256, "Tokens of the prompt, at most.", AT_LEAST_1)
+    chat_template: str | None = key(
+        None,
+        "File with a chat template (Jinja) for conversations; null: the tokenizer's own; `none`: turns are written as "
+        '"\\n\\nHuman: ..." and "\\n\\nAssistant: ...", as in HH.',
+        scope=Scope(decider="node"),
+    )
+    chat_template_kwargs: Any = key(
+        None, "Values for variables of the chat template, e.g. `{enable_thinking:false}`; null: none."
+    )
+    system_prompt: str | None = key(None, "System text for conversations that have none.")
+    text_as_chat: bool = key(
+        False,
+        "Make conversations of prompts and responses that are text, so that they go through the chat template: HH's "
+        "markers divide turns, other text is one turn of the user.",
+    )

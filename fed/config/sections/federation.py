@@ -13,7 +13,9 @@ WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")  # what FeDPO wei
 class FederationKeys:
     """The federation."""
 
-    client_num_in_total: int = key(10, "Clients of the federation.", AT_LEAST_1)
+    client_num_in_total: int | None = key(
+        10, "Clients of the federation; null: with `partition=natural`, all that the data has.", AT_LEAST_1
+    )
     clients_per_round: int | None = key(
         None,
         "Clients that train in a round; null: all.",
