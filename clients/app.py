@@ -86,7 +86,7 @@ class Client:
             )
         with self.log.phase("evaluate"):
             scored = self.trainer.evaluate(pairs.scoring)
-        decays = {"decay": this_round.decay, "decay_next": _decay_next(state, config, scored["accuracy"], received)}
+        decays = {"decay": this_round.decay, "decay_next": _decay_next(state, config, scored.get("accuracy"), received)}
         self.log.client(client_id, server_round, "train", {**trained, **decays})
         self.log.client(client_id, server_round, "validation", scored)
         with self.log.phase("copy"):
@@ -96,7 +96,7 @@ class Client:
             "num-examples": len(pairs.train),
             "pairs": state.examples - before,
             "train_loss": trained["loss"],
-            "accuracy": scored["accuracy"],
+            **({"accuracy": scored["accuracy"]} if "accuracy" in scored else {}),
             **decays,
         }
         return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
@@ -117,7 +117,7 @@ class Client:
             found = self.trainer.evaluate(own)
         self.log.client(client_id, _server_round(config_of(message)), "held-out", found)
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
-        metrics.update({name: found[name] for name in ("accuracy", "margin", "loss")})
+        metrics.update({name: found[name] for name in ("accuracy", "margin", "loss") if name in found})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     def _check(self, message: Message) -> None:
@@ -211,9 +211,9 @@ def _server_round(config: ConfigRecord) -> int:
     return int(config.get("server-round", 1))  # type: ignore[arg-type]
 
 
-def _decay_next(state: ClientState, config: ConfigRecord, accuracy: float, received: float | None) -> float:
+def _decay_next(state: ClientState, config: ConfigRecord, accuracy: float | None, received: float | None) -> float:
     """Set lambda_k <- decay_rate lambda_k if the result is no better than the weights received, and return it."""
-    if received is not None and accuracy <= received:
+    if received is not None and accuracy is not None and accuracy <= received:
         state.decay *= config["decay-rate"]  # type: ignore[operator]
     return _round_settings(config, state).decay
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from flwr.serverapp.strategy import Strategy
 
 from fed.config.schema import Config
-from fed.data.examples import Example, longest_of
+from fed.data.examples import Example, are_pairs, longest_of
 from fed.model.policy import Policy
 from run.plan import Pairs
 from server.traits import asks
@@ -17,6 +17,9 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
     Raises:
         ValueError: If so.
     """
+    lists = (pairs.validation, pairs.test, *(client.held_out for client in pairs.clients))
+    if not all(map(are_pairs, lists)):
+        _check_needs_no_accuracy(strategy)
     if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
         setting = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(pairs.clients) if not client.held_out]
@@ -31,6 +34,19 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
     if config.score_on == "server" and not pairs.validation:
         raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
+
+
+def _check_needs_no_accuracy(strategy: Strategy) -> None:
+    """Refuse a strategy that compares accuracies where responses have none to be compared with.
+
+    Raises:
+        ValueError: Naming the strategy.
+    """
+    if asks(strategy, "reads_accuracy") or asks(strategy, "needs_server_accuracy"):
+        raise ValueError(
+            f"{type(strategy).__name__} weighs clients by accuracy, which single responses do not have; use "
+            "strategy=fedavg, or give pairs"
+        )
 
 
 def _no_pairs(config: Config) -> str:

@@ -54,7 +54,10 @@ def train_remotely(federation: Federation, clients: RemoteClients) -> ArrayRecor
         simulated=config.engine == "ray",
         timeout=config.client_timeout if config.engine == "flower" else None,
         expected=Expected(
-            config.privacy.kind != "none", tuple(config.client_metrics), raises_loss(federation.strategy)
+            config.privacy.kind != "none",
+            tuple(config.client_metrics),
+            raises_loss(federation.strategy),
+            plan.objective.supervised,
         ),
         score=functools.partial(_score, federation) if config.score_on == "server" else None,
         on_reply=lambda *reply: _report(log, *reply),

@@ -64,7 +64,7 @@ class ServerEvaluation:
         due = server_round % self.frequency_of_test == 0 or is_last
         found = self._scored(arrays, due) if due or self.always_accuracy else {}
         _check_finite(server_round, found)
-        if self.accuracy_on in found:
+        if self.accuracy_on in found and "accuracy" in found[self.accuracy_on].metrics:
             self.train_config["server-accuracy"] = found[self.accuracy_on].metrics["accuracy"]
         if server_round == 0:
             _check_ties(found)

@@ -137,3 +137,8 @@ def sequence_lengths(examples: Sequence[Example]) -> np.ndarray:
 def longest_of(examples: Sequence[Example]) -> int:
     """Return the number of tokens of the longest sequence; 0 if there is none."""
     return int(sequence_lengths(examples).max(initial=0))
+
+
+def are_pairs(examples: Sequence[Example]) -> bool:
+    """Return True if every example has a response to avoid."""
+    return bool(lengths_of(examples)[:, 2].all())

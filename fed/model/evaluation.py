@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fed.data.examples import Example
+from fed.data.examples import Example, are_pairs
 from fed.intervals import wilson
 from fed.model.policy import Policy, pair_logps
 from losses.logps import Logps
@@ -32,9 +32,11 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Evaluate the policy as it is now on all examples; every pair counts alike.
 
-    Every example needs its reference column. `beta` scales rewards only. See `pair_metrics`.
+    Every example needs its reference column. `beta` scales rewards only. See `pair_metrics`, and `response_metrics` for
+    examples of which some have no response to avoid; the margins are then rewards of the chosen ones.
     """
-    logps = pair_logps(policy, examples, batch_size=batch_size)
+    paired = are_pairs(examples)
+    logps = pair_logps(policy, examples, batch_size=batch_size, paired=paired)
     policy_logps = _as_tensors(examples, [pair.chosen for pair in logps], [pair.rejected for pair in logps])
     reference = _as_tensors(
         examples,
@@ -42,9 +44,33 @@ def evaluate_pairs(
         [example.reference.rejected for example in examples if example.reference is not None],
     )
     losses = loss(policy_logps, reference)
-    metrics = {**pair_metrics(policy_logps, reference, beta=beta), "loss": float(losses.mean())}
+    mean_loss = {"loss": float(losses.mean())}
+    if not paired:
+        gains = policy_logps.chosen - reference.chosen
+        return Evaluation({**response_metrics(policy_logps, gains, beta=beta), **mean_loss}, (beta * gains).tolist())
     chosen, rejected = _gains(policy_logps, reference)
+    metrics = {**pair_metrics(policy_logps, reference, beta=beta), **mean_loss}
     return Evaluation(metrics, (beta * (chosen - rejected)).tolist())
+
+
+def response_metrics(policy: Logps, gains: Tensor, *, beta: float) -> Metrics:
+    """Compute the means of `pair_metrics` that need no response to avoid; there is no accuracy.
+
+    Args:
+        policy: The policy's log-probs.
+        gains: Its log-probs of the chosen responses minus the reference's, (B,).
+        beta: Scales rewards.
+
+    `loss_per_token`: mean of -log p_policy over the tokens of all chosen responses, in nats; exp of it is perplexity.
+    """
+    assert policy.chosen_tokens is not None
+    return {
+        "log_ratio": 0.0 - float(gains.mean()),
+        "reward_chosen": beta * float(gains.mean()),
+        "logps_chosen": float(policy.chosen.mean()),
+        "examples": len(gains),
+        "loss_per_token": -float(policy.chosen.sum() / policy.chosen_tokens.sum()),
+    }
 
 
 def pair_metrics(policy: Logps, reference: Logps, *, beta: float) -> Metrics:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fed.cpu.onednn import uses_onednn
 from fed.cpu.runtime import cpu_name
-from fed.data.examples import Example, Examples, PairLogps
+from fed.data.examples import Example, Examples, PairLogps, are_pairs
 from fed.distributed.shards import full
 from fed.files import read_array, write_array
 from fed.model.lora import adapter_off, base_state
@@ -49,11 +49,12 @@ def with_reference(
     if not examples:
         return examples
     name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
-    column = None if cache is None else _read_column(cache / name, len(examples))
+    paired = are_pairs(examples)
+    column = None if cache is None else _read_column(cache / name, len(examples), paired=paired)
     found = all(policy.ranks.gather(column is not None))
     if not all(policy.holders.gather(found)):  # either all processes compute or none does
         with adapter_off(policy.model):
-            column = pair_logps(policy, examples, batch_size=batch_size, on_pairs=on_pairs)
+            column = pair_logps(policy, examples, batch_size=batch_size, paired=paired, on_pairs=on_pairs)
         if cache is not None and policy.ranks.is_first:
             write_array(cache / name, np.asarray(column, dtype=np.float64))
     else:
@@ -103,8 +104,11 @@ def _content_hash(policy: Policy, examples: Sequence[Example], batch_size: int, 
     return digest.hexdigest()[:32]
 
 
-def _read_column(entry: Path, length: int) -> list[PairLogps] | None:
+def _read_column(entry: Path, length: int, *, paired: bool) -> list[PairLogps] | None:
     values = read_array(entry)
-    if values is None or values.shape != (length, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
+    if values is None or values.shape != (length, 2) or values.dtype != np.float64:
+        return None
+    # Of responses with none to avoid, the second number is NaN.
+    if not np.isfinite(values if paired else values[:, 0]).all():
         return None
     return [PairLogps(float(chosen), float(rejected)) for chosen, rejected in values]

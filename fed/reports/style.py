@@ -20,6 +20,7 @@ PANELS = {
     "accuracy": "accuracy (share of pairs)",
     "margin": "reward margin (β · nats)",
     "loss": "loss (nats)",
+    "loss_per_token": "loss per token (nats)",
     "log_ratio": "log reference / policy\n(nats per response)",
 }
 

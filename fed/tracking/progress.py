@@ -163,9 +163,9 @@ class RoundFigures:
         for split, metrics in self.server.items():
             if "accuracy" in metrics:
                 yield _accuracy_text(split, [metrics], shows_interval=True)
-            for name in ("loss", "margin"):
+            for name, shown in (("loss", "loss"), ("loss_per_token", "loss per token"), ("margin", "margin")):
                 if name in metrics and (split == last or "accuracy" not in metrics):
-                    yield f"{split} {name} {metrics[name]:.3f}"
+                    yield f"{split} {shown} {metrics[name]:.3f}"
         for split, found in self.clients.items():
             who = "clients'" if len(found) > 1 else f"client-{next(iter(found))}"
             yield f"{who} {_accuracy_text(split, list(found.values()))}"

@@ -149,7 +149,7 @@ class Tracker(Log):
         current = self._enter(server_round)
         self._tensorboard.scalars("Server", {"clients/failed": current.failed}, server_round)
         found = current.clients.get("validation", {}).values()
-        if not all(map(all_tie, found)):
+        if found and not all(map(all_tie, found)):
             tags = {"avg_acc/client": fmean(metrics["accuracy"] for metrics in found)}
             self._tensorboard.scalars("Server", tags, server_round, flush=True)
         self._display.end_visit()
