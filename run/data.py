@@ -10,8 +10,8 @@ from fed.config.schema import Config, flat
 from fed.data.divide import partition
 from fed.data.hub import HubSettings
 from fed.data.partition import OwnData
-from fed.data.records import Reading
 from fed.data.rows import Loaded, Preference, merged, told_apart
+from fed.data.source import Reading
 from fed.data.splits import Split, SplitSettings, split_own, split_rows
 from fed.tracking import steps
 from load_data import load_file, load_splits
@@ -133,6 +133,7 @@ def reading_of(config: Config, *, supervised: bool) -> Reading:
         supervised=supervised,
         loss=chosen("loss", dict(flat(asdict(config)))) or str(config.loss["_target_"]),
         holdout_by=config.holdout_by,
+        tokenizer=config.model.tokenizer_name_or_path or config.model.name_or_path,
         hub=HubSettings(
             config.data_config, config.data_revision, config.train_split, config.test_split, config.cache_dir
         ),

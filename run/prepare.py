@@ -14,8 +14,8 @@ from fed.config import components
 from fed.config.checks import Request
 from fed.config.explain import counted
 from fed.config.schema import Config
-from fed.data.records import Reading
 from fed.data.rows import Loaded
+from fed.data.source import Reading
 from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
 from fed.tracking import steps

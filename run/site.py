@@ -18,8 +18,8 @@ from fed.config.checks import Request
 from fed.config.flower import DATA, FORMAT, PARTITION_ID
 from fed.config.policy import NodePolicy, check_weights
 from fed.config.schema import Config, has_own_data
-from fed.data.records import Reading
 from fed.data.rows import Loaded
+from fed.data.source import Reading
 from fed.distributed import launch
 from fed.distributed.stop import Deadline
 from fed.errors import Failed, Refused

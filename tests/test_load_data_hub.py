@@ -6,7 +6,7 @@ import types
 import pytest
 
 from fed.data.hub import HubSettings
-from fed.data.records import Reading
+from fed.data.source import Reading
 from load_data import load
 from support.rows import dialogue, pairs, write
 

@@ -4,15 +4,16 @@ Ties and missing judgements make no pair and are counted; a record of no known f
 the forms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, as_chat, needed_prompt, preference, prompt_of, response_of
 from fed.data.implied import pairs
 from fed.data.judged import UNJUDGED, is_judged, is_ranked, pairs_by_index, ranked, two_judged
 from fed.data.messages import are_messages
-from fed.data.records import Reading, Record, Source
-from fed.data.rows import Chat, Skip, usable
+from fed.data.records import Record
+from fed.data.rows import Chat, Preference, Skip, Turn, usable
+from fed.data.source import Reading, Source
 
 COMPLETIONS = ("completion", "output", "response")
 
@@ -37,7 +38,6 @@ def own_rows(source: Source) -> Rows:
         if first is None:
             first = form, record.where
             source.forms.setdefault(form.name, record.where)
-            _check_loss(form, record, source.reading)
         elif form is not first[0]:
             raise ValueError(
                 f"{record.where} holds {form.name}, but {first[1]} holds {first[0].name}; put records of one form "
@@ -54,17 +54,6 @@ def _form_of(record: Record) -> Form:
         f"{record.where}: the record has {record.names()}, which is no known form of preferences; docs/data.md lists "
         "them, and columns.chosen=NAME says which field is which"
     )
-
-
-def _check_loss(form: Form, record: Record, reading: Reading) -> None:
-    if form in SINGLE and not reading.supervised:
-        raise ValueError(
-            f"{record.where} holds {form.name}, but loss={reading.loss} learns from pairs of responses; use loss=sft, "
-            "or give pairs"
-        )
-
-
-# Single responses
 
 
 def _completion(record: Record) -> str | None:
@@ -98,12 +87,24 @@ def _each_turn(record: Record, reading: Reading) -> Rows:
     """Yield every turn of the assistant as the response to what stands before it."""
     prompt = prompt_of(record)
     assert isinstance(prompt, Chat)
-    places = [place for place, turn in enumerate(prompt.turns) if turn.role == "assistant" and place]
-    if not places:
-        yield Skip("no assistant turn")
-    for place in places:
-        before = Chat(prompt.turns[:place], prompt.tools)
-        yield usable(preference(record, before, prompt.turns[place], None))
+    found = [usable(_of_record(record, row)) for row in each_answer(prompt.turns, prompt.tools)]
+    yield from found or [Skip("no assistant turn")]
+
+
+def _of_record(record: Record, row: Preference) -> Preference:
+    return preference(record, row.prompt, row.chosen, None)
+
+
+def each_answer(conversation: Sequence[Turn], tools: str = "") -> Iterator[Preference]:
+    """Yield every turn of the assistant but the first of all, as the response to imitate to the turns before it."""
+    for place, turn in enumerate(conversation):
+        if turn.role == "assistant" and place:
+            yield Preference(Chat(tuple(conversation[:place]), tools), turn, None)
+
+
+def imitated(question: str, answer: str) -> Preference | Skip:
+    """Return the row of one question and an answer to imitate."""
+    return usable(Preference(Chat((Turn("user", question),)), Turn("assistant", answer), None))
 
 
 def _is_conversation(record: Record) -> bool:

@@ -2,8 +2,9 @@
 
 from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, needed_prompt, pair, preference, response_of, single, tools_of
 from fed.data.messages import are_messages, turns
-from fed.data.records import Reading, Record
+from fed.data.records import Record
 from fed.data.rows import ASSISTANT, HUMAN, Chat, Preference, Skip, Turn, usable
+from fed.data.source import Reading
 
 
 def pairs(record: Record, reading: Reading) -> Rows:

@@ -6,8 +6,9 @@ from itertools import combinations
 from fed.data.fields import Rows, needed_prompt, number, pair, preference, response_of, values_of
 from fed.data.implied import pair_of_conversations
 from fed.data.messages import are_messages
-from fed.data.records import Reading, Record
+from fed.data.records import Record
 from fed.data.rows import Prompt, Response, Skip, usable
+from fed.data.source import Reading
 
 Verdict = Callable[[Record, tuple[str, str]], float | None]  # below 0: the first is better; above 0: the second
 TIE, UNJUDGED = Skip("a tie"), Skip("no judgement")

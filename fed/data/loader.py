@@ -11,7 +11,6 @@ from typing import NamedTuple, get_args
 from fed.config.explain import nearest
 from fed.config.places import check_data_file
 from fed.data.forms import own_rows
-from fed.data.records import Reading, Source
 from fed.data.rows import (
     Loaded,
     Preference,
@@ -22,6 +21,7 @@ from fed.data.rows import (
     split_by_conversation,
     told_apart,
 )
+from fed.data.source import Reading, Source
 
 TELL_EVERY = 1000  # rows
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -205,6 +205,12 @@ def _all(source: Source) -> Loaded:
 def _with_columns(row: Preference, source: Source) -> Preference:
     """Return the row with the other columns of its record, and with the conversation that `holdout_by` names."""
     extra, column = source.extra(), source.reading.holdout_by
+    if row.rejected is None and not source.reading.supervised:
+        form = next(iter(source.forms), "single responses")
+        raise ValueError(
+            f"{source.place} holds {form}, but loss={source.reading.loss} learns from pairs of responses; "
+            "use loss=sft, or give pairs"
+        )
     if column is None:
         return replace(row, extra=extra) if extra.names else row
     value = extra.get(column) or row.column(column)

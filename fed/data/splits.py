@@ -44,6 +44,16 @@ class Split:
     shared: int = 0  # rows of clients with data of their own whose conversation is in the server's or the test rows
     unused: int = 0  # training rows that nobody has
 
+    def forget_texts(self) -> None:
+        """Empty all lists of rows; a run calls it when its pairs are token ids and nothing asks for texts any more."""
+        for rows in (
+            self.validation,
+            self.test,
+            self.pool,
+            *(part for one in self.clients for part in vars(one).values()),
+        ):
+            rows.clear()
+
 
 def split_rows(
     train: Sequence[Preference],

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fed.config import choices
 from fed.config.schema import OPEN_GROUPS
 from fed.data import unpacking
-from fed.data.records import Source
+from fed.data.source import Source
 from fed.files import read_array, write_array
 from fed.model.arrays import to_record, to_tensors
 from fed.tracking import run_folder

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fed.data.records import Reading
 from fed.data.rows import Preference, Turn
+from fed.data.source import Reading
 from support.records import ANSWER, SUPERVISED, SYSTEM, USER, answer, chat, message, read, shared
 
 PAIRS, TWO, INDEXED, RANKED = (

@@ -2,8 +2,8 @@
 
 import json
 
-from fed.data.records import Reading
 from fed.data.rows import Chat, Turn
+from fed.data.source import Reading
 from load_data import load_file
 
 USER, ANSWER, SYSTEM = "user", "assistant", "system"
