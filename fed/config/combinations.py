@@ -26,6 +26,7 @@ def check_combinations(config: Config) -> None:
     _check_own_data(config)
     _check_forms(config)
     _check_sizes(config)
+    _check_adapter(config)
     _check_strategy(config)
     _check_privacy(config)
 
@@ -115,6 +116,14 @@ def _check_sizes(config: Config) -> None:
         raise ValueError(
             f"precision={config.precision} and model.fsdp_policy_mp={config.model.fsdp_policy_mp} name two precisions; "
             "leave model.fsdp_policy_mp out or make it null"
+        )
+
+
+def _check_adapter(config: Config) -> None:
+    if config.lora.use_dora and config.trainer != "BasicTrainer":
+        raise ValueError(
+            f"lora.use_dora=true trains the lengths of whole weights, which trainer={config.trainer} splits; use "
+            "trainer=BasicTrainer"
         )
 
 

@@ -28,6 +28,11 @@ class ModelSettings:
         "Weights for policy and reference: a model directory, a checkpoint, a safetensors file or a `policy.pt`.",
         scope=BY_THE_NODE,
     )
+    adapter: str | None = key(
+        None,
+        "A LoRA adapter, by directory or hub name, that is merged into the weights; policy and reference begin so.",
+        scope=BY_THE_NODE,
+    )
     block_name: str | None = key(
         None, "Class name of the block that the model repeats, which FSDP splits one by one; null: found by itself."
     )
@@ -69,6 +74,21 @@ class LoraSettings:
     r: int = key(0, "Rank of the adapter; 0 trains all weights.", AT_LEAST_0)
     alpha: float | None = key(
         None, "The adapter's product is scaled by alpha / r; null: 2 r.", ABOVE_0, idle=(NO_LORA,)
+    )
+    use_rslora: bool = key(
+        False, "Scale by alpha / sqrt(r) in place of alpha / r (rsLoRA, arXiv 2312.03732).", idle=(NO_LORA,)
+    )
+    use_dora: bool = key(
+        False,
+        "Train the length of each row of a weight apart from its direction (DoRA, arXiv 2402.09353).",
+        idle=(NO_LORA,),
+    )
+    init_lora_weights: str = key(
+        "default",
+        "How the adapter's first matrix is drawn: `default`, uniformly as by Kaiming He, or `gaussian`. The second "
+        "begins at 0, so that the untrained policy is its reference.",
+        choices=("default", "gaussian"),
+        idle=(NO_LORA,),
     )
     target_modules: Any = key(
         None,

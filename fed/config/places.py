@@ -23,6 +23,7 @@ def check_places(config: Config) -> None:
         gguf_path(model.name_or_path or ".", model.gguf_file)
     for name in (None if model.gguf_file else model.name_or_path, model.tokenizer_name_or_path):
         check_model_folder(name or "")
+    check_model_folder(model.adapter or "")
     if config.chat_template not in (None, "none") and not Path(config.chat_template).expanduser().is_file():
         raise ValueError(
             f"chat_template={config.chat_template}: no such file; give a file with a Jinja template, none, or null for "

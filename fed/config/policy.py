@@ -18,7 +18,9 @@ from fed.errors import Refused
 
 DIGEST = "@sha256:"
 # Keys that name a model, or a part of one, and keys that name a type of numbers.
-OF_THE_MODEL = ("model.name_or_path", "model.tokenizer_name_or_path", "model.gguf_file", "model.archive")
+OF_THE_MODEL = tuple(
+    f"model.{name}" for name in ("name_or_path", "tokenizer_name_or_path", "gguf_file", "archive", "adapter")
+)
 OF_TYPES = ("model.policy_dtype", "model.reference_dtype", "model.fsdp_policy_mp", "precision", "wire_dtype")
 
 

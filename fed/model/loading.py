@@ -84,8 +84,8 @@ def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
         # Transformers would load base and adapter, but under other names and all frozen.
         if folder is not None and (Path(folder).expanduser() / "adapter_config.json").is_file():
             raise ValueError(
-                f"{folder} holds an adapter, not a whole model; give what "
-                "peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW) writes"
+                f"{folder} holds an adapter, not a whole model; give model.name_or_path=<the model it was trained on> "
+                f"model.adapter={folder}"
             )
     return Source(settings, load_tokenizer(settings), dtype, compute, lora)
 

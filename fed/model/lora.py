@@ -3,6 +3,7 @@
 arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from fed.cpu.onednn import is_linear
 from fed.distributed.shards import is_sharded, whole_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
+OF_ADAPTERS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")  # in the names of an adapter's weights
 # Their kernels read the weight of this layer beside an adapter of it; peft refuses it too.
 READ_BY_KERNELS = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj")
 
@@ -45,6 +47,9 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=alpha,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights="gaussian" if settings.init_lora_weights == "gaussian" else True,
         target_modules=_targets(model, linear, settings.target_modules),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),  # GPT-2 stores W transposed
     )
@@ -54,6 +59,40 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:  # peft gave it the dtype of the frozen weights
             parameter.data = parameter.data.float()
+
+
+def merge_adapter(model: Any, name: str) -> Any:
+    """Return the model with an adapter's product added to its weights, in place.
+
+    Args:
+        model: The model that the adapter was trained on.
+        name: The adapter's directory, or its name on the hub.
+
+    Raises:
+        ValueError: If it cannot be read, is no LoRA adapter, holds pickled weights or does not fit.
+    """
+    from peft import PeftConfig, PeftModel
+
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+            raise ValueError("it has no adapter_model.safetensors")
+        config = PeftConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+        if config.peft_type != "LORA":
+            raise ValueError(f"its type is {config.peft_type}, expected LORA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
+            found = PeftModel.from_pretrained(model, str(folder) if folder.is_dir() else name, config=config)
+            merged = found.merge_and_unload(safe_merge=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"cannot merge model.adapter={name} ({reason}); give the folder of a LoRA adapter of this model, as peft "
+            "and runs with lora.r write it"
+        ) from error
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -79,7 +118,7 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     if not has_adapter(model):
         return state
-    own = {name: tensor for name, tensor in state.items() if ".lora_A." not in name and ".lora_B." not in name}
+    own = {name: tensor for name, tensor in state.items() if not any(part in name for part in OF_ADAPTERS)}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
 
 

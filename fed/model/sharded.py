@@ -69,7 +69,8 @@ def _empty_model(source: Source) -> Any:
 def _reader(source: Source, model: Any, mesh: Mesh) -> Read:
     """Return the function that reads the model's weights; all ranks get theirs from the same place."""
     settings, read = source.settings, None
-    if settings.name_or_path is not None and settings.gguf_file is None and settings.archive is None:
+    changed = settings.gguf_file, settings.archive, settings.adapter
+    if settings.name_or_path is not None and not any(changed):
         read = from_files(Path(settings.name_or_path).expanduser(), model)
     if all(mesh.world.gather(read is not None)):
         assert read is not None

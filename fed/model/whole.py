@@ -8,7 +8,7 @@ import torch
 
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.model.archive import load_archive
-from fed.model.lora import add_adapter
+from fed.model.lora import add_adapter, merge_adapter
 from fed.model.pretrained import load_model
 
 
@@ -32,6 +32,8 @@ def whole_model(source: Source) -> Any:
     model = load_model(source.settings, source.tokenizer, source.dtype)
     if source.settings.archive is not None:
         load_archive(model, Path(source.settings.archive).expanduser())
+    if source.settings.adapter is not None:
+        model = merge_adapter(model, source.settings.adapter)
     prepare(model, source)
     return model
 
@@ -58,7 +60,8 @@ def _check_block_name(model: Any, block_name: str) -> None:
 def _home(settings: ModelSettings) -> str | None:
     """Return the directory or hub name that alone gives the loaded weights; None: there is none."""
     name = settings.name_or_path
-    if name is None or name == "demo" or settings.gguf_file is not None or settings.archive is not None:
+    others = (settings.gguf_file, settings.archive, settings.adapter)
+    if name is None or name == "demo" or any(other is not None for other in others):
         return None
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
