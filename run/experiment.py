@@ -16,7 +16,7 @@ from fed.files import writing
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.policy import save_policy
 from fed.model.references import weights_hash
-from fed.reports.curves import curves
+from fed.reports.pictures import pictures
 from fed.tracking import run_folder, steps
 from fed.tracking.log import Log, Relay
 from fed.tracking.run_files import CURVES, SUMMARY, TENSORBOARD
@@ -60,7 +60,7 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
             summary = log.summary(**memory[0], **({"processes": memory} if len(memory) > 1 else {}))
     if world.is_first:
         with writing(folder / CURVES):
-            picture = curves(folder)
+            picture = pictures(folder)
         seconds, board = summary["wall_seconds"], folder / TENSORBOARD
         pairs = f"{summary['pairs']} pairs" if summary["pairs"] else "done"  # private clients do not tell their pairs
         console.print(f"{pairs} in {seconds:.0f} s; results in {folder}")

@@ -105,7 +105,7 @@ def command_line(
 
     calls = iter(range(100))
     threads = torch.get_num_threads()
-    monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
+    monkeypatch.setattr(experiment, "pictures", lambda run_dir: run_dir / "curves.png")
 
     def call(*arguments: str) -> Result:
         folder = tmp_path / f"call-{next(calls)}"

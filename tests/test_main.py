@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import main
-from fed.reports.curves import curves
+from fed.reports.pictures import pictures
 from run import experiment
 from support.command_line import SMALL, CommandLine, Result, refused
 from support.good_inputs import hh_line, save_gpt2
@@ -147,10 +147,10 @@ def test_a_module_in_the_working_folder_is_found_by_the_real_command(tmp_path: P
 
 
 def test_a_run_leaves_the_files_of_the_contract(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "curves", curves)  # other tests go without: drawing takes longer than training
+    monkeypatch.setattr(experiment, "pictures", pictures)  # other tests go without: drawing takes longer than training
     result = command_line(*SMALL, "comm_round=2", "client_num_in_total=3")
     names = {"config.yaml", "environment.json", "partition.json", "metrics.jsonl", "summary.json", "curves.png"}
-    names |= {"margins.jsonl", "timing.jsonl"}
+    names |= {"margins.jsonl", "timing.jsonl", "partition.png"}
     assert {path.name for path in result.run.iterdir()} == names | {"tensorboard", "policy", "checkpoints"}
     assert {path.name for path in (result.run / "tensorboard").iterdir()} == {
         "Server",

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +116,7 @@ class NaturalPartitioner:
     def load_partition(self, partition_id: int) -> Dataset:
         """Return the lines of one client, in the order of the data."""
         places = self._places[self.names[partition_id]]
-        first_rows = list(self.dataset["first_row"])
-        return self.dataset.select(sorted(places, key=first_rows.__getitem__))
+        return self.dataset.select(sorted(places, key=self._table["first_row"].__getitem__))
 
     @cached_property
     def names(self) -> list[str]:
@@ -150,16 +149,22 @@ class NaturalPartitioner:
         return ["; ".join(found)]
 
     @cached_property
+    def _table(self) -> dict[str, list[Any]]:
+        """The columns as lists: one by one, their values take long."""
+        found: dict[str, list[Any]] = self.dataset[:]
+        return found
+
+    @cached_property
     def _places(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
-        for place, name in enumerate(self.dataset[self.column]):
+        for place, name in enumerate(self._table[self.column]):
             found.setdefault(name, []).append(place)
         return found
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
         """The number of pairs of each client."""
-        rows = list(self.dataset["rows"])
+        rows = self._table["rows"]
         return {name: sum(rows[place] for place in places) for name, places in self._places.items()}
 
 

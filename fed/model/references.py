@@ -45,11 +45,9 @@ def with_reference(
     Raises:
         CannotWrite: If the disk refuses the cache's file.
     """
-    examples = Examples.of(examples)
     if not examples:
-        return examples
-    name = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy"
-    paired = are_pairs(examples)
+        return Examples.of([])
+    name, paired = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy", are_pairs(examples)
     column = None if cache is None else _read_column(cache / name, len(examples), paired=paired)
     found = all(policy.ranks.gather(column is not None))
     if not all(policy.holders.gather(found)):  # either all processes compute or none does
@@ -60,7 +58,7 @@ def with_reference(
     else:
         on_pairs(len(examples))
     assert column is not None
-    return examples.with_reference(np.asarray(column, dtype=np.float64))
+    return Examples.of(examples).with_reference(np.asarray(column, dtype=np.float64))
 
 
 def weights_hash(policy: Policy) -> str:

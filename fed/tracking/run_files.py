@@ -13,6 +13,7 @@ SAMPLES = "samples.jsonl"  # responses drawn during evaluation
 FAILURES = "failures.log"  # tracebacks of clients that were left out
 SUMMARY = "summary.json"
 CURVES = "curves.png"
+PARTITION_PICTURE = "partition.png"
 TENSORBOARD = "tensorboard"  # a folder of event files
 LATEST = "latest"  # in place of a folder: that of the newest run
 

@@ -24,7 +24,7 @@ from support.split_models import (
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run `train` in this process."""
-    monkeypatch.setattr(experiment, "curves", lambda folder: folder / "curves.png")  # they take longer than training
+    monkeypatch.setattr(experiment, "pictures", lambda folder: folder / "curves.png")  # they take longer than training
     return lambda model, **how: train(tmp_path / f"alone-{len(list(tmp_path.iterdir()))}", model, **how)
 
 
@@ -52,7 +52,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Iterator[Callable[..., Ended]]:
     """Run `python main.py ...` in this process."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(experiment, "curves", lambda folder: folder / "curves.png")
+    monkeypatch.setattr(experiment, "pictures", lambda folder: folder / "curves.png")
 
     def call(*arguments: str) -> Ended:
         folder = tmp_path / f"one-{len(list(tmp_path.iterdir()))}"

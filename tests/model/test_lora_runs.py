@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(planning, "prepare", keep)
-        monkeypatch.setattr(experiment, "curves", lambda run_dir: run_dir / "curves.png")
+        monkeypatch.setattr(experiment, "pictures", lambda run_dir: run_dir / "curves.png")
         small = ("client_num_in_total=2", "comm_round=2", "n_train_examples=80", "n_test_examples=16", "lr=5e-3")
         assert command_line(monkeypatch, folder, "lora.r=4", *small) == 0
     yield Run(plans[0], next(folder.glob("runs/*/*")))

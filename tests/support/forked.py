@@ -74,7 +74,7 @@ def _warm_up() -> None:
     threads = torch.get_num_threads()
     sizes = ["client_num_in_total=2", "comm_round=1", "n_train_examples=8", "n_test_examples=2", "num_threads=1"]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "curves", without_curves)
+        patch.setattr(experiment, "pictures", without_pictures)
         assert run_main(patch, Path(folder), *sizes) == 0
     GlobalHydra.instance().clear()
     torch.set_num_threads(threads)
@@ -86,10 +86,10 @@ def begin_quietly() -> None:
     GlobalHydra.instance().clear()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    experiment.curves = without_curves
+    experiment.pictures = without_pictures
 
 
-def without_curves(folder: Path) -> Path:
+def without_pictures(folder: Path) -> Path:
     """Draw nothing, which takes longer than a small run."""
     return folder / "curves.png"
 
