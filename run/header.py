@@ -24,6 +24,7 @@ from server.traits import asks, constant_decay
 
 MANY = 0.5  # of the weights
 MOST_NAMED = 10  # fields that nothing reads; a damaged file may have one in every line
+LOOKED_AT = 1000  # rows
 ENOUGH = 30  # validation pairs; with fewer, an accuracy of one half has a standard error above 0.09
 
 
@@ -141,10 +142,19 @@ def _forms(plan: Plan, rows: Sequence[Preference]) -> Iterator[str]:
             "prompts are text and are trained as they are written, but this model has a chat template: "
             "text_as_chat=true makes conversations of them"
         )
+    if found := _spelt(plan, rows):
+        yield f"the text spells special tokens such as {found}, which stay text; docs/data.md says how to give chats"
     if names := sorted({name for row in rows for name in row.extra.names}):
         yield f"columns beside the pairs: {_names(names)}"
     if unread := plan.pairs.rows.unread:
         yield f"not read from the data: {_names(unread)}"
+
+
+def _spelt(plan: Plan, rows: Sequence[Preference]) -> str | None:
+    """Return a special token that text prompts spell, as those do which a chat template has already written."""
+    special = getattr(plan.policy.tokenizer, "all_special_tokens", [])
+    texts = [row.prompt for row in rows[:LOOKED_AT] if isinstance(row.prompt, str)]
+    return next((token for token in special if any(token in text for text in texts)), None)
 
 
 def _as_text(config: Config, rows: Sequence[Preference]) -> str:

@@ -34,7 +34,7 @@ def federate(tmp_path, monkeypatch):
     from support.flower_grid import FlowerGrid
     from support.flower_runs import OWN
 
-    monkeypatch.setattr("run.experiment.curves", lambda run_dir: run_dir / "curves.png")
+    monkeypatch.setattr("run.experiment.pictures", lambda run_dir: run_dir / "curves.png")
     monkeypatch.chdir(tmp_path)
 
     def run(nodes, hostile_server=None, hostile_node=None, hostile_bytes=None, **config):
