@@ -48,7 +48,7 @@ def main(target: Path, arguments: list[str]) -> int:
     from run import data, pairs, references
 
     measured, spent = Measured(mark()), dict[str, float]()
-    phases = {"loading": (data, "load"), "partition": (data, "partition")}
+    phases = {"loading": (data, "load_splits"), "partition": (data, "partition")}
     phases |= {"tokenizing": (pairs, "tokenize"), "reference": (references, "with_reference")}
     for phase, (module, name) in phases.items():
         setattr(module, name, _timed(getattr(module, name), phase, spent))

@@ -56,7 +56,8 @@ def in_form(row: Preference, settings: ChatSettings) -> Preference:
 def _as_chat(row: Preference) -> Preference:
     """Return a row of text as a conversation: HH's markers divide turns, other text is one turn of the user."""
     assert isinstance(row.prompt, str) and isinstance(row.chosen, str)
-    before, *rest = MARKER.split(row.prompt)
+    text = f"\n\n{row.prompt}" if row.prompt.startswith(HUMAN.strip()) else row.prompt
+    before, *rest = MARKER.split(text)
     if not rest:
         turns, responses = [Turn("user", row.prompt)], [row.chosen, row.rejected]
     else:
@@ -124,16 +125,21 @@ class ChatTokens:
         every = [(text, each.is_marked) for each in texts if not isinstance(each, Skip) for text in each.texts]
         found = iter(self._ids(every))
         for each in texts:
-            yield each if isinstance(each, Skip) else self._pair(each.texts, [next(found) for _ in each.texts])
+            yield each if isinstance(each, Skip) else self._pair(each, [next(found) for _ in each.texts])
 
-    def _pair(self, texts: Sequence[str], found: Sequence[list[int]]) -> PairIds:
+    def _pair(self, rendered: "_Texts", found: Sequence[list[int]]) -> PairIds | Skip:
         """Divide whole conversations into the prompt, with which all of them begin, and responses."""
-        prompt, remark = found[0], ""
+        (prompt, *_), remark, texts, last = found, "", rendered.texts, rendered.last
         shared = _shared(found)
+        if not shared:
+            return Skip("the chat template writes no token before the answer")
         end = [] if self._end else [self._tokenizer.eos_token_id]
         chosen, *rejected = [[*ids[shared:], *end] for ids in found[1:]]
         if shared < len(prompt):
-            remark = JOINED if all(text.startswith(texts[0]) for text in texts) else NO_PREFIX
+            is_prefix = all(text.startswith(texts[0]) for text in texts)
+            if not is_prefix and last and last not in texts[0][: _shared(texts)]:
+                return Skip("the chat template writes the question otherwise once it is answered")
+            remark = JOINED if is_prefix else NO_PREFIX
         return PairIds(prompt[:shared], chosen, rejected[0] if rejected else None, remark)
 
     def _texts(self, row: Preference) -> "_Texts | Skip":
@@ -142,7 +148,7 @@ class ChatTokens:
         responses = [response for response in (row.chosen, row.rejected) if response is not None]
         turns = (*row.prompt.turns, *map(_as_turn, responses))
         messages, tools = list(map(_message, turns)), row.prompt.tools
-        people = (tools, *(text for turn in turns for text in (turn.content, turn.more)))
+        people = (tools, *(text for turn in turns for text in turn))
         is_marked = any(text and self._pattern.search(text) for text in people)
         if is_marked:
             if any(ord(character) >= PEOPLE for text in people for character in text):
@@ -156,7 +162,7 @@ class ChatTokens:
         except Exception as error:  # templates raise their own, and whatever their code meets in a message
             reason = " ".join(str(error).split())
             return Skip(f"refused by the chat template ({type(error).__name__}: {reason:.100})")
-        return _Texts(texts, is_marked)
+        return _Texts(texts, is_marked, str(prompt[-1]["content"] or "").strip() if prompt else "")
 
     def _render(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, generation: bool) -> str:
         text: str = self._tokenizer.apply_chat_template(
@@ -196,8 +202,7 @@ class ChatTokens:
         return self._pattern.sub(lambda match: chr(PEOPLE + self._special.index(match[0])), text)
 
     def _marked(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {key: _each_text(value, self._mark) for key, value in message.items() if key != "role"}
-        return {"role": message["role"], **found}
+        return {key: _each_text(value, self._mark) for key, value in message.items()}
 
     def _ids(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Turn texts into ids; in those that are marked, private characters stand for what people wrote."""
@@ -225,6 +230,8 @@ class ChatTokens:
             rules["model"]["vocab"] = {name.get(token, token): place for token, place in vocabulary.items()}
         else:
             rules["model"]["vocab"] = [[name.get(token, token), score] for token, score in vocabulary]
+        if rules["model"].get("unk_token") in name:
+            rules["model"]["unk_token"] = name[rules["model"]["unk_token"]]
         rules["post_processor"] = None
         return Backend.from_str(json.dumps(rules))
 
@@ -232,6 +239,7 @@ class ChatTokens:
 class _Texts(NamedTuple):
     texts: list[str]  # the prompt's, then those of whole conversations
     is_marked: bool
+    last: str  # what the last message of the prompt says
 
 
 ONLY_IDS = {"return_attention_mask": False, "return_token_type_ids": False}
@@ -256,5 +264,5 @@ def _each_text(value: Any, change: Any) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _each_text(item, change) for key, item in value.items()}
+        return {change(key): _each_text(item, change) for key, item in value.items()}
     return [_each_text(item, change) for item in value] if isinstance(value, list) else value

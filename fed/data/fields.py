@@ -1,10 +1,11 @@
 """The parts of a record that several forms share: its prompt, its responses, its numbers, and the row they make."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from fed.data.messages import are_messages, is_message, turn, turns
-from fed.data.records import Record
+from fed.data.messages import are_messages, as_json, is_message, turn, turns
+from fed.data.records import Record, Unusable, whole_text
 from fed.data.rows import Chat, Preference, Prompt, Response, Skip, Turn, usable
 
 PROMPTS = ("prompt", "instruction", "question")  # the first that a record has is its prompt
@@ -15,13 +16,12 @@ Rows = Iterator[Preference | Skip]
 def prompt_of(record: Record) -> Prompt | None:
     """Return the prompt: a conversation if it is a list of messages or comes with a system text or with tools."""
     system, tools = record.value("system"), tools_of(record)
-    name = next((name for name in PROMPTS if record.has(name)), None)
-    found = None if name is None else record.value(name)
-    if name is None or found is None:
-        name = next((name for name in CONVERSATIONS if record.has(name)), None)
-        if name is None:
-            return None
-        found = record.value(name)
+    name = next((name for name in (*PROMPTS, *CONVERSATIONS) if record.value(name) is not None), None)
+    if name is None:
+        return None
+    found = record.value(name)
+    if found == []:
+        raise Unusable("empty prompt")
     if are_messages(found):
         conversation = turns(record, name)
     elif isinstance(found, str):
@@ -44,21 +44,21 @@ def tools_of(record: Record) -> str:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{record.where}: 'tools' is not JSON ({error})") from error
     if not value:
         return ""
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise record.wrong("tools", "a list of objects")
-    return json.dumps(value)
+    return as_json(record, "tools", value)
 
 
 def response_of(record: Record, name: str, value: object, prompt: Prompt) -> Response | Skip:
     """Return a response to the prompt: text, a message, or a conversation that goes on from the prompt."""
-    if value is None:
+    if value is None or value == []:
         return Skip("empty response")
     if isinstance(value, str):
-        text = record.text(name) if record.has(name) else value
+        text = whole_text(value, record.where, name)
         return Turn("assistant", text) if isinstance(prompt, Chat) else text
     if isinstance(value, Mapping) and is_message(value):
         rest: tuple[Turn, ...] = (turn(record, name, value),)
@@ -67,8 +67,9 @@ def response_of(record: Record, name: str, value: object, prompt: Prompt) -> Res
     else:
         raise record.wrong(name, "a string or a list of {role, content}")
     shared = prompt.turns if isinstance(prompt, Chat) else (Turn("user", prompt),)
-    if rest[: len(shared)] == shared:
-        rest = rest[len(shared) :]
+    for known in (shared, tuple(one for one in shared if one.role != "system")):
+        if known and rest[: len(known)] == known:
+            return single(rest[len(known) :])
     return single(rest)
 
 
@@ -96,9 +97,10 @@ def pair(record: Record, prompt: Prompt, chosen: Response | Skip, rejected: Resp
 
 def preference(record: Record, prompt: Prompt, chosen: Response, rejected: Response | None) -> Preference:
     """Make a row; the group defaults to the file, the conversation to the prompt's first human turn."""
-    group, conversation = record.label("group"), None
-    if not are_messages(record.fields.get("conversation")):
-        conversation = record.label("conversation")
+    group, conversation = (
+        None if isinstance(record.fields.get(name), list | dict) else record.label(name)
+        for name in ("group", "conversation")
+    )
     group = record.part if group is None else group
     return Preference(prompt, chosen, rejected, group=group, conversation=conversation or "")
 
@@ -113,9 +115,9 @@ def number(record: Record, name: str) -> float | None:
             raise record.wrong(name, "a number") from None
     if value is None or value == "" or value != value:
         return None
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
         raise record.wrong(name, "a number")
-    return value
+    return float(value)
 
 
 def values_of(record: Record, name: str) -> list[object]:
@@ -124,7 +126,7 @@ def values_of(record: Record, name: str) -> list[object]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     if not isinstance(value, list):
         raise record.wrong(name, "a list")
@@ -138,6 +140,8 @@ def needed_prompt(record: Record) -> Prompt:
         ValueError: If the record has none.
     """
     prompt = prompt_of(record)
+    if prompt is None and any(record.has(name) for name in (*PROMPTS, *CONVERSATIONS)):
+        raise Unusable("empty prompt")
     if prompt is None:
         raise ValueError(
             f"{record.where}: no prompt; the record has {record.names()}: columns.prompt=NAME says which field it is"

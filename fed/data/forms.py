@@ -7,11 +7,11 @@ the forms.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, as_chat, needed_prompt, preference, prompt_of, response_of
+from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, as_chat, needed_prompt, preference, response_of, tools_of
 from fed.data.implied import pairs
 from fed.data.judged import UNJUDGED, is_judged, is_ranked, pairs_by_index, ranked, two_judged
-from fed.data.messages import are_messages
-from fed.data.records import Record
+from fed.data.messages import are_messages, turns
+from fed.data.records import Record, Unusable
 from fed.data.rows import Chat, Preference, Skip, Turn, usable
 from fed.data.source import Reading, Source
 
@@ -34,7 +34,7 @@ def own_rows(source: Source) -> Rows:
     """
     first: tuple[Form, str] | None = None
     for record in source.own_records():
-        form = _form_of(record)
+        form = _form_of(record, first[0] if first else None)
         if first is None:
             first = form, record.where
             source.forms.setdefault(form.name, record.where)
@@ -43,13 +43,18 @@ def own_rows(source: Source) -> Rows:
                 f"{record.where} holds {form.name}, but {first[1]} holds {first[0].name}; put records of one form "
                 "into a file or folder of their own"
             )
-        yield from form.rows(record, source.reading)
+        try:
+            yield from form.rows(record, source.reading)
+        except Unusable as error:
+            yield Skip(str(error))
 
 
-def _form_of(record: Record) -> Form:
+def _form_of(record: Record, before: Form | None) -> Form:
     for form in FORMS:
         if form.fits(record):
             return form
+    if before is TALKS and any(record.has(name) for name in CONVERSATIONS):  # null, or an empty list
+        return before
     raise ValueError(
         f"{record.where}: the record has {record.names()}, which is no known form of preferences; docs/data.md lists "
         "them, and columns.chosen=NAME says which field is which"
@@ -85,9 +90,13 @@ def _imitated(record: Record, reading: Reading) -> Rows:
 
 def _each_turn(record: Record, reading: Reading) -> Rows:
     """Yield every turn of the assistant as the response to what stands before it."""
-    prompt = prompt_of(record)
-    assert isinstance(prompt, Chat)
-    found = [usable(_of_record(record, row)) for row in each_answer(prompt.turns, prompt.tools)]
+    name = next((name for name in CONVERSATIONS if are_messages(record.fields.get(name))), None)
+    if name is None:
+        raise Unusable("empty conversation")
+    conversation, system = turns(record, name), record.value("system")
+    if system and conversation[0].role != "system":
+        conversation = (Turn("system", record.text("system")), *conversation)
+    found = [usable(_of_record(record, row)) for row in each_answer(conversation, tools_of(record))]
     yield from found or [Skip("no assistant turn")]
 
 
@@ -115,10 +124,11 @@ def _is_single(record: Record) -> bool:
     return _completion(record) is not None and any(record.has(name) for name in PROMPTS)
 
 
+TALKS = Form("conversations", _is_conversation, _each_turn)
 SINGLE = (
     Form("single responses labelled good or bad", lambda record: record.has("label") and _is_single(record), _labelled),
     Form("single responses", _is_single, _imitated),
-    Form("conversations", _is_conversation, _each_turn),
+    TALKS,
 )
 FORMS = (
     Form("pairs of chosen and rejected", lambda record: record.has("chosen", "rejected"), pairs),

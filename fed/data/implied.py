@@ -6,17 +6,19 @@ from fed.data.records import Record
 from fed.data.rows import ASSISTANT, HUMAN, Chat, Preference, Skip, Turn, usable
 from fed.data.source import Reading
 
+TEXTS = ("system", "input", "query", "context", "history")  # names of fields that hold text, however short
+
 
 def pairs(record: Record, reading: Reading) -> Rows:
     """Yield the pair of chosen and rejected, whose prompt is a field or what both sides begin with."""
     chosen, rejected = record.value("chosen"), record.value("rejected")
-    if chosen is None or rejected is None:
+    if chosen is None or rejected is None or [] in (chosen, rejected):
         yield Skip("empty response")
         return
     lists = are_messages(chosen), are_messages(rejected)
     if all(lists) and not are_messages(record.fields.get("prompt")) and turns(record, "chosen")[0].role != "assistant":
         yield pair_of_conversations(record)
-    elif all(isinstance(side, str) for side in (chosen, rejected)) and not _has_prompt(record):
+    elif all(isinstance(side, str) for side in (chosen, rejected)) and not _names_prompt(record):
         yield _pair_of_texts(record)
     else:
         prompt = needed_prompt(record)
@@ -26,8 +28,25 @@ def pairs(record: Record, reading: Reading) -> Rows:
         yield pair(record, prompt, *sides)
 
 
-def _has_prompt(record: Record) -> bool:
-    return any(record.fields.get(name) is not None for name in (*PROMPTS, *CONVERSATIONS))
+def _names_prompt(record: Record) -> bool:
+    """Return True if a field is the prompt, or seems to be one under another name.
+
+    Raises:
+        ValueError: In the latter case: a start that both sides share by chance would be taken for it.
+    """
+    if any(record.has(name) for name in (*PROMPTS, *CONVERSATIONS)):
+        return True
+    if ASSISTANT not in str(record.fields["chosen"]):
+        for name, value in record.fields.items():
+            is_text = isinstance(value, str) and (len(value.split()) > 1 or name in TEXTS)
+            if name not in ("chosen", "rejected", "group", "conversation") and (
+                is_text or isinstance(value, list | dict)
+            ):
+                raise ValueError(
+                    f"{record.where}: no prompt, but perhaps it is {name!r}; columns.prompt={name} says so; without "
+                    "such fields the prompt is what chosen and rejected begin with"
+                )
+    return False
 
 
 def pair_of_conversations(record: Record) -> Preference | Skip:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from fed.data.fields import Rows, needed_prompt, number, pair, preference, response_of, values_of
-from fed.data.implied import pair_of_conversations
-from fed.data.messages import are_messages
+from fed.data.implied import pairs
 from fed.data.records import Record
 from fed.data.rows import Prompt, Response, Skip, usable
 from fed.data.source import Reading
@@ -59,6 +58,10 @@ def _preferred(record: Record, sides: tuple[str, str]) -> float | None:
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
         return _winner_of(record, "preference", sides)
     value = number(record, "preference")
+    if sides[0][-1] == "0" and value is not None:  # response_0 and response_1: the number of the better one
+        value += 1
+        if not 1 <= value <= 2:
+            raise ValueError(f"{record.where}: 'preference' is {value - 1:g}, expected 0 or 1, or 0.5 for a tie")
     if value is not None and value != 0 and not 1 <= value <= 2:
         raise ValueError(f"{record.where}: 'preference' is {value:g}, expected 1 or 2, or 1.5 or 0 for a tie")
     return None if value is None else 0.0 if value == 0 else value - 1.5
@@ -74,7 +77,7 @@ def _winner_of(record: Record, name: str, sides: tuple[str, str]) -> float | Non
     if value is None or not value.strip():
         return None
     text = value.strip().lower()
-    if text.startswith("tie") or text in ("both", "neither", "equal", "same"):
+    if text.startswith(("tie", "both")) or text in ("neither", "equal", "same"):
         return 0.0
     ends = [side[-1] for side in sides]
     matches = [text == side or text.rpartition("_")[2] == end for side, end in zip(sides, ends, strict=True)]
@@ -114,14 +117,12 @@ def two_judged(record: Record, reading: Reading) -> Rows:
     values = [record.value(side) for side in sides]
     if verdict is None or verdict == 0:
         yield UNJUDGED if verdict is None else TIE
-    elif all(are_messages(value) for value in values):
-        renamed = {"chosen": values[verdict > 0], "rejected": values[verdict < 0]}
-        both = Record(record.where, record.part, {**record.fields, **renamed}, record.read)
-        yield pair_of_conversations(both)
     else:
-        prompt = needed_prompt(record)
-        found = [response_of(record, side, value, prompt) for side, value in zip(sides, values, strict=True)]
-        yield pair(record, prompt, found[verdict > 0], found[verdict < 0])
+        renamed = {"chosen": values[verdict > 0], "rejected": values[verdict < 0]}
+        known = {name: value for name, value in record.fields.items() if name not in sides}
+        if all(isinstance(value, str) for value in values):
+            needed_prompt(record)
+        yield from pairs(Record(record.where, record.part, {**known, **renamed}, record.read), reading)
 
 
 def pairs_by_index(record: Record, reading: Reading) -> Rows:
@@ -148,15 +149,17 @@ RANKS = (("scores", 1), ("score", 1), ("ranks", -1), ("rank", -1))  # 1: the hig
 
 def is_ranked(record: Record) -> bool:
     """Return True if the record has several responses and their scores or ranks, or names the best."""
-    is_list = isinstance(record.fields.get("responses"), list)
-    return is_list and (any(name in record.fields for name, _ in RANKS) or record.has("chosen_idx"))
+    values = [record.fields.get(name) for name in ("responses", *(name for name, _ in RANKS))]
+    first, *ranks = (isinstance(value, list) or (isinstance(value, str) and value.startswith("[")) for value in values)
+    return first and (any(ranks) or record.has("chosen_idx"))
 
 
 def ranked(record: Record, reading: Reading) -> Rows:
     """Yield pairs of several responses with scores or ranks, or of the best one and the others."""
     prompt = needed_prompt(record)
     responses = [response_of(record, "a response", value, prompt) for value in values_of(record, "responses")]
-    name, sign = next(((name, sign) for name, sign in RANKS if record.has(name)), ("chosen_idx", 1))
+    lists = ((name, sign) for name, sign in RANKS if isinstance(record.fields.get(name), list | str))
+    name, sign = next(lists, ("chosen_idx", 1))
     if name == "chosen_idx":
         best = number(record, name)
         if best is None or best == -1:
@@ -169,7 +172,9 @@ def ranked(record: Record, reading: Reading) -> Rows:
         values = values_of(record, name)
         if len(values) != len(responses):
             raise ValueError(f"{record.where}: {len(responses)} responses but {len(values)} {name}")
-    yield from _by_value(record, prompt, responses, [_score(record, name, value, sign) for value in values], reading)
+    scores = [_score(record, name, value, sign) for value in values]
+    # Of the responses beside a best one nothing is known, not even that they tie.
+    yield from _by_value(record, prompt, list(zip(scores, responses, strict=True)), reading, ties=name != "chosen_idx")
 
 
 def _score(record: Record, name: str, value: object, sign: int) -> float | None:
@@ -183,18 +188,19 @@ def _score(record: Record, name: str, value: object, sign: int) -> float | None:
 def _by_value(
     record: Record,
     prompt: Prompt,
-    responses: Sequence[Response | Skip],
-    values: Sequence[float | None],
+    scored: Sequence[tuple[float | None, Response | Skip]],
     reading: Reading,
+    *,
+    ties: bool,
 ) -> Rows:
-    known = [(value, response) for value, response in zip(values, responses, strict=True) if value is not None]
+    known = [(value, response) for value, response in scored if value is not None]
     if len(known) < 2:
         yield UNJUDGED
         return
     if reading.pairs_per_prompt == "best_worst":
         known = [max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0])]
     for (first, one), (second, other) in combinations(known, 2):
-        if first == second:
-            yield TIE
-        else:
+        if first != second:
             yield pair(record, prompt, *((one, other) if first > second else (other, one)))
+        elif ties:
+            yield TIE

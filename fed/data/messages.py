@@ -4,19 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed.data.records import Record, whole_text
+from fed.data.records import Record, Unusable, whole_text
 from fed.data.rows import Turn
 
 # The words for the roles that chat templates know; others stay as they are.
 ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bard", "bing", "claude"), "assistant"),
+    **{role: role for role in ("user", "assistant", "system", "tool")},
     **dict.fromkeys(("function_call",), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
 }
 KEYS = (("role", "content"), ("from", "value"))
 # Fields of a message that templates read, besides its role and content.
-READ = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+READ = ("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content", "thinking")
 
 
 def are_messages(value: object) -> bool:
@@ -54,9 +55,28 @@ def turn(record: Record, name: str, message: Mapping[str, Any]) -> Turn:
     more = {key: message[key] for key in READ if message.get(key) not in (None, "", [])}
     content = message.get(content_key)
     if content is None and not more:
+        if content_key in message:
+            raise Unusable("a message without content")
         raise ValueError(f"{record.where}: {name!r} has a message of {role!r:.40} without {content_key}")
-    text = _text(record, name, content)
-    return Turn(ROLES.get(role.lower(), role), text, json.dumps(_without_nulls(more)) if more else "")
+    own: dict[str, Any] = {"content": None} if content is None else {}  # some templates tell null from empty text
+    role = whole_text(role, record.where, name)
+    return Turn(
+        ROLES.get(role.lower(), role), _text(record, name, content), as_json(record, name, more, own) if more else ""
+    )
+
+
+def as_json(record: Record, name: str, value: object, more: Mapping[str, Any] | None = None) -> str:
+    """Return the value of a field as JSON, without the nulls that tables write where a row lacks a field of another.
+
+    Raises:
+        ValueError: If it is nested too deep, or holds half of a character.
+    """
+    try:
+        found = _without_nulls(value)
+        text = json.dumps(found if more is None else {**more, **found}, ensure_ascii=False, default=str)  # type: ignore[dict-item]
+    except RecursionError as error:
+        raise ValueError(f"{record.where}: {name!r} is nested too deep") from error
+    return whole_text(text, record.where, name)
 
 
 def _text(record: Record, name: str, content: object) -> str:

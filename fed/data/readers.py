@@ -16,9 +16,6 @@ from fed.config.places import check_data_dir
 from fed.data.unpacking import most_unpacked, opened, packing_of, swells
 
 LONGEST_LINE = 2**26  # bytes; a damaged or foreign file may be one endless line
-MOST_UNPACKED = (
-    200  # times the size of a packed file, after the first 64 MiB; gzip itself reaches 1,032 (zlib.net, FAQ)
-)
 AT_ONCE = 1000  # rows of a table that are Python objects at a time
 
 Fields = dict[str, Any]
@@ -62,7 +59,12 @@ def stem(path: Path) -> str:
 
 
 def _readable(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if _ending(path) and path.name not in NO_RECORDS and path.is_file())
+    return sorted(path for path in paths if _ending(path) and not _is_beside(path.name) and path.is_file())
+
+
+def _is_beside(name: str) -> bool:
+    """Return True for the library's own files beside its tables."""
+    return name in NO_RECORDS or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _ending(path: Path) -> str:
@@ -199,6 +201,8 @@ def _of_table(path: Path, name: str, batches: Iterator[pa.RecordBatch]) -> Numbe
                 for fields in part.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", fields
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, row {number + 1} or one of the next {AT_ONCE}: a text is not UTF-8") from error
     except (pa.ArrowException, OSError) as error:  # some of pyarrow's are ValueErrors, or OSErrors without a number
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(f"cannot read {path} ({error.strerror}); check the file") from error

@@ -5,6 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+
+class Unusable(Exception):
+    """Raised where a record lacks what a pair needs; the reason is counted, and the next record is read."""
+
+
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 and so a tokenizer cannot
 
 

@@ -110,7 +110,10 @@ class Source:
         for name, value in self._current.fields.items():
             if name in self.read:
                 continue
-            label = as_label(value, self._current.where, name)
+            try:
+                label = as_label(value, self._current.where, name)
+            except ValueError:  # half of a character, in a column that nothing reads
+                label = None
             if label is not None and len(label) <= LONGEST_VALUE:
                 found[name] = self._shared.setdefault(label, label)
             elif value is not None and value == value:

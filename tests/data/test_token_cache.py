@@ -120,6 +120,6 @@ def test_conversations_and_counts_come_back(tmp_path, made):
     first, again = (tokenize_once([*chats, refused], tokenizer, cache=tmp_path, **HOW) for _ in range(2))
     assert made == [3] and comparable(first) == comparable(again)
     assert again.kept.tolist() == [True, True, False]
-    assert (again.cuts.pairs, again.cuts.tokens) == (1, 61)
+    assert (again.cuts.pairs, again.cuts.tokens) == (1, 71)
     assert again.cuts.dropped == {"refused by the chat template (TemplateError: no tools)": 1}
     assert again.cuts.remarks == {"the chat template ends no turn with a special token: end-of-text is added": 2}

@@ -37,7 +37,7 @@ def test_two_processes_run_what_one_runs_and_leave_the_same_files(tmp_path: Path
     names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (found.run, expected.run)]
     by_process = re.compile("shard-|process-")
     assert [name for name in names[0] if not by_process.search(name)] == sorted(
-        ["curves.png", *(name for name in names[1] if not by_process.search(name))]
+        ["curves.png", "partition.png", *(name for name in names[1] if not by_process.search(name))]
     )
     ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (found.run, expected.run))
     assert all((ours[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max() for name, tensor in theirs.items())

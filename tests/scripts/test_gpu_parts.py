@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fed.data.tokens import tokenize
+from fed.data.tokens import Lengths, tokenize
 from load_data import load
 from scripts import compare
 from scripts.benchmark.measure import Size, work
@@ -61,7 +61,7 @@ def test_pairs_written_as_text_are_read_as_the_same_tokens(tmp_path: Path) -> No
     write_jsonl(pairs, tmp_path / "train.jsonl")
     write_jsonl(pairs[:1], tmp_path / "test.jsonl")
     rows = load(["files"], "train", data_dir=str(tmp_path), seed=0).rows
-    assert tokenize(rows, tokenizer, max_length=512, max_prompt_length=256) == pairs
+    assert tokenize(rows, tokenizer, lengths=Lengths(512, 256)).examples == pairs
     assert len(tokenizer) == 500
 
 

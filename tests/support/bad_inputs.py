@@ -336,7 +336,7 @@ MODEL = (
     ("no language model", DIRECTORY, "cannot load the model", model(changed("config.json", model_type="clip"))),
     ("tokenizer larger than the model", DIRECTORY, "257 tokens embeds 100", model(vocabulary=100)),
     ("fewer positions than max_length", DIRECTORY, "max_length=512 32 positions max_length=32", model(positions=32)),
-    ("an adapter", DIRECTORY, "adapter merge_and_unload", files(adapter_config_json=b"{}")),
+    ("an adapter", DIRECTORY, "adapter model.adapter=", files(adapter_config_json=b"{}")),
     ("code of its own", DIRECTORY, "code not run model.trust_remote_code=true", model(
         changed("config.json", model_type="custom", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
     )),
@@ -388,7 +388,7 @@ ARCHIVE = (
     ("empty folder", "model.archive={folder}", "archive model.safetensors", files()),
     ("another family", "model.archive={folder}", "does not match architecture", model()),
     ("damaged checkpoint", "model.archive={folder}", "checkpoint", checkpoint),
-    ("an adapter", "model.archive={folder}", "adapter merge_and_unload", files(adapter_config_json=b"{}")),
+    ("an adapter", "model.archive={folder}", "adapter model.adapter=", files(adapter_config_json=b"{}")),
     ("empty file", POLICY, "cannot read archive", files(policy_pt=b"")),
     ("text", POLICY, "cannot read archive", files(policy_pt=b"no weights")),
     ("cut short", POLICY, "cannot read archive", archive(lambda weights, _: weights, kept=3000)),

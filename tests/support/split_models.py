@@ -27,6 +27,7 @@ from clients.app import ClientPairs
 from fed.config.groups import LoraSettings, ModelSettings, TensorBoardSettings
 from fed.config.schema import Config
 from fed.data.splits import Split
+from fed.data.tokens import Cuts
 from fed.distributed.ranks import Mesh, arrange
 from fed.distributed.shards import local, whole_state
 from fed.model.arrays import model_tensors
@@ -35,6 +36,7 @@ from fed.model.references import weights_hash
 from losses.preference import dpo, ipo
 from losses.sft import sft
 from run import experiment
+from run.data import OwnedRows
 from run.machine import make_policy
 from run.plan import Machine, Objective, Pairs, Plan
 from server.strategies import FeDPO
@@ -104,9 +106,8 @@ def train(
         policy=policy,
         objective=Objective(loss, beta=0.5, supervised=loss is sft, by_pair=loss is not against_the_mean),
         pairs=Pairs(
-            split=Split([], [], pool=[], parts=[], clients=[], overlapping=0),
-            skipped={},
-            unread=(),
+            rows=OwnedRows(Split([], [], pool=[], parts=[], clients=[], overlapping=0), {}, (), ()),
+            cuts=Cuts(),
             validation=examples(9, seed=100),
             test=[],
             clients=[ClientPairs(examples(5 + k, seed=k), examples(3, seed=50 + k)) for k in range(clients)],
