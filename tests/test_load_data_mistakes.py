@@ -64,10 +64,6 @@ GOOD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
         ('{"prompt": "p", "chosen": "c"}', "the record has 'prompt', 'chosen', which is no known form"),
         ('{"prompt": 1, "chosen": "c", "rejected": "r"}', "'prompt' is int, expected a string"),
         ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "whole characters"),
-        (
-            '{"prompt": "p", "chosen": "c", "rejected": "r", "group": [3]}',
-            "'group' is list, expected a string or a number",
-        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):
