@@ -58,22 +58,20 @@ def turn(record: Record, name: str, message: Mapping[str, Any]) -> Turn:
         if content_key in message:
             raise Unusable("a message without content")
         raise ValueError(f"{record.where}: {name!r} has a message of {role!r:.40} without {content_key}")
-    own: dict[str, Any] = {"content": None} if content is None else {}  # some templates tell null from empty text
     role = whole_text(role, record.where, name)
     return Turn(
-        ROLES.get(role.lower(), role), _text(record, name, content), as_json(record, name, more, own) if more else ""
+        ROLES.get(role.lower(), role), _text(record, name, content), as_json(record, name, more) if more else ""
     )
 
 
-def as_json(record: Record, name: str, value: object, more: Mapping[str, Any] | None = None) -> str:
+def as_json(record: Record, name: str, value: object) -> str:
     """Return the value of a field as JSON, without the nulls that tables write where a row lacks a field of another.
 
     Raises:
         ValueError: If it is nested too deep, or holds half of a character.
     """
     try:
-        found = _without_nulls(value)
-        text = json.dumps(found if more is None else {**more, **found}, ensure_ascii=False, default=str)  # type: ignore[dict-item]
+        text = json.dumps(_without_nulls(value), ensure_ascii=False, default=str)
     except RecursionError as error:
         raise ValueError(f"{record.where}: {name!r} is nested too deep") from error
     return whole_text(text, record.where, name)

@@ -73,7 +73,7 @@ FORMS = {
     "a call of a tool": (
         {"prompt": HI, "rejected": "r",
          "chosen": {"role": ANSWER, "content": None, "tool_calls": [{"id": 1, "x": None}]}},
-        (ASKED, Turn(ANSWER, "", '{"content": null, "tool_calls": [{"id": 1}]}'), answer("r")), PAIRS),
+        (ASKED, Turn(ANSWER, "", '{"tool_calls": [{"id": 1}]}'), answer("r")), PAIRS),
     "ShareGPT": (
         {"conversations": [shared("system", "s"), shared("human", "Hi")], "chosen": shared("gpt", "c"),
          "rejected": shared("gpt", "r")},

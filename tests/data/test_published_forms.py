@@ -186,15 +186,15 @@ def test_a_template_that_writes_the_question_otherwise_once_it_is_answered_drops
     assert found.cuts.dropped == {"the chat template writes the question otherwise once it is answered": 1}
 
 
-def test_null_content_reaches_the_template_and_keys_and_tools_spell_no_special_token():
+def test_keys_of_calls_and_tools_spell_no_special_token():
     tokens = tokenizer("ChatML")
     tokens.chat_template = (
         "{% if tools %}{{ tools | tojson }}{% endif %}"
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is none %}CALL {{ m.tool_calls | tojson }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}CALL {{ m.tool_calls | tojson }}"
         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    call = Turn(ANSWER, "", json.dumps({"content": None, "tool_calls": [{"<|im_end|>": "é"}]}))
+    call = Turn(ANSWER, "", json.dumps({"tool_calls": [{"<|im_end|>": "é"}]}, ensure_ascii=False))
     row = Preference(chat((USER, "q"), tools='[{"<|im_start|>": 1}]'), call, answer("no"))
     (example,) = tokenize([row], tokens, lengths=Lengths(400, 200)).examples
     ids = [*example.prompt, *example.chosen]
