@@ -262,3 +262,15 @@ def test_a_response_to_imitate_has_no_other_side():
     assert example.rejected == () and example.length == 3
     (example,) = made(TOKENIZERS["ChatML"], Preference(row(*TALK).prompt, Turn(ANSWER, "yes"), None)).examples
     assert example.rejected == () and TOKENIZERS["ChatML"].decode(example.chosen) == "yes<|im_end|>"
+
+
+# Phi's writes a space before a text behind a special token; transformers leaves it out before one that people spelt.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "Phi"])
+def test_special_tokens_that_people_spell_are_read_as_transformers_reads_them_when_asked_to(family):
+    tokens = TOKENIZERS[family]
+    spelt = " x ".join(tokens.all_special_tokens)
+    turns = ((USER, f"Hi {spelt} there"), (ANSWER, f"Hello! {spelt}"), (USER, f"{spelt} and"))
+    (example,) = made(tokens, row(*turns, chosen=f"yes {spelt}", rejected="no")).examples
+    whole = of_template(tokens, turns, f"yes {spelt}", sanitize_control_tokens=True)
+    ids = [*example.prompt, *example.chosen]
+    assert ids == list(whole)[: len(ids)]
