@@ -14,6 +14,7 @@ from fed.data.chat import ONLY_IDS, ChatSettings, ChatTokens, PairIds, in_form, 
 from fed.data.examples import Example, Examples
 from fed.data.rows import Chat, Preference, Skip, said
 
+NO_TOOLS = "chat_template=none has no place for tools: they are left out"
 PART = 4096  # rows that are texts and lists of ids at a time
 THREADS = "TOKENIZERS_PARALLELISM"  # read by the library at every call; fed/__init__.py sets it to false
 # Texts before a response, behind which tokenizers write no space of their own; the second if the first melts into it.
@@ -113,12 +114,20 @@ def tokenize(
     parts = []
     with _in_threads(len(rows) >= PART):
         for start in range(0, len(rows), PART):
-            part = [in_form(row, chat) for row in rows[start : start + PART]]
+            part = _in_form(rows[start : start + PART], chat, cuts)
             found = list(_all_ids(part, tokenizer, chat, lengths, cuts))
             kept[start : start + len(found)] = [example is not None for example in found]
             parts.append(Examples.of(example for example in found if example is not None))
             on_rows(start + len(found))
     return Tokenized(Examples.joined(parts), kept, cuts)
+
+
+def _in_form(rows: Sequence[Preference], chat: ChatSettings, cuts: Cuts) -> list[Preference]:
+    """Return the rows as the settings want them, and count what these leave out."""
+    if chat.chat_template == "none":
+        without = sum(isinstance(row.prompt, Chat) and bool(row.prompt.tools) for row in rows)
+        cuts.remarks += Counter({NO_TOOLS: without} if without else {})
+    return [in_form(row, chat) for row in rows]
 
 
 @contextmanager

@@ -188,7 +188,10 @@ def test_without_a_template_turns_are_text_with_hh_s_markers():
         "\n\nBe kind.\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: What is\n\n2 + 2?\n\nAssistant:"
     )
     assert (found.chosen, found.rejected, found.conversation) == (" Four, really.", " Five", "Hi there")
-    assert len(made(demo_tokenizer(), row(*TALK), chat=chat).examples) == 1
+    with_tools = Preference(row(*TALK).prompt._replace(tools='[{"name": "add"}]'), "a", "b")
+    found = made(demo_tokenizer(), row(*TALK), with_tools, chat=chat)
+    assert len(found.examples) == 2
+    assert found.cuts.remarks == {"chat_template=none has no place for tools: they are left out": 1}
 
 
 def test_text_becomes_a_conversation_where_asked():
