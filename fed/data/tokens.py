@@ -1,6 +1,5 @@
 """Rows as token ids, truncated to what the model reads."""
 
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -246,8 +245,9 @@ def begin_of_text(tokenizer: Any) -> list[int]:
     """Return the special tokens with which the tokenizer begins every text; most begin with none."""
     if not hasattr(tokenizer, "all_special_ids"):
         return []
-    whole, special = list(tokenizer("x")["input_ids"]), set(tokenizer.all_special_ids)
-    return list(itertools.takewhile(special.__contains__, whole))
+    whole, own = (list(tokenizer("x", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    places = (place for place in range(len(whole)) if whole[place : place + len(own)] == own)
+    return whole[: next(places, 0)]
 
 
 def _response_ids(texts: Sequence[str], tokenizer: Any, cuts: Cuts) -> list[list[int]]:
