@@ -24,7 +24,10 @@ JOINED = "the last tokens of the prompt join with the answer: the prompt ends be
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How conversations become text; the names are those of the keys. A file's template is the tokenizer's by now."""
+    """The settings that turn conversations into text; the names are those of the keys.
+
+    The template of a file is the tokenizer's by now.
+    """
 
     chat_template: str | None = None  # "none": no template, but HH's markers
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ Rows = Iterator[Preference | Skip]
 
 def prompt_of(record: Record) -> Prompt | None:
     """Return the prompt: a conversation if it is a list of messages or comes with a system text or with tools."""
-    system, tools = record.value("system"), tools_of(record)
+    tools = tools_of(record)
     name = next((name for name in (*PROMPTS, *CONVERSATIONS) if record.value(name) is not None), None)
     if name is None:
         return None
@@ -33,9 +33,14 @@ def prompt_of(record: Record) -> Prompt | None:
         conversation = (Turn("user", text),)
     else:
         raise record.wrong(name, "a string or a list of {role, content}")
-    if system and conversation[0].role != "system":
-        conversation = (Turn("system", record.text("system")), *conversation)
-    return Chat(conversation, tools)
+    return Chat(with_system(record, conversation), tools)
+
+
+def with_system(record: Record, conversation: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Return the conversation, behind the record's system text if it has one of its own and the conversation none."""
+    if record.value("system") and conversation and conversation[0].role != "system":
+        return (Turn("system", record.text("system")), *conversation)
+    return conversation
 
 
 def tools_of(record: Record) -> str:

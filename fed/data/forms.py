@@ -7,7 +7,17 @@ the forms.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, as_chat, needed_prompt, preference, response_of, tools_of
+from fed.data.fields import (
+    CONVERSATIONS,
+    PROMPTS,
+    Rows,
+    as_chat,
+    needed_prompt,
+    preference,
+    response_of,
+    tools_of,
+    with_system,
+)
 from fed.data.implied import pairs
 from fed.data.judged import UNJUDGED, is_judged, is_ranked, pairs_by_index, ranked, two_judged
 from fed.data.messages import are_messages, turns
@@ -93,15 +103,9 @@ def _each_turn(record: Record, reading: Reading) -> Rows:
     name = next((name for name in CONVERSATIONS if are_messages(record.fields.get(name))), None)
     if name is None:
         raise Unusable("empty conversation")
-    conversation, system = turns(record, name), record.value("system")
-    if system and conversation[0].role != "system":
-        conversation = (Turn("system", record.text("system")), *conversation)
-    found = [usable(_of_record(record, row)) for row in each_answer(conversation, tools_of(record))]
+    answers = each_answer(with_system(record, turns(record, name)), tools_of(record))
+    found = [usable(preference(record, row.prompt, row.chosen, None)) for row in answers]
     yield from found or [Skip("no assistant turn")]
-
-
-def _of_record(record: Record, row: Preference) -> Preference:
-    return preference(record, row.prompt, row.chosen, None)
 
 
 def each_answer(conversation: Sequence[Turn], tools: str = "") -> Iterator[Preference]:
@@ -125,15 +129,12 @@ def _is_single(record: Record) -> bool:
 
 
 TALKS = Form("conversations", _is_conversation, _each_turn)
-SINGLE = (
-    Form("single responses labelled good or bad", lambda record: record.has("label") and _is_single(record), _labelled),
-    Form("single responses", _is_single, _imitated),
-    TALKS,
-)
 FORMS = (
     Form("pairs of chosen and rejected", lambda record: record.has("chosen", "rejected"), pairs),
     Form("two responses with a judgement", is_judged, two_judged),
     Form("responses with pairs of their numbers", lambda record: record.has("responses", "pairs"), pairs_by_index),
     Form("responses with scores or ranks", is_ranked, ranked),
-    *SINGLE,
+    Form("single responses labelled good or bad", lambda record: record.has("label") and _is_single(record), _labelled),
+    Form("single responses", _is_single, _imitated),
+    TALKS,
 )

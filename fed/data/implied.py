@@ -1,6 +1,17 @@
 """Pairs of chosen and rejected, whose prompt is a field of the record or what both sides begin with."""
 
-from fed.data.fields import CONVERSATIONS, PROMPTS, Rows, needed_prompt, pair, preference, response_of, single, tools_of
+from fed.data.fields import (
+    CONVERSATIONS,
+    PROMPTS,
+    Rows,
+    needed_prompt,
+    pair,
+    preference,
+    response_of,
+    single,
+    tools_of,
+    with_system,
+)
 from fed.data.messages import are_messages, turns
 from fed.data.records import Record
 from fed.data.rows import ASSISTANT, HUMAN, Chat, Preference, Skip, Turn, usable
@@ -60,9 +71,7 @@ def pair_of_conversations(record: Record) -> Preference | Skip:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     sides = single(chosen[shared:]), single(rejected[shared:])
-    prompt, system = chosen[:shared], record.value("system")
-    if system and prompt and prompt[0].role != "system":
-        prompt = (Turn("system", record.text("system")), *prompt)
+    prompt = with_system(record, chosen[:shared])
     if not prompt:
         return Skip("no turn in common")
     return pair(record, Chat(prompt, tools_of(record)), *sides)

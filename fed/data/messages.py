@@ -10,9 +10,8 @@ from fed.data.rows import Turn
 # The words for the roles that chat templates know; others stay as they are.
 ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bard", "bing", "claude"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bard", "bing", "claude", "function_call"), "assistant"),
     **{role: role for role in ("user", "assistant", "system", "tool")},
-    **dict.fromkeys(("function_call",), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
 }
 KEYS = (("role", "content"), ("from", "value"))

@@ -137,7 +137,7 @@ class NaturalPartitioner:
 
     @property
     def remarks(self) -> list[str]:
-        """What was left out."""
+        """Lines that say how many clients there are and which were left out."""
         sizes, taken = self._sizes, set(self.names)
         small = [size for size in sizes.values() if size < self.min_pairs]
         others = [size for name, size in sizes.items() if size >= self.min_pairs and name not in taken]

@@ -29,7 +29,7 @@ SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORE
 
 @dataclass(frozen=True)
 class Reading:
-    """How records become rows; the names are those of the keys."""
+    """The settings that turn records into rows; the names are those of the keys."""
 
     columns: Mapping[str, str] = field(default_factory=dict)  # the names that a file has for the fields known here
     pairs_per_prompt: str = "all"  # of more than two ranked responses: "all" pairs, or "best_worst"

@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a model reads of a pair; the names are those of the keys."""
+    """The lengths that a model reads of a pair; the names are those of the keys."""
 
     max_length: int
     max_prompt_length: int
@@ -47,7 +47,7 @@ class Lengths:
 
 @dataclass
 class Cuts:
-    """What became of rows on their way to token ids.
+    """The counts of what rows lost on their way to token ids.
 
     Attributes:
         pairs: Pairs that were too long and lost tokens.

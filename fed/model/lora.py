@@ -77,12 +77,13 @@ def merge_adapter(model: Any, name: str) -> Any:
     try:
         if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
             raise ValueError("it has no adapter_model.safetensors")
-        config = PeftConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+        place = str(folder) if folder.is_dir() else name
+        config = PeftConfig.from_pretrained(place)
         if config.peft_type != "LORA":
             raise ValueError(f"its type is {config.peft_type}, expected LORA")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
-            found = PeftModel.from_pretrained(model, str(folder) if folder.is_dir() else name, config=config)
+            found = PeftModel.from_pretrained(model, place, config=config)
             merged = found.merge_and_unload(safe_merge=True)
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
         reason = " ".join(str(error).split())[:300]
