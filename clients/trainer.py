@@ -18,6 +18,7 @@ from fed.distributed.stop import Pauses
 from fed.model.arrays import model_tensors
 from fed.model.evaluation import Metrics, evaluate
 from fed.model.policy import Policy, pair_logps
+from fed.model.randomness import AdapterDropout
 from fed.tracking.log import Log
 from fed.tracking.metrics import untied_accuracy
 
@@ -65,6 +66,7 @@ class LocalTrainer:
         self.settings = settings
         self.schedule = Schedule(settings, policy.layout)
         self.step = Step(policy, settings)
+        self.dropout = AdapterDropout(policy.model)
 
     def train(
         self,
@@ -92,8 +94,9 @@ class LocalTrainer:
             if held_out and number == 0 and self.settings.do_first_eval:
                 self._report_evaluation(log, client_id, held_out, state.updates)
             lr = self._set_lr(optimizer, this_round, warmed_up(self.settings, len(steps), number, state.updates))
-            pairs = [(anchored if number else examples)[i] for i in indices]
-            metrics = self.step.take(optimizer, pairs, this_round, received)
+            pairs = [(anchored if number >= self._first_anchored else examples)[i] for i in indices]
+            with self.dropout.on(self.settings.seed, client_id, state.updates, self.policy.ranks.index):
+                metrics = self.step.take(optimizer, pairs, this_round, received)
             progress.add(metrics, len(pairs))
             state.add_step(len(pairs))
             with log.phase("log"):
@@ -114,11 +117,11 @@ class LocalTrainer:
     def with_anchor(self, examples: Sequence[Example], steps: Sequence[np.ndarray]) -> Sequence[Example]:
         """Return the examples with their anchor column, from the weights as received.
 
-        Only examples of later steps get one: at the first step the policy is still the model received.
+        Without dropout only examples of later steps get one: at the first step the policy is still the model received.
         """
         if not self.settings.alpha:
             return examples
-        needed = sorted({int(i) for indices in steps[1:] for i in indices})
+        needed = sorted({int(i) for indices in steps[self._first_anchored :] for i in indices})
         column = pair_logps(
             self.policy,
             [examples[i] for i in needed],
@@ -129,6 +132,11 @@ class LocalTrainer:
         for i, pair in zip(needed, column, strict=True):
             filled[i] = replace(filled[i], anchor=pair)
         return filled
+
+    @property
+    def _first_anchored(self) -> int:
+        """The first step that needs the anchor column."""
+        return 0 if self.dropout else 1
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, this_round: RoundSettings, share: float) -> float:
         """Set and return the learning rate: this share of the round's, decayed if decay is the learning rate's."""

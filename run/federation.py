@@ -14,7 +14,7 @@ from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.distributed.shards import Shards
 from fed.grids.leader import Evaluate
 from fed.model.evaluation import evaluate_pairs
-from fed.model.samples import Sampler
+from fed.model.samples import Draws, Sampler
 from fed.simulation import OnTraffic, Persistence, ServerSide
 from fed.tracking.log import Log
 from run.folder import Place
@@ -114,13 +114,16 @@ class Federation:
 
     def _sampler(self) -> Sampler:
         config = self.plan.config
-        return Sampler(
-            self.pairs.test[: config.n_eval_model_samples],
-            max_length=config.max_length,
-            max_prompt_length=config.max_prompt_length,
+        draws = Draws(
+            max_new_tokens=config.max_length - config.max_prompt_length,
             batch_size=config.eval_batch_size,
             seed=config.seed,
+            temperature=config.sample_temperature,
+            top_p=config.sample_top_p,
+            fixed_length=config.sample_fixed_length,
         )
+        examples = self.pairs.test[: config.n_eval_model_samples]
+        return Sampler(examples, max_prompt_length=config.max_prompt_length, draws=draws)
 
 
 class _ClientLog(Log):

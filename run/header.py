@@ -17,6 +17,7 @@ from fed.cpu.runtime import has_bfloat16
 from fed.data.rows import Chat, Preference, are_few_conversations, in_conversations
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
+from fed.model.quantization import weight_count
 from fed.privacy import described
 from run.local import budget
 from run.plan import Pairs, Plan, local_settings
@@ -45,7 +46,7 @@ def _settings(plan: Plan) -> Iterator[str]:
     strategy = f", {_strategy(config)}" if config.mode == "federated" else ""
     yield f"{config.exp_name}: {config.mode}{engine}, {size}{strategy}"
     yield (
-        f"model: {config.model.gguf_file or config.model.name_or_path}, {model.num_parameters() / 1e6:.1f} M "
+        f"model: {config.model.gguf_file or config.model.name_or_path}, {weight_count(model) / 1e6:.1f} M "
         f"parameters, {config.model.policy_dtype} on {plan.policy.device}, {_computation(plan.policy, config)}"
     )
     yield f"cpu: {plan.machine.cpu}"

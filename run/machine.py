@@ -17,6 +17,7 @@ from fed.distributed.ranks import Mesh, Ranks
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
 from fed.model.policy import Policy, total_loss
+from fed.model.quantization import weight_count
 from fed.seeding import seed_globals
 
 LARGE = 10_000_000  # weights; with more, the matrices of a step take longer than threads wait
@@ -28,8 +29,9 @@ def set_up_torch(config: Config) -> str:
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:  # read by cuBLAS; without it torch refuses matrix products on a GPU
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    processes, sharded = local_ranks(), config.trainer == "FSDPTrainer" and is_rank()
-    return set_up(config.num_threads, keep_freed=config.keep_freed_memory, processes=processes, sharded=sharded)
+    come_and_go = (config.trainer == "FSDPTrainer" and is_rank()) or config.model.quantization is not None
+    keep = config.keep_freed_memory
+    return set_up(config.num_threads, keep_freed=keep, processes=local_ranks(), come_and_go=come_and_go)
 
 
 def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
@@ -68,7 +70,7 @@ def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice
     Raises:
         ValueError: If the choice cannot be kept in `cache_dir`.
     """
-    most, weights = torch.get_num_threads(), policy.model.num_parameters()
+    most, weights = torch.get_num_threads(), weight_count(policy.model)
     is_fixed = config.num_threads is not None or config.deterministic or policy.device.type != "cpu"
     if is_fixed or world.count > 1 or most == 1 or weights > LARGE:
         return ThreadChoice(most, {})

@@ -33,6 +33,12 @@ class ModelSettings:
         "A LoRA adapter, by directory or hub name, that is merged into the weights; policy and reference begin so.",
         scope=BY_THE_NODE,
     )
+    quantization: str | None = key(
+        None,
+        "Keep the frozen weights of linear layers in 4 bits (`nf4`, as in QLoRA, arXiv 2305.14314) or 8 (`int8`), "
+        "beside an adapter; null: as `model.policy_dtype` says. Needs bitsandbytes: the extra `[quant]`.",
+        choices=("nf4", "int8"),
+    )
     block_name: str | None = key(
         None, "Class name of the block that the model repeats, which FSDP splits one by one; null: found by itself."
     )
@@ -88,6 +94,25 @@ class LoraSettings:
         "How the adapter's first matrix is drawn: `default`, uniformly as by Kaiming He, or `gaussian`. The second "
         "begins at 0, so that the untrained policy is its reference.",
         choices=("default", "gaussian"),
+        idle=(NO_LORA,),
+    )
+    dropout: float = key(
+        0.0,
+        "While training, the adapter sees each number of its input with this probability as 0 and the others enlarged; "
+        "the draws are a function of `seed`, the client and the step.",
+        Limits(at_least=0, below=1),
+        idle=(NO_LORA,),
+    )
+    bias: str = key(
+        "none",
+        "Biases that are trained too: those of layers with an adapter (`lora_only`), or `all`.",
+        choices=("none", "all", "lora_only"),
+        idle=(NO_LORA,),
+    )
+    modules_to_save: list[str] = key(
+        [],
+        "Modules that are trained whole beside the adapter, and sent and saved with it, for example `[lm_head]`; "
+        "weights that the model ties come apart.",
         idle=(NO_LORA,),
     )
     target_modules: Any = key(

@@ -16,6 +16,7 @@ from fed.model.policy import Policy
 from fed.model.precision import compute_dtype, weights_dtype
 from fed.model.pretrained import load_tokenizer
 from fed.model.probe import check_causal, check_positions, head_can_be_split, specimen, start_packing
+from fed.model.quantization import packed_layers
 from fed.model.randomness import switch_off
 from fed.model.sharded import sharded_model
 from fed.model.whole import Source, whole_model
@@ -64,6 +65,7 @@ def _check_finite(model: Any, settings: ModelSettings, place: Placement) -> None
         ValueError: If one is infinite or not a number.
     """
     own = {name: local(parameter.detach()) for name, parameter in model.named_parameters()}
+    own.update((name, layer.scales) for name, layer in packed_layers(model))
     if (odd := place.mesh.world.any_of(not_finite(own))) is not None:
         where = settings.archive or settings.gguf_file or settings.name_or_path
         raise ValueError(f"{where} has numbers that are not finite, in {odd} for one; give other weights")

@@ -1,28 +1,28 @@
 """A LoRA adapter inside the one model. With the adapter off it is the reference; only the adapter travels.
 
-arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0.
+arXiv 2106.09685, equation 3: W x becomes W x + (alpha / r) B A x. W is frozen, A is random, B starts at 0. Biases and
+whole modules that are trained beside it (`lora.bias`, `lora.modules_to_save`) are a part of the adapter here.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.func import functional_call
-from transformers.pytorch_utils import Conv1D
 
 from fed.config.groups import LoraSettings
-from fed.cpu.onednn import is_linear
 from fed.distributed.shards import is_sharded, whole_state
+from fed.model.adapter_config import adapter_config
+from fed.model.quantization import unpacked_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
-OF_ADAPTERS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")  # in the names of an adapter's weights
-# Their kernels read the weight of this layer beside an adapter of it; peft refuses it too.
-READ_BY_KERNELS = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj")
+# In the names of an adapter's weights.
+OF_ADAPTERS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", f".modules_to_save.{NAME}.")
+IN_NAMES = (".base_layer.", ".original_module.")  # what peft puts into the names of the model's own weights
 
 
 def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
@@ -34,31 +34,19 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
         base: The absolute directory or hub name that holds exactly these weights; None: there is none.
 
     Raises:
-        ValueError: If a target module is no linear layer of the model, or r larger than any of them.
+        ValueError: As `adapter_config`, or if there is no bias to train beside the adapter.
     """
-    from peft import LoraConfig  # takes seconds, which a client without an adapter saves
-
-    linear = _linear_layers(model)
-    widest = max((size for layer in linear.values() for size in layer.weight.shape), default=settings.r)
-    if settings.r > widest:
-        raise ValueError(f"lora.r={settings.r} is above {widest}, the width of the model's widest layer; lower it")
-    alpha = 2 * settings.r if settings.alpha is None else settings.alpha
-    adapter = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.r,
-        lora_alpha=alpha,
-        use_rslora=settings.use_rslora,
-        use_dora=settings.use_dora,
-        init_lora_weights="gaussian" if settings.init_lora_weights == "gaussian" else True,
-        target_modules=_targets(model, linear, settings.target_modules),
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),  # GPT-2 stores W transposed
-    )
-    model.add_adapter(adapter, NAME)
+    adapter = adapter_config(model, settings)
+    with _without_warnings():
+        model.add_adapter(adapter, NAME)
     adapter.base_model_name_or_path = base
     adapter.target_modules = sorted(adapter.target_modules)  # a set would be written in another order each time
     for parameter in model.parameters():
         if parameter.requires_grad:  # peft gave it the dtype of the frozen weights
             parameter.data = parameter.data.float()
+    model.biases_before = {name: bias.detach().clone() for name, bias in _trained_biases(model).items()}
+    if settings.bias != "none" and not model.biases_before:
+        raise ValueError(f"lora.bias={settings.bias} finds no bias to train in {type(model).__name__}; leave it out")
 
 
 def merge_adapter(model: Any, name: str) -> Any:
@@ -81,8 +69,7 @@ def merge_adapter(model: Any, name: str) -> Any:
         config = PeftConfig.from_pretrained(place)
         if config.peft_type != "LORA":
             raise ValueError(f"its type is {config.peft_type}, expected LORA")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
+        with _without_warnings():
             found = PeftModel.from_pretrained(model, place, config=config)
             merged = found.merge_and_unload(safe_merge=True)
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
@@ -96,6 +83,17 @@ def merge_adapter(model: Any, name: str) -> Any:
     return merged
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence peft's warnings of its own use of transformers, and that tied weights come apart, as the key says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "Model has `tie_word_embeddings=True`|Input and output embeddings", UserWarning
+        )
+        yield
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Return whether the model has an adapter."""
     return hasattr(model, "peft_config")
@@ -107,20 +105,50 @@ def adapter_off(model: Any) -> Iterator[None]:
     if not has_adapter(model):
         yield
         return
-    model.disable_adapters()
+    biases = _trained_biases(model)
+    trained = {name: bias.detach().clone() for name, bias in biases.items()}
+    _enable(model, False)
+    _set(biases, model.biases_before)
     try:
         yield
     finally:
-        model.enable_adapters()
+        _enable(model, True)
+        _set(biases, trained)
 
 
-def base_state(model: nn.Module) -> dict[str, Tensor]:
+def base_state(model: Any) -> dict[str, Tensor]:
     """Return the model's state without the adapter, under the names of a model that never had one."""
-    state = model.state_dict()
-    if not has_adapter(model):
-        return state
+    state: dict[str, Tensor] = model.state_dict()
+    return _without_adapter({**state, **model.biases_before}) if has_adapter(model) else state
+
+
+def _enable(model: nn.Module, on: bool) -> None:
+    """Switch every part of the adapter; transformers' own function switches whole modules off, but not on again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            module.enable_adapters(on)
+
+
+@torch.no_grad()
+def _set(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
+
+
+def _trained_biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model itself that are trained beside the adapter."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in trained.items() if not any(part in name for part in OF_ADAPTERS)}
+
+
+def _without_adapter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own = {name: tensor for name, tensor in state.items() if not any(part in name for part in OF_ADAPTERS)}
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
+    for part in IN_NAMES:
+        own = {name.replace(part, "."): tensor for name, tensor in own.items()}
+    return own
 
 
 def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
@@ -141,70 +169,24 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
     adapter = model.peft_config[NAME]
     if adapter.base_model_name_or_path is None:
         base = (directory / "base").resolve()
-        _save_plain(model, whole_state(base_state(model), keep=write), base, write=write)
+        state = _without_adapter({**unpacked_state(model, model.state_dict()), **model.biases_before})
+        _save_plain(model, whole_state(state, keep=write), base, write=write)
         adapter.base_model_name_or_path = str(base)
     # Unless told not to, peft asks the hub whether the vocabulary has grown.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     state = whole_state(state, keep=write)
     if write:
         adapter.save_pretrained(directory)
-        prefixed = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        prefixed = {f"base_model.model.{_written(name)}": tensor.contiguous() for name, tensor in state.items()}
         save_file(prefixed, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
-    """Return the layers that can have an adapter, by their dotted names: all linear ones but head and routers."""
-    head, unseen = model.get_output_embeddings(), READ_BY_KERNELS.get(model.config.model_type)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if _takes_adapter(module) and module is not head and name.rpartition(".")[2] != unseen
-    }
+def _written(name: str) -> str:
+    """Return the name of an adapter's weight in a file that both peft and transformers read whole.
 
-
-def _takes_adapter(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    """Return True if the layer returns what a linear one does; some routers are linear and return several tensors."""
-    if is_linear(module):
-        return True
-    if not isinstance(module, nn.Linear | Conv1D):
-        return False
-    with torch.device("meta"):  # a trial without memory
-        weights = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in module.named_parameters()}
-        inputs = torch.empty(1, 1, weights["weight"].shape[-1], dtype=weights["weight"].dtype)
-    try:
-        output = functional_call(module, weights, (inputs,))
-    except Exception:  # whatever a layer raises that wants more than its input
-        return False
-    return isinstance(output, Tensor) and output.shape == (1, 1, weights["weight"].shape[0])
-
-
-def _targets(model: Any, linear: Mapping[str, nn.Module], wanted: list[str] | str | None) -> list[str]:
-    """Return the names of the target modules: those wanted, else those that peft knows for this family, else all.
-
-    Raises:
-        ValueError: If a wanted name matches another module than those of `linear`, or none.
+    peft writes DoRA's vectors without the last part of their name, and transformers then leaves them out.
     """
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES_OF_PEFT
-
-    if isinstance(wanted, list):
-        others = [name for name, _ in model.named_modules() if name not in linear]
-        for name in wanted:
-            if not _names_any(name, linear) or _names_any(name, others):
-                expected = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-                raise ValueError(
-                    f"lora.target_modules={name} names no linear layer of the model below its head that an adapter "
-                    f"can change; expected some of {expected}, or leave it out"
-                )
-        return wanted
-    family = model.config.model_type
-    choice = CHOICES_OF_PEFT.get(family) if wanted is None else None
-    known = [name for name in choice if name != READ_BY_KERNELS.get(family)] if isinstance(choice, list) else []
-    return known if known and all(_names_any(name, linear) for name in known) else list(linear)
-
-
-def _names_any(name: str, linear: Iterable[str]) -> bool:
-    """Return whether peft would find a layer by this name: its whole dotted name, or the last parts of it."""
-    return any(f".{layer}".endswith(f".{name}") for layer in linear)
+    return f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name
 
 
 def _save_plain(model: Any, state: dict[str, Tensor], directory: Path, *, write: bool) -> None:

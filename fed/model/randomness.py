@@ -1,9 +1,15 @@
-"""The random parts of a model, dropout for one, switched off: DPO compares log-probs of the same weights."""
+"""The random parts of a model, dropout for one, switched off: DPO compares log-probs of the same weights.
+
+Only an adapter's own dropout, which the reference does not have, is switched on, and only while a step is computed.
+"""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from fed.seeding import seeded_globals
 
 # Parts of the names that configurations give to them: attention_dropout, resid_pdrop, layerdrop, router_jitter_noise.
 RANDOM = ("drop", "jitter")
@@ -37,6 +43,35 @@ def switch_off(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True  # of this module alone, not of those inside it
+
+
+class AdapterDropout:
+    """The dropout of a model's adapter; `bool` of it is False if there is none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+        dropouts = [part for layer in layers for part in layer.lora_dropout.values() if isinstance(part, nn.Dropout)]
+        self._modules = [*layers, *dropouts] if dropouts else []  # peft asks the layers too, not the parts inside them
+
+    def __bool__(self) -> bool:
+        return bool(self._modules)
+
+    @contextmanager
+    def on(self, seed: int, *numbers: int) -> Iterator[None]:
+        """Switch it on for the code inside; the draws depend on the arguments only."""
+        if not self:
+            yield
+            return
+        with seeded_globals(seed, "dropout", *numbers):
+            self._set(True)
+            try:
+                yield
+            finally:
+                self._set(False)
+
+    def _set(self, training: bool) -> None:
+        for module in self._modules:
+            module.training = training
 
 
 def _random(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

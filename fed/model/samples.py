@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Draws:
         temperature: Divides the logits; 0 takes the likeliest token.
         top_p: Only the likeliest tokens are drawn, as many as have this share of the probability.
         stop: Tokens that end a response, besides the tokenizer's end-of-text.
+        fixed_length: Nothing ends a response before it has `max_new_tokens` tokens.
     """
 
     max_new_tokens: int
@@ -36,6 +37,7 @@ class Draws:
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[int, ...] = ()
+    fixed_length: bool = False
 
 
 class Sampler:
@@ -45,33 +47,31 @@ class Sampler:
 
     Args:
         examples: The examples whose prompts are used, cut to their last `max_prompt_length` tokens.
-        max_length: Tokens of prompt and response.
-        max_prompt_length: Tokens of the longest prompt; the rest of `max_length` is for the response.
-        batch_size: Prompts at a time.
-        seed: The seed of the draws.
+        max_prompt_length: Tokens of the longest prompt.
+        draws: How responses are drawn. The tokens that end the examples' preferred responses end drawn ones too.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], *, max_length: int, max_prompt_length: int, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], *, max_prompt_length: int, draws: Draws) -> None:
         self._prompts = [example.prompt[-max_prompt_length:] for example in examples]
-        ends = sorted({example.chosen[-1] for example in examples})  # a chat template may end turns in its own way
-        self._draws = Draws(max_length - max_prompt_length, batch_size, seed, stop=tuple(ends))
+        self._chosen = [example.chosen for example in examples]
+        ends = sorted({chosen[-1] for chosen in self._chosen})  # a chat template may end turns in its own way
+        self._draws = replace(draws, stop=tuple(ends))
         self._reference: list[str] = []
 
     def draw(self, policy: Policy) -> list[dict[str, str]]:
-        """Return `prompt`, `reference` and `policy` for each prompt, as text without special tokens.
+        """Return the texts `prompt`, `chosen` (the response that the data prefers), `reference` and `policy` of each prompt.
 
-        If several processes share the policy, all of them call this.
+        Drawn responses show special tokens with `fixed_length` only, where they would have ended. If several processes
+        share the policy, all of them call this.
         """
         decode = policy.tokenizer.decode  # type: ignore[attr-defined]
-        responses = generate(policy, self._prompts, self._draws)
-        texts = [decode(response, skip_special_tokens=True) for response in responses]
+        how = {"skip_special_tokens": not self._draws.fixed_length}
+        texts = [decode(response, **how) for response in generate(policy, self._prompts, self._draws)]
         self._reference = self._reference or texts
-        return [
-            {"prompt": decode(prompt), "reference": reference, "policy": text}
-            for prompt, reference, text in zip(self._prompts, self._reference, texts, strict=True)
-        ]
+        chosen = [decode(response, skip_special_tokens=True) for response in self._chosen]
+        prompts = [decode(prompt) for prompt in self._prompts]
+        columns = {"prompt": prompts, "chosen": chosen, "reference": self._reference, "policy": texts}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference's responses, which a resumed run cannot draw again."""
@@ -89,7 +89,7 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], draws: Draws) -> 
     Processes that share the policy all call this. Each draws for whole batches of prompts of like length, so that their
     number does not change the responses. Each prompt has at least one token.
     """
-    ends, ranks = _ends(policy, draws), policy.ranks
+    ends, ranks = () if draws.fixed_length else _ends(policy, draws), policy.ranks
     config = _generation_config(policy, draws)
     batches = by_length(list(map(len, prompts)), draws.batch_size)
     own: dict[int, tuple[int, ...]] = {}
@@ -110,7 +110,7 @@ def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:
     how = {"do_sample": True, "temperature": draws.temperature, "top_p": draws.top_p, "top_k": 0}
     # Processes that hold a model together take equally many steps, so none may stop at end-of-text. Without any
     # `eos_token_id`, transformers would take the model's own.
-    stop = NEVER if policy.root is not None else list(_ends(policy, draws))
+    stop = NEVER if policy.root is not None or draws.fixed_length else list(_ends(policy, draws))
     return GenerationConfig(
         max_new_tokens=draws.max_new_tokens,
         eos_token_id=stop,

@@ -79,7 +79,17 @@ def _reader(source: Source, model: Any, mesh: Mesh) -> Read:
             model.generation_config = found
         return read
     state: dict[str, Tensor] = {}
-    mesh.world.from_first_or_raise(lambda: state.update(whole_model(source).state_dict()))
+
+    def read_whole() -> None:
+        whole = whole_model(source)
+        if whole.config.tie_word_embeddings != model.config.tie_word_embeddings:
+            raise ValueError(
+                f"model.adapter={settings.adapter} has trained embeddings and head apart, which only "
+                "trainer=BasicTrainer keeps apart; use it"
+            )
+        state.update(whole.state_dict())
+
+    mesh.world.from_first_or_raise(read_whole)
     return from_first(mesh.world, state)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from fed.config.groups import LoraSettings, ModelSettings
+from fed.model.adapter_config import adaptable_layers
 from fed.model.archive import load_archive
 from fed.model.lora import add_adapter, merge_adapter
 from fed.model.pretrained import load_model
+from fed.model.quantization import quantize
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Source:
 
 
 def whole_model(source: Source) -> Any:
-    """Load the model with all its weights into main memory, with the archive's weights and the adapter if asked for.
+    """Load the model with all its weights into main memory, with what the settings change of it.
 
     Raises:
         ValueError: If something cannot be loaded or does not fit.
@@ -34,6 +36,8 @@ def whole_model(source: Source) -> Any:
         load_archive(model, Path(source.settings.archive).expanduser())
     if source.settings.adapter is not None:
         model = merge_adapter(model, source.settings.adapter)
+    if source.settings.quantization is not None:
+        quantize(model, list(adaptable_layers(model)), source.settings.quantization)
     prepare(model, source)
     return model
 

@@ -1,4 +1,4 @@
-"""The policies' responses after training, next to the reference's responses to the same prompts."""
+"""The policies' responses after training, next to the data's and the reference's responses to the same prompts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from fed.reports.runs import Method, Run
 
 REFERENCE = "reference, before training"
+CHOSEN = "preferred in the data"
 
 
 class Response(NamedTuple):
-    """A text, its label, and its method; None: the reference."""
+    """A text, its label, and its method; None: the reference, or the data."""
 
     label: str
     method: str | None
@@ -25,12 +26,15 @@ class Sample(NamedTuple):
 
 
 def final_samples(methods: Sequence[Method]) -> list[Sample]:
-    """Return for each prompt the reference's response and that of each method's first seed after the last round."""
+    """Return for each prompt the data's, the reference's and each method's response, of its first seed's last round."""
     found: dict[tuple[str, int], list[Response]] = {}
     for method in methods:
         for key, row in _last_round(method.runs[0]):
-            responses = found.setdefault(key, [])
-            if row["reference"] not in (response.text for response in responses if response.method is None):
+            own = (
+                [Response(CHOSEN, None, row["chosen"])] if "chosen" in row else []
+            )  # runs of earlier versions have none
+            responses = found.setdefault(key, own)
+            if row["reference"] not in (response.text for response in responses if response.label == REFERENCE):
                 responses.append(Response(REFERENCE, None, row["reference"]))
             # Where clients train alone, each has its own policy; the first one stands for all.
             whose = "" if row["who"] == "server" else f", {row['who']}"

@@ -111,9 +111,11 @@ def _preselected(experiment: Any) -> Any:
 
 
 def _table(samples: Sequence[Mapping[str, str]], whose: str) -> str:
-    """Return a Markdown table with one row per prompt; line breaks within a response are preserved."""
-    rows = [f"| {_cell(sample['prompt'])} | {_cell(sample[whose])} |" for sample in samples]
-    return "\n".join([f"| prompt | {whose} |", "|---|---|", *rows])
+    """Return a Markdown table with one row per prompt: the data's response, then the model's; line breaks are kept."""
+    columns = ("prompt", "chosen", whose)
+    rows = [columns, *([_cell(sample[column]) for column in columns] for sample in samples)]
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---|---|---|", *body])
 
 
 def _cell(value: str) -> str:

@@ -1,6 +1,7 @@
 """Processes load and save the weights of one, to the bit, each its part."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fed.config.groups import ModelSettings
+from fed.config.groups import LoraSettings, ModelSettings
 from fed.distributed.fill import fill
 from fed.distributed.ranks import arrange
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_tokenizer
+from fed.model.loading import load_policy
+from fed.model.placement import Placement
 from fed.model.policy import save_policy
 from support.families import GATED
 from support.models import write_gguf
@@ -171,6 +174,14 @@ def test_a_model_that_cannot_be_loaded_is_the_same_value_error_in_all_processes(
     with pytest.raises(ValueError, match=words) as mistake:
         load(settings, arrange(1, CPU))
     assert in_ranks(2, refusals, settings) == [[str(mistake.value)] * 2] * 2
+
+
+def test_an_adapter_that_unties_the_head_is_refused_in_all_processes(tmp_path: Path) -> None:
+    settings, lora = plain(tmp_path), LoraSettings(r=2, modules_to_save=["lm_head"])
+    policy = load_policy(settings, Placement(CPU), lora=lora)
+    save_policy(policy, tmp_path / "adapter")
+    for found in in_ranks(2, refusals, replace(settings, adapter=str(tmp_path / "adapter"))):
+        assert len(found) == 2 and all("has trained embeddings and head apart" in error for error in found)
 
 
 # Saving

@@ -97,7 +97,7 @@ def test_a_federation_leaves_an_adapter_that_transformers_loads_as_the_same_poli
         ("lora.r=-1", "lora.r=-1 at least 0"),
         ("lora.r=x", "lora.r=x whole number"),
         ("lora.alpha=8", "lora.alpha has no effect lora.r=0"),
-        ("+lora.dropout=0.1", "unknown key lora.dropout"),
+        ("+lora.rank=1", "unknown key lora.rank"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -6,7 +6,7 @@ from fed.reports.differences import differing, environments
 from fed.reports.page_clients import COLOURS, colour_limits, constants, heat_maps, partitions
 from fed.reports.page_curves import curves
 from fed.reports.page_figures import literal
-from fed.reports.responses import final_samples
+from fed.reports.responses import CHOSEN, REFERENCE, final_samples
 from fed.reports.runs import Method
 from fed.reports.style import styles
 from support.fabricated_runs import fabricate
@@ -131,8 +131,9 @@ def test_a_client_that_took_no_part_leaves_a_gap(tmp_path):
 def test_samples_show_the_reference_once_and_each_methods_last_round(methods):
     first, second = final_samples(methods)
     assert "0 + 0" in first.prompt and "1 + 1" in second.prompt
-    assert [response.method for response in first.responses] == [None, *NAMES]
-    assert first.responses[1].text == f"{EVIL} server says 0 & means it, round 6."
+    assert [response.method for response in first.responses] == [None, None, *NAMES]
+    assert [response.label for response in first.responses[:2]] == [CHOSEN, REFERENCE]
+    assert first.responses[0].text == " 0." and first.responses[2].text == f"{EVIL} server says 0 & means it, round 6."
     assert first.responses[-1].label == "local, client-0, round 6"
 
 

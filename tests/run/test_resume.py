@@ -92,6 +92,18 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(whole, tmp_path: Path, i
     assert resumed(tmp_path) == expected
 
 
+def test_the_dropout_of_an_adapter_is_drawn_again_when_a_run_goes_on_in_the_middle_of_a_client(
+    whole, tmp_path: Path
+) -> None:
+    typed = ("lora.r=2", "lora.dropout=0.3", "lr=1e-3", "alpha=1")
+    folder, expected = whole(*typed)
+    assert expected != whole(*typed, "seed=1")[1]
+    before = at(clients.step.Step, "take", 8, "after", signal.SIGTERM)
+    stopped = call(tmp_path, *SMALL, *typed, f"cache_dir={folder}/cache", before=before)
+    assert stopped.code == 143, stopped.text
+    assert resumed(tmp_path) == expected
+
+
 @pytest.mark.parametrize(
     ("signum", "code", "instant"),
     [

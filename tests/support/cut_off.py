@@ -27,7 +27,7 @@ CASES = {
     "noise by every client": ["privacy=local_dp", "strategy=fedmedian"],
     "two of three clients a round": ["clients_per_round=2"],
     "optimizers that persist": ["client_optimizer=persist", "optimizer=AdamW", "lr=1e-4"],
-    "an adapter": ["lora.r=2", "lr=1e-3"],
+    "an adapter with dropout": ["lora.r=2", "lora.dropout=0.2", "lr=1e-3"],
     "every client alone": ["mode=local"],
     "responses drawn": ["sample_during_eval=true", "n_eval_model_samples=2"],
     "clients that fail": ["faults.dropout_rate=0.2", "faults.nan_rate=0.2"],

@@ -197,7 +197,8 @@ def _samples(made: Made, server_round: int, who: str) -> Iterator[Row]:
         prompt = f"\n\nHuman: What is {number} + {number}?\n\nAssistant:"
         reference = f" It is {2 * number + 1}, I <think>."
         policy = reference if server_round == 0 else f" {who} says {2 * number} & means it, round {server_round}."
-        yield {"round": server_round, "who": who, "prompt": prompt, "reference": reference, "policy": policy}
+        texts = {"prompt": prompt, "chosen": f" {2 * number}.", "reference": reference, "policy": policy}
+        yield {"round": server_round, "who": who, **texts}
 
 
 def _partition(made: Made) -> Row:

@@ -127,7 +127,7 @@ def test_without_tensorboard_there_are_only_the_metrics(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-SAMPLE = {"prompt": "Human: a|b", "reference": "<b>no</b>", "policy": "yes\n*so*"}
+SAMPLE = {"prompt": "Human: a|b", "chosen": "well\n1", "reference": "<b>no</b>", "policy": "yes\n*so*"}
 
 
 def test_responses_are_lines_and_tensorboard_text(tmp_path: Path) -> None:
@@ -148,8 +148,10 @@ def test_responses_are_lines_and_tensorboard_text(tmp_path: Path) -> None:
             assert event.step == step
             texts[tag.removesuffix("/text_summary")] = event.tensor_proto.string_val[0].decode()
         assert texts == {
-            "policy_samples": "| prompt | policy |\n|---|---|\n| Human: a\\|b | yes<br>\\*so\\* |",
-            "reference_samples": "| prompt | reference |\n|---|---|\n| Human: a\\|b | &lt;b&gt;no&lt;/b&gt; |",
+            "policy_samples": "| prompt | chosen | policy |\n|---|---|---|\n"
+            "| Human: a\\|b | well<br>1 | yes<br>\\*so\\* |",
+            "reference_samples": "| prompt | chosen | reference |\n|---|---|---|\n"
+            "| Human: a\\|b | well<br>1 | &lt;b&gt;no&lt;/b&gt; |",
         }
 
 

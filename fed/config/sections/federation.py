@@ -6,6 +6,7 @@ from fed.config.conditions import ABOVE_0, ALL_HERE, AT_LEAST_0, AT_LEAST_1, NO_
 from fed.config.groups import FaultSettings
 from fed.config.meaning import Limits, Scope, at, key
 
+NO_SAMPLES = at("sample_during_eval", False)
 WEIGHTINGS = ("accuracy", "samples", "accuracy_times_samples")  # what FeDPO weights a client's reply by
 
 
@@ -30,7 +31,22 @@ class FederationKeys:
         16,
         "Prompts to draw responses to, the first of the test pairs.",
         AT_LEAST_1,
-        idle=(at("sample_during_eval", False),),
+        idle=(NO_SAMPLES,),
+    )
+    sample_temperature: float = key(
+        1.0, "Divides the logits of drawn responses; 0 takes the likeliest token.", AT_LEAST_0, idle=(NO_SAMPLES,)
+    )
+    sample_top_p: float = key(
+        1.0,
+        "Only the likeliest tokens are drawn, as many as have this share of the probability.",
+        Limits(above=0, at_most=1),
+        idle=(NO_SAMPLES, at("sample_temperature", 0)),
+    )
+    sample_fixed_length: bool = key(
+        False,
+        "Drawn responses have all `max_length` - `max_prompt_length` tokens, whatever they say; false: they end where "
+        "the model ends them.",
+        idle=(NO_SAMPLES,),
     )
     temp: float = key(
         0.1,
