@@ -14,7 +14,7 @@ from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.distributed.shards import Shards
 from fed.grids.leader import Evaluate
 from fed.model.evaluation import evaluate_pairs
-from fed.model.samples import Draws, Sampler
+from fed.model.samples import Draws, Sampler, with_different_prompts
 from fed.simulation import OnTraffic, Persistence, ServerSide
 from fed.tracking.log import Log
 from run.folder import Place
@@ -122,7 +122,7 @@ class Federation:
             top_p=config.sample_top_p,
             fixed_length=config.sample_fixed_length,
         )
-        examples = self.pairs.test[: config.n_eval_model_samples]
+        examples = with_different_prompts(self.pairs.test, config.n_eval_model_samples)
         return Sampler(examples, max_prompt_length=config.max_prompt_length, draws=draws)
 
 

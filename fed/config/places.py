@@ -59,14 +59,29 @@ def gguf_path(name: str, gguf: str) -> Path:
 
 def check_model_folder(name: str) -> None:
     """Refuse a path of a model's or a tokenizer's directory that does not exist; other names are the hub's."""
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
+    path = Path(name).expanduser()
+    if name.startswith((".", "/", "~")):
+        _check_not_tensorflow(path)
+        if not path.is_dir():
+            raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
 
 
 def check_archive(path: Path) -> None:
     """Refuse an archive that does not exist."""
+    _check_not_tensorflow(path)
     if not _exists(path):
         raise ValueError(f"archive {path} does not exist; give an HF directory, a *.safetensors file or a policy.pt")
+
+
+def _check_not_tensorflow(path: Path) -> None:
+    """Refuse TensorFlow's checkpoints: files NAME.ckpt.index, NAME.ckpt.meta and so on, named whole or as NAME.ckpt."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(file.name for file in folder.glob("*.ckpt*.index")) if folder.is_dir() else []
+    if found and not (folder / "config.json").is_file() and (path.is_dir() or ".ckpt" in path.name):
+        raise ValueError(
+            f"{path} is a checkpoint of TensorFlow ({found[0]}), which transformers 5 does not read; docs/data.md has "
+            "the command that makes a directory of it"
+        )
 
 
 def offline() -> str | None:

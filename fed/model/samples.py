@@ -1,6 +1,6 @@
 """Responses that policy and reference give to the same prompts, for people to read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,7 +59,7 @@ class Sampler:
         self._reference: list[str] = []
 
     def draw(self, policy: Policy) -> list[dict[str, str]]:
-        """Return the texts `prompt`, `chosen` (the response that the data prefers), `reference` and `policy` of each prompt.
+        """Return the texts `prompt`, `chosen`, which the data prefers, `reference` and `policy` of each prompt.
 
         Drawn responses show special tokens with `fixed_length` only, where they would have ended. If several processes
         share the policy, all of them call this.
@@ -80,6 +80,15 @@ class Sampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._reference = list(state["reference"])
+
+
+def with_different_prompts(examples: Iterable[Example], count: int) -> list[Example]:
+    """Return the first examples, at most `count`, of which no two have the same prompt."""
+    first: dict[tuple[int, ...], Example] = {}
+    for example in examples:
+        if len(first) < count:
+            first.setdefault(tuple(example.prompt), example)
+    return list(first.values())
 
 
 @torch.no_grad()

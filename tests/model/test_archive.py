@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from fed.config.places import check_archive, check_model_folder
 from fed.model.policy import save_policy
 from support.policies import load, refusal, same_weights
 
@@ -132,3 +133,15 @@ def test_a_saved_policy_serves_as_archive(tmp_path, gpt2):
         next(policy.model.parameters()).mul_(2.0)
     save_policy(policy, tmp_path / "policy")
     assert same_weights(load(gpt2, archive=str(tmp_path / "policy")).model, policy.model)
+
+
+@pytest.mark.parametrize("name", ["", "model.ckpt", "model.ckpt.index", "model.ckpt-100"])
+def test_a_checkpoint_of_tensorflow_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    for end in ("index", "meta", "data-00000-of-00001"):
+        (tmp_path / f"model.ckpt.{end}").write_bytes(b"x")
+    for check in (check_archive, lambda path: check_model_folder(str(path))):
+        with pytest.raises(ValueError, match=r"is a checkpoint of TensorFlow \(model\.ckpt\.index\).*docs/data\.md"):
+            check(tmp_path / name)
+    (tmp_path / "config.json").write_text("{}")  # beside weights of another kind
+    check_model_folder(str(tmp_path))
+    check_archive(tmp_path)

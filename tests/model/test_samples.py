@@ -1,12 +1,14 @@
 """Responses drawn during evaluation."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from fed.data.examples import Example
 from fed.model.policy import Policy
-from fed.model.samples import Draws, Sampler, generate
+from fed.model.samples import Draws, Sampler, generate, with_different_prompts
 from fed.tracking.line_files import read_lines
 from support.command_line import CommandLine
 from support.pairs import examples
@@ -55,6 +57,12 @@ def test_responses_of_fixed_length_go_on_where_others_end(policy: Policy) -> Non
     prompts = [example.prompt for example in examples(5)]
     assert generate(policy, prompts, Draws(9, batch_size=2, stop=(7,))) == [(7,)] * 5
     assert generate(policy, prompts, Draws(9, batch_size=2, stop=(7,), fixed_length=True)) == [(7,) * 9] * 5
+
+
+def test_a_prompt_of_several_pairs_is_drawn_for_once() -> None:
+    one, two, three = (Example((prompt,), (2,), (3,)) for prompt in (5, 6, 7))
+    pairs = [one, replace(one, chosen=(3,), rejected=(4,)), two, three]
+    assert with_different_prompts(pairs, 2) == [one, two] and with_different_prompts(pairs, 9) == [one, two, three]
 
 
 def test_a_run_draws_as_its_keys_say(command_line: CommandLine) -> None:

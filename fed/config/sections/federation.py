@@ -29,7 +29,7 @@ class FederationKeys:
     sample_during_eval: bool = key(False, "At each of them draw responses to test prompts, from policy and reference.")
     n_eval_model_samples: int = key(
         16,
-        "Prompts to draw responses to, the first of the test pairs.",
+        "Prompts to draw responses to, the first different ones of the test pairs.",
         AT_LEAST_1,
         idle=(NO_SAMPLES,),
     )
