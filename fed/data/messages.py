@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fed.data.records import Record, Unusable, whole_text
@@ -51,7 +52,7 @@ def turn(record: Record, name: str, message: Mapping[str, Any]) -> Turn:
     role = message[role_key]
     if not isinstance(role, str) or not role:
         raise ValueError(f"{record.where}: {name!r} has a message whose {role_key} is {role!r:.40}, expected a string")
-    more = {key: message[key] for key in READ if message.get(key) not in (None, "", [])}
+    more = {key: _called(message[key]) for key in READ if message.get(key) not in (None, "", [])}
     content = message.get(content_key)
     if content is None and not more:
         if content_key in message:
@@ -74,6 +75,21 @@ def as_json(record: Record, name: str, value: object) -> str:
     except RecursionError as error:
         raise ValueError(f"{record.where}: {name!r} is nested too deep") from error
     return whole_text(text, record.where, name)
+
+
+def _called(value: object) -> object:
+    """Return calls of tools with arguments as objects: OpenAI's API has them as JSON text, templates print objects."""
+    if isinstance(value, list):
+        return [_called(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: _called(item) for key, item in value.items()}
+    if isinstance(text := found.get("arguments"), str):
+        with suppress(ValueError, RecursionError):  # text of another kind stays as it is
+            arguments = json.loads(text)
+            if isinstance(arguments, dict):
+                found["arguments"] = arguments
+    return found
 
 
 def _text(record: Record, name: str, content: object) -> str:

@@ -74,6 +74,11 @@ FORMS = {
         {"prompt": HI, "rejected": "r",
          "chosen": {"role": ANSWER, "content": None, "tool_calls": [{"id": 1, "x": None}]}},
         (ASKED, Turn(ANSWER, "", '{"tool_calls": [{"id": 1}]}'), answer("r")), PAIRS),
+    "a call of a tool with its arguments as JSON text, and one with other text": (
+        {"prompt": HI, "rejected": {"role": ANSWER, "function_call": {"name": "f", "arguments": "{x"}},
+         "chosen": {"role": ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": '{"x":[1]}'}}]}},
+        (ASKED, Turn(ANSWER, "", '{"tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]}'),
+         Turn(ANSWER, "", '{"function_call": {"name": "f", "arguments": "{x"}}')), PAIRS),
     "ShareGPT": (
         {"conversations": [shared("system", "s"), shared("human", "Hi")], "chosen": shared("gpt", "c"),
          "rejected": shared("gpt", "r")},
