@@ -122,8 +122,9 @@ class Federation:
             top_p=config.sample_top_p,
             fixed_length=config.sample_fixed_length,
         )
-        examples = with_different_prompts(self.pairs.test, config.n_eval_model_samples)
-        return Sampler(examples, max_prompt_length=config.max_prompt_length, draws=draws)
+        longest = config.max_prompt_length
+        examples = with_different_prompts(self.pairs.test, config.n_eval_model_samples, max_prompt_length=longest)
+        return Sampler(examples, max_prompt_length=longest, draws=draws)
 
 
 class _ClientLog(Log):

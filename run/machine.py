@@ -29,9 +29,9 @@ def set_up_torch(config: Config) -> str:
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:  # read by cuBLAS; without it torch refuses matrix products on a GPU
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    come_and_go = (config.trainer == "FSDPTrainer" and is_rank()) or config.model.quantization is not None
+    temporary = (config.trainer == "FSDPTrainer" and is_rank()) or config.model.quantization is not None
     keep = config.keep_freed_memory
-    return set_up(config.num_threads, keep_freed=keep, processes=local_ranks(), come_and_go=come_and_go)
+    return set_up(config.num_threads, keep_freed=keep, processes=local_ranks(), temporary_weights=temporary)
 
 
 def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:

@@ -123,20 +123,18 @@ def _check_adapter(config: Config) -> None:
     lora, kind = config.lora, config.model.quantization
     if kind is not None and not lora.r:
         raise ValueError(f"model.quantization={kind} freezes the weights, so an adapter must be trained; give lora.r=8")
-    whole = {
-        f"model.quantization={kind} packs": kind is not None,
-        "lora.use_dora=true trains the lengths of": lora.use_dora,
-        f"lora.bias={lora.bias} trains some of": lora.bias != "none",
-        f"lora.modules_to_save=[{','.join(lora.modules_to_save)}] trains some of": bool(lora.modules_to_save),
-    }
-    for what, is_wanted in whole.items():
-        if is_wanted and config.trainer != "BasicTrainer":
-            raise ValueError(f"{what} whole weights, which trainer={config.trainer} splits; use trainer=BasicTrainer")
-    beside = "lora.bias" if lora.bias != "none" else "lora.modules_to_save" if lora.modules_to_save else None
-    if beside is not None and config.model.policy_dtype != "float32":
+    beside = [f"lora.bias={lora.bias}"] if lora.bias != "none" else []
+    if lora.modules_to_save:
+        beside.append(f"lora.modules_to_save=[{','.join(lora.modules_to_save)}]")
+    unsplit = [*([f"model.quantization={kind}"] if kind else []), *(["lora.use_dora=true"] * lora.use_dora), *beside]
+    if unsplit and config.trainer != "BasicTrainer":
         raise ValueError(
-            f"{beside} trains some of the model's own weights, too coarsely in model.policy_dtype="
-            f"{config.model.policy_dtype}; use model.policy_dtype=float32 precision=bfloat16"
+            f"{unsplit[0]} works with trainer=BasicTrainer only: trainer={config.trainer} splits the weights"
+        )
+    if beside and config.model.policy_dtype != "float32":
+        raise ValueError(
+            f"{beside[0]} trains float32 weights inside layers of model.policy_dtype={config.model.policy_dtype}, and "
+            "torch cannot multiply the two; use model.policy_dtype=float32 precision=bfloat16"
         )
 
 

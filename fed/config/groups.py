@@ -36,7 +36,7 @@ class ModelSettings:
     quantization: str | None = key(
         None,
         "Keep the frozen weights of linear layers in 4 bits (`nf4`, as in QLoRA, arXiv 2305.14314) or 8 (`int8`), "
-        "beside an adapter; null: as `model.policy_dtype` says. Needs bitsandbytes: the extra `[quant]`.",
+        "beside an adapter; null: as `model.policy_dtype` says. `nf4` needs bitsandbytes: the extra `[quant]`.",
         choices=("nf4", "int8"),
     )
     block_name: str | None = key(
@@ -98,8 +98,8 @@ class LoraSettings:
     )
     dropout: float = key(
         0.0,
-        "While training, the adapter sees each number of its input with this probability as 0 and the others enlarged; "
-        "the draws are a function of `seed`, the client and the step.",
+        "Probability of dropout on the adapter's input, in training steps only; draws are a function of `seed`, client "
+        "and step.",
         Limits(at_least=0, below=1),
         idle=(NO_LORA,),
     )
@@ -112,7 +112,7 @@ class LoraSettings:
     modules_to_save: list[str] = key(
         [],
         "Modules that are trained whole beside the adapter, and sent and saved with it, for example `[lm_head]`; "
-        "weights that the model ties come apart.",
+        "weights that the model ties come apart, and a head in this list is not fused.",
         idle=(NO_LORA,),
     )
     target_modules: Any = key(

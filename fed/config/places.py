@@ -58,16 +58,17 @@ def gguf_path(name: str, gguf: str) -> Path:
 
 
 def check_model_folder(name: str) -> None:
-    """Refuse a path of a model's or a tokenizer's directory that does not exist; other names are the hub's."""
+    """Refuse a path of a model's or tokenizer's directory that does not exist or holds TensorFlow's checkpoint."""
     path = Path(name).expanduser()
-    if name.startswith((".", "/", "~")):
+    is_path = name.startswith((".", "/", "~"))
+    if is_path or (name and path.is_dir()):
         _check_not_tensorflow(path)
-        if not path.is_dir():
-            raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
+    if is_path and not path.is_dir():
+        raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that does not exist."""
+    """Refuse an archive that does not exist or is a checkpoint of TensorFlow."""
     _check_not_tensorflow(path)
     if not _exists(path):
         raise ValueError(f"archive {path} does not exist; give an HF directory, a *.safetensors file or a policy.pt")

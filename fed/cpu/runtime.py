@@ -15,24 +15,24 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 NEVER = -1
 MIB = 1 << 20
-KEPT_BESIDE_WEIGHTS = 4 * MIB
+KEPT_WITH_TEMPORARY_WEIGHTS = 4 * MIB
 
 
-def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, come_and_go: bool = False) -> str:
+def set_up(num_threads: int | None, *, keep_freed: bool, processes: int = 1, temporary_weights: bool = False) -> str:
     """Set threads and allocator, before the model is allocated, and describe the allocator in words.
 
     Args:
         num_threads: Threads of this process; None: torch's choice, but no more than the process may use.
         keep_freed: Keep freed memory in the process.
         processes: Processes of this run on this machine; they share its CPUs.
-        come_and_go: Whole weights are put together when they are used. Large blocks are then returned: kept, they would
-            soon lie in pieces.
+        temporary_weights: Whole weights are allocated for each use and freed. Large blocks are then returned: kept,
+            they would soon lie in pieces.
     """
     torch.set_num_threads(num_threads or min(torch.get_num_threads(), max(1, allowed_cpus() // processes)))
-    done = keep_freed_memory(keep_freed, up_to=KEPT_BESIDE_WEIGHTS if come_and_go else None)
+    done = keep_freed_memory(keep_freed, up_to=KEPT_WITH_TEMPORARY_WEIGHTS if temporary_weights else None)
     memory = "kept" if keep_freed and done else "returned" + (" (no glibc)" if keep_freed else "")
-    if come_and_go and keep_freed and done:
-        memory += f" up to {KEPT_BESIDE_WEIGHTS // MIB} MiB a block"
+    if temporary_weights and keep_freed and done:
+        memory += f" up to {KEPT_WITH_TEMPORARY_WEIGHTS // MIB} MiB a block"
     return f"freed memory {memory}"
 
 

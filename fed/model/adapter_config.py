@@ -20,8 +20,8 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
     """Return the adapter's configuration, as peft has it.
 
     Raises:
-        ValueError: If a target module is no linear layer of the model, r larger than any of them, or there is no such
-            module to train beside the adapter.
+        ValueError: If a target module is not a linear layer, r exceeds the widest layer, or a name in `modules_to_save`
+            matches no unpacked module with weights, or leaves no layer for the adapter.
     """
     from peft import LoraConfig  # takes seconds, which a client without an adapter saves
 
@@ -38,7 +38,7 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
         init_lora_weights="gaussian" if settings.init_lora_weights == "gaussian" else True,
         lora_dropout=settings.dropout,
         bias=settings.bias,
-        modules_to_save=_modules(model, settings.modules_to_save),
+        modules_to_save=_modules(model, settings.modules_to_save, left=linear),
         target_modules=_targets(model, linear, settings.target_modules),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),  # GPT-2 stores W transposed
     )
@@ -75,11 +75,16 @@ def _sizes(layer: nn.Linear | Conv1D) -> tuple[int, ...]:
     return (layer.out_features, layer.in_features) if is_packed else tuple(layer.weight.shape)
 
 
-def _modules(model: nn.Module, wanted: list[str]) -> list[str] | None:
+def _modules(model: nn.Module, wanted: list[str], left: Iterable[str]) -> list[str] | None:
     """Return the modules to train whole; None: none.
 
+    Args:
+        model: The model.
+        wanted: The names of the modules.
+        left: The names of the layers that can have an adapter.
+
     Raises:
-        ValueError: If one is not a module of the model that has weights.
+        ValueError: If one is not a module of the model with weights that are not packed, or no layer is left.
     """
     for name in wanted:
         found = [module for other, module in model.named_modules() if other and _names_any(name, [other])]
@@ -87,6 +92,13 @@ def _modules(model: nn.Module, wanted: list[str]) -> list[str] | None:
             raise ValueError(f"lora.modules_to_save={name} would train packed weights; leave model.quantization out")
         if not any(True for module in found for _ in module.parameters()):
             raise ValueError(f"lora.modules_to_save={name} names no module with weights; expected one such as lm_head")
+        whole = [other for other, _ in model.named_modules() if other and _names_any(name, [other])]
+        left = [layer for layer in left if not any(f"{layer}.".startswith(f"{other}.") for other in whole)]
+    if wanted and not left:
+        raise ValueError(
+            f"lora.modules_to_save=[{','.join(wanted)}] leaves no layer for the adapter; name fewer modules, or train "
+            "all weights with lora.r=0"
+        )
     return wanted or None
 
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from fed.config.groups import LoraSettings
 from fed.distributed.shards import is_sharded, whole_state
 from fed.model.adapter_config import adapter_config
-from fed.model.quantization import unpacked_state
+from fed.model.quantization import packed_layers, unpacked_state
 
 NAME = "default"  # the name that peft and transformers give to an adapter
 # In the names of an adapter's weights.
 OF_ADAPTERS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", f".modules_to_save.{NAME}.")
+WRAPPED = ("modules_to_save", "original_module")
 IN_NAMES = (".base_layer.", ".original_module.")  # what peft puts into the names of the model's own weights
 
 
@@ -34,15 +35,17 @@ def add_adapter(model: Any, settings: LoraSettings, base: str | None) -> None:
         base: The absolute directory or hub name that holds exactly these weights; None: there is none.
 
     Raises:
-        ValueError: As `adapter_config`, or if there is no bias to train beside the adapter.
+        ValueError: For the reasons of `adapter_config`, or if biases are to be trained and the model has none.
     """
     adapter = adapter_config(model, settings)
     with _without_warnings():
         model.add_adapter(adapter, NAME)
     adapter.base_model_name_or_path = base
+    if any(layer.transposed for _, layer in packed_layers(model)):
+        adapter.fan_in_fan_out = True  # as the layers of its base, which are not packed
     adapter.target_modules = sorted(adapter.target_modules)  # a set would be written in another order each time
     for parameter in model.parameters():
-        if parameter.requires_grad:  # peft gave it the dtype of the frozen weights
+        if parameter.requires_grad:  # it has the dtype of the frozen weights
             parameter.data = parameter.data.float()
     model.biases_before = {name: bias.detach().clone() for name, bias in _trained_biases(model).items()}
     if settings.bias != "none" and not model.biases_before:
@@ -85,7 +88,7 @@ def merge_adapter(model: Any, name: str) -> Any:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence peft's warnings of its own use of transformers, and that tied weights come apart, as the key says."""
+    """Silence peft's warnings of its own use of transformers, and the one that `modules_to_save` unties weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings(
@@ -174,6 +177,8 @@ def save_model(model: Any, directory: Path, *, write: bool = True) -> None:
         adapter.base_model_name_or_path = str(base)
     # Unless told not to, peft asks the hub whether the vocabulary has grown.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    # A bias of a whole module stands there under the names that it has in memory, too.
+    state = {name: t for name, t in state.items() if not any(f".{part}." in f".{name}" for part in WRAPPED)}
     state = whole_state(state, keep=write)
     if write:
         adapter.save_pretrained(directory)

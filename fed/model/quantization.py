@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weights are kept in 4 or 8 bits, as in QLoRA (arXiv 2305.14314); bitsandbytes packs them.
+"""Linear layers whose frozen weights are kept in 4 bits, as in QLoRA (arXiv 2305.14314), or in 8.
 
 Activations are not rounded, as LLM.int8 would do it: the log-probs of a pair would then depend on the pairs beside it.
 Shapes: N outputs, K inputs.
@@ -17,10 +17,14 @@ from fed.cpu.onednn import as_NK, is_linear
 from fed.cpu.runtime import return_freed_memory
 
 BLOCK = 64  # weights that share a scale in nf4, as in the paper
+INT8_MOST = 127
+TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
 
 
 class PackedLinear(nn.Linear):
     """A linear layer that unpacks its weights each time it is used, in both passes; no gradient reaches them.
+
+    It is an `nn.Linear` because peft chooses the kind of adapter by that.
 
     Args:
         weight_NK: The weights.
@@ -34,27 +38,27 @@ class PackedLinear(nn.Linear):
     bias: Any
 
     def __init__(self, weight_NK: Tensor, bias_N: nn.Parameter | None, kind: str, *, transposed: bool) -> None:
-        from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
-
         nn.Module.__init__(self)  # that of nn.Linear would make weights
         self.out_features, self.in_features = weight_NK.shape
         self.kind, self.dtype, self.transposed, self.bias = kind, weight_NK.dtype, transposed, bias_N
         if kind == "nf4":
+            from bitsandbytes.functional import quantize_4bit
+
             packed, state = quantize_4bit(weight_NK.contiguous(), blocksize=BLOCK, quant_type="nf4")
             scales = state.absmax
         else:
-            packed, scales, _ = int8_vectorwise_quant(weight_NK.contiguous().half())
+            scales = weight_NK.float().abs().amax(1) / INT8_MOST
+            packed = (weight_NK / scales.clamp(min=TINY)[:, None]).round().to(torch.int8)
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The unpacked weights, (N, K), in the dtype that they had before."""
-        from bitsandbytes.functional import QuantState, dequantize_4bit, int8_vectorwise_dequant
-
         if self.kind == "int8":
-            weight: Tensor = int8_vectorwise_dequant(self.packed, self.scales).to(self.dtype)
-            return weight
+            return (self.packed * self.scales[:, None]).to(self.dtype)
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
         shape = torch.Size((self.out_features, self.in_features))
         how = {"blocksize": BLOCK, "quant_type": "nf4", "dtype": self.dtype}
         state = QuantState(self.scales, shape, **how)  # type: ignore[no-untyped-call]
@@ -83,7 +87,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(model: nn.Module, names: Iterable[str], kind: str) -> None:
-    """Pack the weights of linear layers in place. On the CPU the same weights give the same bits on every machine.
+    """Pack the weights of linear layers in place.
 
     Args:
         model: The model.
@@ -91,15 +95,15 @@ def quantize(model: nn.Module, names: Iterable[str], kind: str) -> None:
         kind: `nf4` or `int8`.
 
     Raises:
-        ValueError: If bitsandbytes is not installed, or there is no such layer.
+        ValueError: If bitsandbytes, which packs `nf4`, is not installed, or there is no such layer.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"model.quantization={kind} needs bitsandbytes: pip install -c constraints.txt -e '.[quant]', or leave it "
-            "out"
-        ) from error
+    if kind == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                "model.quantization=nf4 needs bitsandbytes: pip install -c constraints.txt -e '.[quant]'; int8 does not"
+            ) from error
     plain = [name for name in names if is_linear(model.get_submodule(name))]
     if not plain:
         raise ValueError(f"model.quantization={kind}: {type(model).__name__} has no linear layer to pack; leave it out")

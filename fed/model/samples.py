@@ -55,23 +55,25 @@ class Sampler:
         self._prompts = [example.prompt[-max_prompt_length:] for example in examples]
         self._chosen = [example.chosen for example in examples]
         ends = sorted({chosen[-1] for chosen in self._chosen})  # a chat template may end turns in its own way
-        self._draws = replace(draws, stop=tuple(ends))
+        self._draws = replace(draws, stop=(*draws.stop, *ends))
         self._reference: list[str] = []
 
     def draw(self, policy: Policy) -> list[dict[str, str]]:
-        """Return the texts `prompt`, `chosen`, which the data prefers, `reference` and `policy` of each prompt.
+        """Return a row for each prompt: `prompt`, `chosen` (the data's response), `reference` and `policy`, as text.
 
-        Drawn responses show special tokens with `fixed_length` only, where they would have ended. If several processes
-        share the policy, all of them call this.
+        Special tokens of drawn responses are shown with `fixed_length` only. If several processes share the policy, all
+        of them call this.
         """
         decode = policy.tokenizer.decode  # type: ignore[attr-defined]
         how = {"skip_special_tokens": not self._draws.fixed_length}
         texts = [decode(response, **how) for response in generate(policy, self._prompts, self._draws)]
         self._reference = self._reference or texts
-        chosen = [decode(response, skip_special_tokens=True) for response in self._chosen]
         prompts = [decode(prompt) for prompt in self._prompts]
-        columns = {"prompt": prompts, "chosen": chosen, "reference": self._reference, "policy": texts}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        chosen = [decode(response, skip_special_tokens=True) for response in self._chosen]
+        return [
+            {"prompt": prompt, "chosen": own, "reference": reference, "policy": text}
+            for prompt, own, reference, text in zip(prompts, chosen, self._reference, texts, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference's responses, which a resumed run cannot draw again."""
@@ -82,12 +84,13 @@ class Sampler:
         self._reference = list(state["reference"])
 
 
-def with_different_prompts(examples: Iterable[Example], count: int) -> list[Example]:
-    """Return the first examples, at most `count`, of which no two have the same prompt."""
+def with_different_prompts(examples: Iterable[Example], count: int, *, max_prompt_length: int) -> list[Example]:
+    """Return the first examples, at most `count`, whose prompts differ in their last `max_prompt_length` tokens."""
     first: dict[tuple[int, ...], Example] = {}
     for example in examples:
-        if len(first) < count:
-            first.setdefault(tuple(example.prompt), example)
+        first.setdefault(tuple(example.prompt[-max_prompt_length:]), example)
+        if len(first) == count:
+            break
     return list(first.values())
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fed.reports.runs import Method, Run
 
 REFERENCE = "reference, before training"
-CHOSEN = "preferred in the data"
+CHOSEN = "in the data"
 
 
 class Response(NamedTuple):
@@ -30,10 +30,10 @@ def final_samples(methods: Sequence[Method]) -> list[Sample]:
     found: dict[tuple[str, int], list[Response]] = {}
     for method in methods:
         for key, row in _last_round(method.runs[0]):
-            own = (
-                [Response(CHOSEN, None, row["chosen"])] if "chosen" in row else []
-            )  # runs of earlier versions have none
-            responses = found.setdefault(key, own)
+            responses = found.setdefault(key, [])
+            # Runs of earlier versions have none.
+            if "chosen" in row and all(response.label != CHOSEN for response in responses):
+                responses.insert(0, Response(CHOSEN, None, row["chosen"]))
             if row["reference"] not in (response.text for response in responses if response.label == REFERENCE):
                 responses.append(Response(REFERENCE, None, row["reference"]))
             # Where clients train alone, each has its own policy; the first one stands for all.

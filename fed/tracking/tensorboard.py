@@ -111,7 +111,7 @@ def _preselected(experiment: Any) -> Any:
 
 
 def _table(samples: Sequence[Mapping[str, str]], whose: str) -> str:
-    """Return a Markdown table with one row per prompt: the data's response, then the model's; line breaks are kept."""
+    """Return a Markdown table of prompts, the data's responses and the model's; line breaks are kept."""
     columns = ("prompt", "chosen", whose)
     rows = [columns, *([_cell(sample[column]) for column in columns] for sample in samples)]
     head, *body = (f"| {' | '.join(row)} |" for row in rows)

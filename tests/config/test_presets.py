@@ -44,7 +44,8 @@ DIRICHLET = {
 LABELS = {
     "model": {"name_or_path": "gpt2", "policy_dtype": "float32"},
     "loss": {"_target_": "losses.preference.dpo", "beta": 0.1, "label_smoothing": 0.0},
-    **{"mode": "centralized", "trainer": "FSDPTrainer", "optimizer": "Adam", "warmup_steps": 0, "alpha": 0},
+    **{"mode": "centralized", "client_num_in_total": 1, "comm_round": 1, "local_epochs": 1, "trainer": "FSDPTrainer"},
+    **{"optimizer": "Adam", "warmup_steps": 0, "max_grad_norm": 1e9, "alpha": 0},
     **{"sample_during_eval": True, "sample_fixed_length": True},
 }
 PROMISED: dict[str, dict[str, Any]] = {
@@ -144,7 +145,9 @@ def test_a_typed_key_without_effect_is_refused_beside_a_preset_too(name: str, ty
 @pytest.mark.parametrize("typed", ["strategy=fedavg", "mode=centralized", "mode=local", "partition=iid", "loss=ipo"])
 def test_a_presets_keys_are_not_taken_for_typed_ones(name: str, typed: str) -> None:
     if typed.startswith("strategy") and PROMISED[name].get("mode") == "centralized":
-        pytest.skip("a run without federation has no strategy")
+        with pytest.raises(ValueError, match=r"^strategy has no effect with mode=centralized"):
+            settings_of(f"experiment={name}", typed)
+        return
     assert settings_of(f"experiment={name}", typed).given == {"experiment", typed.split("=")[0]}
 
 

@@ -136,12 +136,17 @@ def test_a_saved_policy_serves_as_archive(tmp_path, gpt2):
 
 
 @pytest.mark.parametrize("name", ["", "model.ckpt", "model.ckpt.index", "model.ckpt-100"])
-def test_a_checkpoint_of_tensorflow_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_of_tensorflow_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     for end in ("index", "meta", "data-00000-of-00001"):
         (tmp_path / f"model.ckpt.{end}").write_bytes(b"x")
     for check in (check_archive, lambda path: check_model_folder(str(path))):
         with pytest.raises(ValueError, match=r"is a checkpoint of TensorFlow \(model\.ckpt\.index\).*docs/data\.md"):
             check(tmp_path / name)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match="is a checkpoint of TensorFlow"):
+        check_model_folder(tmp_path.name)
     (tmp_path / "config.json").write_text("{}")  # beside weights of another kind
     check_model_folder(str(tmp_path))
     check_archive(tmp_path)

@@ -62,7 +62,10 @@ def test_responses_of_fixed_length_go_on_where_others_end(policy: Policy) -> Non
 def test_a_prompt_of_several_pairs_is_drawn_for_once() -> None:
     one, two, three = (Example((prompt,), (2,), (3,)) for prompt in (5, 6, 7))
     pairs = [one, replace(one, chosen=(3,), rejected=(4,)), two, three]
-    assert with_different_prompts(pairs, 2) == [one, two] and with_different_prompts(pairs, 9) == [one, two, three]
+    found = [with_different_prompts(pairs, count, max_prompt_length=4) for count in (2, 9)]
+    assert found == [[one, two], [one, two, three]]
+    longer = [replace(one, prompt=(start, 5)) for start in (1, 2)]
+    assert with_different_prompts(longer, 9, max_prompt_length=1) == longer[:1]
 
 
 def test_a_run_draws_as_its_keys_say(command_line: CommandLine) -> None:

@@ -10,7 +10,8 @@ from fed.config.meaning import Scope, at, key
 class ComputingKeys:
     """The computation of a step.
 
-    For the same pairs only `precision` changes the result by more than rounding.
+    For the same pairs only `precision` changes the result by more than rounding; with `lora.dropout` so does the layout
+    (`packing`, `prefix_sharing`), which the draws follow.
     """
 
     precision: str | None = key(
