@@ -187,6 +187,9 @@ def listed(names: Iterable[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (nearest: NAME)" with the known name that is most like `name`, or "" if none is near.
 
+    Where that one is like it by a word and another by its beginning, both are named: `temperature` may be
+    `sample_temperature` or `temp`.
+
     Points, underscores and capitals make no difference. Near is a name with the same last part, unless `name` belongs
     to a group that is known. Otherwise a name of the same group is near if one of both begins with the other, if they
     share a word, or if difflib's usual measure finds them alike.
@@ -199,18 +202,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
         same = [other for other in known if other.rpartition(".")[2] == last]
     likeness = {other: _likeness(_plain(last), _plain(other.rpartition(".")[2])) for other in siblings or known}
     found = same or sorted(filter(likeness.get, likeness), key=lambda other: -likeness[other])
-    return f" (nearest: {found[0]})" if found else ""
+    begun = [] if same else [other for other in found if _begins(_plain(last), _plain(other.rpartition(".")[2]))]
+    named = dict.fromkeys([*found[:1], *begun[:1]])
+    return f" (nearest: {' or '.join(named)})" if named else ""
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[._-]+", "_", name.casefold())
 
 
+def _begins(name: str, other: str) -> bool:
+    return min(len(name), len(other)) > 1 and (name.startswith(other) or other.startswith(name))
+
+
 def _likeness(name: str, other: str) -> float:
     """Return how alike two names of lower case are, 0 if they are not."""
     words = {word.rstrip("s") for word in name.split("_")}
     shared = words & {word.rstrip("s") for word in other.split("_")}
-    begins = min(len(name), len(other)) > 1 and (name.startswith(other) or other.startswith(name))
+    begins = _begins(name, other)
     ratio = difflib.SequenceMatcher(None, name, other).ratio()
     telling = sum(len(word) > 3 for word in shared)  # not "max" or "num"
     if begins or ratio >= 0.6 or shared == words or telling:
