@@ -123,6 +123,11 @@ class NaturalPartitioner:
         """The values of the column, one for each client."""
         sizes = self._sizes
         found = sorted((name for name, size in sizes.items() if size >= self.min_pairs), key=_natural)
+        if not found:
+            raise ValueError(
+                f"no client by {self.column} has {self.min_pairs} of the {len(self._table[self.column])} pairs to share"
+                f" out; the largest of {len(sizes)} has {max(sizes.values(), default=0)}: lower partition.min_pairs"
+            )
         most = min(len(found), self.max_clients or len(found))
         if self._wanted is not None and self._wanted > most:
             raise ValueError(

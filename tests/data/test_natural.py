@@ -57,6 +57,9 @@ def test_more_clients_than_the_data_has_are_refused() -> None:
     told = "has 1 clients by user with 2 pairs or more, of which partition.max_clients=1 are taken; lower it"
     with pytest.raises(ValueError, match=told):
         divided(rows(a=2, b=1, c=2), 3, min_pairs=2, max_clients=1)
+    told = "no client by user has 4 of the 5 pairs to share out; the largest of 3 has 2: lower partition.min_pairs"
+    with pytest.raises(ValueError, match=told):
+        divided(rows(a=2, b=1, c=2), min_pairs=4)
     with pytest.raises(ValueError, match=r"partition.min_pairs=0 is out of range; expected at least 1"):
         divided(rows(a=2), min_pairs=0)
     with pytest.raises(ValueError, match="the data has no column 'name' to divide by; it has group, prompt, user"):
