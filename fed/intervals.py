@@ -1,6 +1,7 @@
-"""Ends of 95 % intervals: of a share of pairs, and the quantiles of the normal and of Student's distribution."""
+"""Ends of 95 % intervals: of a share, of a mean, and the quantiles of the normal and of Student's distribution."""
 
 import math
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
 NORMAL = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within so many standard deviations
@@ -40,3 +41,34 @@ def student(freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))
+
+
+def mean_interval(values: Sequence[float], units: Sequence[Hashable]) -> tuple[float, float, float]:
+    """Return the mean of values and the ends of its 95 % interval; arguments and source as for `ratio_interval`."""
+    return ratio_interval(values, [1.0] * len(values), units)
+
+
+def ratio_interval(
+    values: Sequence[float], sizes: Sequence[float], units: Sequence[Hashable]
+) -> tuple[float, float, float]:
+    """Return the sum of values over the sum of sizes and the ends of its 95 % interval, NaN for a single unit.
+
+    Args:
+        values: What is summed up.
+        sizes: The size of what each value was measured on.
+        units: The unit of each, its conversation for one: values of one unit are not independent.
+
+    Source: the variance of a ratio over clusters (Cochran 1977, "Sampling Techniques", 2.11 and 9A.2), and Student's
+    distribution with one degree of freedom less than there are units.
+    """
+    total = math.fsum(sizes)
+    ratio = math.fsum(values) / total
+    sums: dict[Hashable, float] = {}
+    for value, size, unit in zip(values, sizes, units, strict=True):
+        sums[unit] = sums.get(unit, 0.0) + value - ratio * size
+    count = len(sums)
+    if count < 2:
+        return ratio, math.nan, math.nan
+    spread = math.sqrt(count / (count - 1) * math.fsum(rest * rest for rest in sums.values()))
+    half = student(count - 1) * spread / total
+    return ratio, ratio - half, ratio + half

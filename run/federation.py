@@ -14,7 +14,8 @@ from fed.checkpoints.checkpointer import Checkpoint, Checkpointer, Stateful
 from fed.distributed.shards import Shards
 from fed.grids.leader import Evaluate
 from fed.model.evaluation import evaluate_pairs
-from fed.model.samples import Draws, Sampler, with_different_prompts
+from fed.model.generation import Draws
+from fed.model.samples import Sampler, with_different_prompts
 from fed.simulation import OnTraffic, Persistence, ServerSide
 from fed.tracking.log import Log
 from run.folder import Place

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -10,6 +9,7 @@ from fed.config.schema import Config
 from fed.cpu.matmul import MOST_FLOP, Choice, choose_library
 from fed.cpu.runtime import set_up
 from fed.cpu.threads import ThreadChoice, choose_threads
+from fed.data.chat import read_template
 from fed.data.collate import Layout
 from fed.data.examples import Example
 from fed.distributed.launch import is_rank, local_ranks
@@ -46,20 +46,8 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
         activation_checkpointing=config.activation_checkpointing,
     )
     if config.chat_template not in (None, "none"):  # saved with the model, which is trained on it
-        policy.tokenizer.chat_template = _template(config.chat_template)  # type: ignore[attr-defined]
+        policy.tokenizer.chat_template = read_template(config.chat_template)  # type: ignore[attr-defined]
     return policy
-
-
-def _template(path: str) -> str:
-    """Read a chat template.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"chat_template={path} cannot be read ({error}); give a text file") from error
 
 
 def chosen_threads(policy: Policy, config: Config, world: Ranks) -> ThreadChoice:

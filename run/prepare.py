@@ -100,7 +100,7 @@ def _plan(
     memory = set_up_torch(config)
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     check_mesh(mesh, config, given)
-    objective = _objective(config, given)
+    objective = objective_of(config, given)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     rows = load_rows(objective)
     policy = make_policy(config, device, mesh)
@@ -118,7 +118,12 @@ def _plan(
     )
 
 
-def _objective(config: Config, given: frozenset[str]) -> Objective:
+def objective_of(config: Config, given: frozenset[str]) -> Objective:
+    """Return the loss that the settings name, and what training and evaluation must know about it.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
     loss = components.bind("loss", config.loss, given)
     return Objective(
         loss=loss,

@@ -6,17 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from fed.config.checks import Request
 from fed.config.combinations import check_combinations
 from fed.config.components import imported
-from fed.config.moved import name_as_now
-from fed.config.plain import from_plain
 from fed.config.schema import OPEN_GROUPS, Config
 from fed.config.scopes import on_resume
 from fed.config.values import check_values
+from fed.tracking.recorded import recorded_settings
 from fed.tracking.run_files import CONFIG, ENVIRONMENT, LATEST, check_run
 from fed.tracking.run_folder import newest_run
 from fed.tracking.versions import CHANGED, commit
@@ -30,7 +26,7 @@ KNOWN_CODE = (
 )
 # The keys that environment.json must have, and their types.
 KINDS: dict[str, tuple[type, ...]] = {"threads": (int,), "library": (str, type(None)), "given": (list,)}
-LARGEST, MOST_THREADS = 10**6, 4096  # bytes of config.yaml, and processors of a machine
+MOST_THREADS = 4096  # processors of a machine
 # These keys of environment.json decide the last bits of a run.
 DECIDES_BITS = ("python", "device", "processor", "packages")
 
@@ -55,7 +51,7 @@ def resumed(request: Request) -> Request:
         for key in sorted(request.given & {"output_dir", "exp_name"}):
             raise ValueError(f"{key} has no effect with resume={typed.resume}, which names the run; leave it out")
     began, environment = _config(folder), _environment(folder)
-    _check_code(folder, began, trusts=typed.resume_trusts)
+    check_code(folder, began, trusts=typed.resume_trusts)
     if (began.engine == "flower") != (typed.engine == "flower"):
         flower, here = "flwr run . NAME -c 'settings=\"resume=FOLDER\"'", "python main.py resume=FOLDER"
         how = flower if began.engine == "flower" else here
@@ -99,34 +95,21 @@ def differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
 
 
 def _config(folder: Path) -> Config:
-    path = folder / CONFIG
     check_run(folder)
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.create(_without_aliases(path)), resolve=False)
-        config = from_plain(found)
-        for key in sorted(Config.__dataclass_fields__.keys() - found.keys()):
-            raise ValueError(f"it lacks {key}")
-        name_as_now(config.partition)
-    except Exception as error:  # a damaged file makes the readers raise anything
-        raise _unreadable(folder, error) from error
-    return config
+        return recorded_settings(folder, whole=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_older_commit(folder)}start a new run") from error
 
 
-def _without_aliases(path: Path) -> str:
-    """Return the text of a YAML file that no alias makes larger than it is.
-
-    Raises:
-        ValueError: If it is large, or has aliases, as no run writes them.
-    """
-    with path.open(encoding="utf-8") as file:
-        text = file.read(LARGEST + 1)
-    if len(text) > LARGEST or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise ValueError("it is larger than a run writes it, or has aliases")
-    return text
-
-
-def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
+def check_code(folder: Path, config: Config, *, trusts: bool, key: str = "resume_trusts") -> None:
     """Check that the settings of a folder, which may come from anybody, run no code but this program's and Flower's.
+
+    Args:
+        folder: The folder of the run.
+        config: Its settings.
+        trusts: The user trusts the folder.
+        key: The key that says so.
 
     Raises:
         ValueError: If they name other code and the user does not trust the folder, or code that cannot be imported.
@@ -137,14 +120,15 @@ def _check_code(folder: Path, config: Config, *, trusts: bool) -> None:
     foreign += ["model.trust_remote_code=true"] * config.model.trust_remote_code
     if foreign and not trusts:
         raise ValueError(
-            f"resume={folder}: its settings name code that is not part of this program: {foreign[0]}; if you trust the "
-            "folder, add resume_trusts=true"
+            f"{folder}: its settings name code that is not part of this program: {foreign[0]}; if you trust the "
+            f"folder, add {key}=true"
         )
     for key, path in named:
         try:
             imported(key, path)
         except ValueError as error:
-            raise _unreadable(folder, error) from error
+            reason = f"{folder / CONFIG} cannot be read as the settings of a run: {error}"
+            raise ValueError(f"{reason}; {_older_commit(folder)}start a new run") from error
 
 
 def _check_settings(folder: Path, config: Config, *, has_cache: bool) -> None:
@@ -174,11 +158,6 @@ def _targets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield prefix + key, value
             else:
                 yield from _targets(value, f"{prefix}{key}.")
-
-
-def _unreadable(folder: Path, error: Exception) -> ValueError:
-    way_out = f"{_older_commit(folder)}start a new run"
-    return ValueError(f"{folder / CONFIG} cannot be read as the settings of a run: {error}; {way_out}")
 
 
 def _older_commit(folder: Path) -> str:

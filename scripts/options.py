@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import TypeVar, cast, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fed.config.explain import WORDS, nearest
+from fed.config.explain import in_words, nearest
 from fed.config.meaning import shown
 
 Options = TypeVar("Options")
 Default = TypeVar("Default")
 HH = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh" / "harmless-base-test.jsonl.gz"  # if it is there
-EXPECTED = {**WORDS, list[int]: "whole numbers, [1,2]"}
+NUMBERS = "whole numbers, [1,2]"
 
 
 def option(default: Default, meaning: str) -> Default:
@@ -45,15 +45,23 @@ def read(kind: type[Options], arguments: Sequence[str]) -> Options:
         if name not in types or not equals:
             known = ", ".join(f"{known}=" for known in types)
             raise ValueError(f"unknown option {argument}; expected {known}{nearest(name, types)}")
-        if get_origin(types[name]) is list and not text.startswith("["):
+        if _is_list(types[name]) and not text.startswith(("[", "null")):
             argument = f"{name}=[{text}]"
         try:
             found = OmegaConf.merge(found, OmegaConf.from_cli([argument]))
             OmegaConf.to_object(found)
         except (OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(f"{name}={text} is of the wrong type; expected {EXPECTED[types[name]]}") from error
+            raise ValueError(f"{name}={text} is of the wrong type; expected {_words(types[name])}") from error
     options: Options = OmegaConf.to_object(found)  # type: ignore[assignment]
     return options
+
+
+def _words(kind: Any) -> str:
+    return NUMBERS if kind == list[int] else in_words(kind)
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) is list for part in (kind, *get_args(kind)))
 
 
 def split(kind: type, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

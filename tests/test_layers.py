@@ -15,6 +15,7 @@ WINGS = (
     ("main",),
     ("run",),
     ("clients", "server", "load_data"),
+    ("feedback",),
     ("fed.simulation", "fed.reports"),
     ("fed.grids",),
     ("fed.checkpoints", "fed.privacy"),

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as Backend
@@ -33,6 +34,18 @@ class ChatSettings:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
     text_as_chat: bool = False
+
+
+def read_template(path: str) -> str:
+    """Read the file of a chat template.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template={path} cannot be read ({error}); give a text file") from error
 
 
 class PairIds(NamedTuple):
@@ -124,11 +137,18 @@ class ChatTokens:
 
     def pairs(self, rows: Sequence[Preference]) -> Iterator[PairIds | Skip]:
         """Yield the token ids of each row, whose prompts are conversations, or why it has none."""
-        texts = [self._texts(row) for row in rows]
+        texts = [self._texts_of_row(row) for row in rows]
         every = [(text, each.is_marked) for each in texts if not isinstance(each, Skip) for text in each.texts]
         found = iter(self._ids(every))
         for each in texts:
             yield each if isinstance(each, Skip) else self._pair(each, [next(found) for _ in each.texts])
+
+    def prompts(self, chats: Sequence[Chat]) -> Iterator[list[int] | Skip]:
+        """Yield the token ids of each conversation up to where the template asks for an answer, or why it has none."""
+        texts = [self._texts(chat, ()) for chat in chats]
+        found = iter(self._ids([(each.texts[0], each.is_marked) for each in texts if not isinstance(each, Skip)]))
+        for each in texts:
+            yield each if isinstance(each, Skip) else next(found)
 
     def _pair(self, rendered: "_Texts", found: Sequence[list[int]]) -> PairIds | Skip:
         """Divide whole conversations into the prompt, with which all of them begin, and responses."""
@@ -145,12 +165,14 @@ class ChatTokens:
             remark = JOINED if is_prefix else NO_PREFIX
         return PairIds(prompt[:shared], chosen, rejected[0] if rejected else None, remark)
 
-    def _texts(self, row: Preference) -> "_Texts | Skip":
-        """Render the prompt and the whole conversation with each response."""
+    def _texts_of_row(self, row: Preference) -> "_Texts | Skip":
         assert isinstance(row.prompt, Chat)
-        responses = [response for response in (row.chosen, row.rejected) if response is not None]
-        turns = (*row.prompt.turns, *map(_as_turn, responses))
-        messages, tools = list(map(_message, turns)), row.prompt.tools
+        return self._texts(row.prompt, [response for response in (row.chosen, row.rejected) if response is not None])
+
+    def _texts(self, chat: Chat, responses: Sequence[Response]) -> "_Texts | Skip":
+        """Render the prompt and the whole conversation with each response."""
+        turns = (*chat.turns, *map(_as_turn, responses))
+        messages, tools = list(map(_message, turns)), chat.tools
         people = (tools, *(text for turn in turns for text in turn))
         is_marked = any(text and self._pattern.search(text) for text in people)
         if is_marked:
@@ -158,7 +180,7 @@ class ChatTokens:
                 return Skip("spells a special token and holds private characters")
             messages, tools = [self._marked(message) for message in messages], self._mark(tools)
         schemas = json.loads(tools) if tools else None
-        prompt, ends = messages[: len(row.prompt.turns)], messages[len(row.prompt.turns) :]
+        prompt, ends = messages[: len(chat.turns)], messages[len(chat.turns) :]
         try:
             texts = [self._render(prompt, schemas, generation=True)]
             texts += [self._until_end(self._render([*prompt, one], schemas, generation=False)) for one in ends]

@@ -22,7 +22,7 @@ from fed.data.implied import pairs
 from fed.data.judged import UNJUDGED, is_judged, is_ranked, pairs_by_index, ranked, two_judged
 from fed.data.messages import are_messages, turns
 from fed.data.records import Record, Unusable
-from fed.data.rows import Chat, Preference, Skip, Turn, usable
+from fed.data.rows import Chat, Preference, Skip, Turn, said, usable
 from fed.data.source import Reading, Source
 
 COMPLETIONS = ("completion", "output", "response")
@@ -44,7 +44,7 @@ def own_rows(source: Source) -> Rows:
     """
     first: tuple[Form, str] | None = None
     for record in source.own_records():
-        form = _form_of(record, first[0] if first else None)
+        form = _form_of(record, first[0] if first else None, source.reading)
         if first is None:
             first = form, record.where
             source.forms.setdefault(form.name, record.where)
@@ -59,8 +59,8 @@ def own_rows(source: Source) -> Rows:
             yield Skip(str(error))
 
 
-def _form_of(record: Record, before: Form | None) -> Form:
-    for form in FORMS:
+def _form_of(record: Record, before: Form | None, reading: Reading) -> Form:
+    for form in (*FORMS[:-1], QUESTIONS) if reading.needs == "prompts" else FORMS:
         if form.fits(record):
             return form
     if before is TALKS and any(record.has(name) for name in CONVERSATIONS):  # null, or an empty list
@@ -108,6 +108,15 @@ def _each_turn(record: Record, reading: Reading) -> Rows:
     yield from found or [Skip("no assistant turn")]
 
 
+def _question(record: Record, reading: Reading) -> Rows:
+    """Yield the prompt without any response; of a conversation, what stands before the assistant's last turn."""
+    prompt = needed_prompt(record)
+    if isinstance(prompt, Chat) and prompt.turns[-1].role == "assistant":
+        prompt = prompt._replace(turns=prompt.turns[:-1])
+    is_empty = not (prompt if isinstance(prompt, str) else any(map(said, prompt.turns)))
+    yield Skip("empty prompt") if is_empty else preference(record, prompt, "", None)
+
+
 def each_answer(conversation: Sequence[Turn], tools: str = "") -> Iterator[Preference]:
     """Yield every turn of the assistant but the first of all, as the response to imitate to the turns before it."""
     for place, turn in enumerate(conversation):
@@ -129,6 +138,7 @@ def _is_single(record: Record) -> bool:
 
 
 TALKS = Form("conversations", _is_conversation, _each_turn)
+QUESTIONS = Form("prompts", lambda record: any(record.has(name) for name in (*PROMPTS, *CONVERSATIONS)), _question)
 FORMS = (
     Form("pairs of chosen and rejected", lambda record: record.has("chosen", "rejected"), pairs),
     Form("two responses with a judgement", is_judged, two_judged),

@@ -130,7 +130,7 @@ def pairs_by_index(record: Record, reading: Reading) -> Rows:
     prompt = needed_prompt(record)
     responses = [response_of(record, "a response", value, prompt) for value in values_of(record, "responses")]
     target = record.value("sft_target")
-    if reading.supervised and target is not None:
+    if reading.needs == "imitated" and target is not None:
         found = response_of(record, "sft_target", target, prompt)
         yield found if isinstance(found, Skip) else usable(preference(record, prompt, found, None))
         return

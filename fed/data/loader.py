@@ -205,7 +205,7 @@ def _all(source: Source) -> Loaded:
 def _with_columns(row: Preference, source: Source) -> Preference:
     """Return the row with the other columns of its record, and with the conversation that `holdout_by` names."""
     extra, column = source.extra(), source.reading.holdout_by
-    if row.rejected is None and not source.reading.supervised:
+    if row.rejected is None and source.reading.needs == "pairs":
         form = next(iter(source.forms), "single responses")
         raise ValueError(
             f"{source.place} holds {form}, but loss={source.reading.loss} learns from pairs of responses; "

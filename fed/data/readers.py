@@ -35,6 +35,11 @@ def records_of(path: Path) -> Numbered:
     yield from READERS[_ending(path)](path)
 
 
+def has_reader(path: Path) -> bool:
+    """Return True if `records_of` reads files of this name."""
+    return bool(_ending(path))
+
+
 def data_files(folder: Path, named_split: Callable[[Path], object]) -> list[Path]:
     """List the files of records of a folder; without any, those of its folders that are named train or test.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fed.data.hub import HubSettings, hub_rows, split_names
 from fed.data.readers import data_files, records_of, stem
@@ -33,7 +33,9 @@ class Reading:
 
     columns: Mapping[str, str] = field(default_factory=dict)  # the names that a file has for the fields known here
     pairs_per_prompt: str = "all"  # of more than two ranked responses: "all" pairs, or "best_worst"
-    supervised: bool = False  # the loss reads chosen responses only, so a record needs no rejected one
+    # What a record must have: "pairs" of responses; "imitated" ones, for a loss that reads chosen responses only;
+    # "responses", one or two; or "prompts", to which responses are to be drawn.
+    needs: Literal["pairs", "imitated", "responses", "prompts"] = "pairs"
     loss: str = "dpo"  # the name of the loss, for messages
     holdout_by: str | None = None  # the column whose equal values make one conversation
     tokenizer: str | None = None  # of the model; data sets that are published as token ids are turned into text by it

@@ -218,7 +218,7 @@ def _plain_ids(rows: Sequence[Preference], tokenizer: Any, cuts: Cuts) -> Iterat
     if not rows:
         return
     begin, end = begin_of_text(tokenizer), tokenizer.eos_token_id
-    prompts = _ids([str(row.prompt) for row in rows], tokenizer)
+    prompts = text_ids([str(row.prompt) for row in rows], tokenizer)
     responses = [[said(one) for one in (row.chosen, row.rejected) if one is not None] for row in rows]
     answers = iter(_response_ids([text for each in responses for text in each], tokenizer, cuts))
     for row, prompt, texts in zip(rows, prompts, responses, strict=True):
@@ -231,7 +231,8 @@ def _plain_ids(rows: Sequence[Preference], tokenizer: Any, cuts: Cuts) -> Iterat
         yield PairIds([*begin, *prompt], found[0], found[1] if len(found) > 1 else None)
 
 
-def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of texts as they are written: none of them is read as a special token."""
     if not texts:
         return []
     how = ONLY_IDS if hasattr(tokenizer, "backend_tokenizer") else {}
@@ -252,13 +253,13 @@ def begin_of_text(tokenizer: Any) -> list[int]:
 
 def _response_ids(texts: Sequence[str], tokenizer: Any, cuts: Cuts) -> list[list[int]]:
     """Return the ids of responses as they follow a prompt: without a space that nobody wrote."""
-    found = _ids(texts, tokenizer)
+    found = text_ids(texts, tokenizer)
     if not writes_spaces(tokenizer):
         return found
     left = list(range(len(texts)))
     for before in BEFORE:
-        (start,) = _ids([before], tokenizer)
-        for place, ids in zip(left, _ids([before + texts[place] for place in left], tokenizer), strict=True):
+        (start,) = text_ids([before], tokenizer)
+        for place, ids in zip(left, text_ids([before + texts[place] for place in left], tokenizer), strict=True):
             if ids[: len(start)] == start:
                 found[place] = ids[len(start) :]
                 left = [other for other in left if other != place]
@@ -271,7 +272,7 @@ def writes_spaces(tokenizer: Any) -> bool:
     """Return True if the tokenizer begins each text with a space, so that texts put together hold one too many."""
     if not hasattr(tokenizer, "decode"):
         return False
-    first, second, both = _ids(["x", "y", "xy"], tokenizer)
+    first, second, both = text_ids(["x", "y", "xy"], tokenizer)
     return bool(tokenizer.decode(both) == "xy" != tokenizer.decode([*first, *second]))
 
 

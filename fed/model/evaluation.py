@@ -37,8 +37,8 @@ def evaluate_pairs(
     """
     paired = are_pairs(examples)
     logps = pair_logps(policy, examples, batch_size=batch_size, paired=paired)
-    policy_logps = _as_tensors(examples, [pair.chosen for pair in logps], [pair.rejected for pair in logps])
-    reference = _as_tensors(
+    policy_logps = as_tensors(examples, [pair.chosen for pair in logps], [pair.rejected for pair in logps])
+    reference = as_tensors(
         examples,
         [example.reference.chosen for example in examples if example.reference is not None],
         [example.reference.rejected for example in examples if example.reference is not None],
@@ -106,8 +106,8 @@ def _gains(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor]:
     return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
-def _as_tensors(examples: Sequence[Example], chosen: list[float], rejected: list[float]) -> Logps:
-    """Convert columns to float64, so that means over thousands of pairs lose nothing.
+def as_tensors(examples: Sequence[Example], chosen: list[float], rejected: list[float]) -> Logps:
+    """Return the columns of these examples' log-probs in float64, so that means over thousands of pairs lose nothing.
 
     Raises:
         ValueError: If a column does not cover all examples.

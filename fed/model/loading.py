@@ -27,6 +27,7 @@ def load_policy(
     place: Placement,
     *,
     lora: LoraSettings | None = None,
+    trained: str | None = None,
     layout: Layout = PADDED,
     max_length: int = 512,
     activation_checkpointing: bool = False,
@@ -36,7 +37,8 @@ def load_policy(
     Args:
         settings: Names the files and the dtypes.
         place: Where the weights lie.
-        lora: The adapter; None: no adapter.
+        lora: The adapter that is to be trained; None: no adapter.
+        trained: A trained adapter, by directory or hub name, that is added for reading; None: no such.
         layout: How batches are laid out. The policy does without those parts that the model cannot do, and its
             `remarks` say why.
         max_length: Tokens of the longest sequence.
@@ -45,7 +47,7 @@ def load_policy(
     Raises:
         ValueError: If something cannot be loaded or does not fit together.
     """
-    source, own = _source(settings, lora), place.mesh.own
+    source, own = replace(_source(settings, lora), trained=trained), place.mesh.own
     is_whole = place.mesh.device_mesh is None
     model, root = (whole_model(source), None) if is_whole else sharded_model(source, place)
     _check_finite(model, settings, place)

@@ -5,7 +5,7 @@ whole modules that are trained beside it (`lora.bias`, `lora.modules_to_save`) a
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,64 @@ def merge_adapter(model: Any, name: str) -> Any:
     """
     from peft import PeftConfig, PeftModel
 
+    def merged(place: str, config: PeftConfig) -> Any:
+        found = PeftModel.from_pretrained(model, place, config=config)
+        return found.merge_and_unload(safe_merge=True)
+
+    found = _read_adapter(name, merged)
+    for parameter in found.parameters():
+        parameter.requires_grad_(True)
+    return found
+
+
+def open_adapter(model: Any, name: str) -> None:
+    """Add a trained adapter to the model in place, for reading only; with the adapter off, the model is as before.
+
+    Args:
+        model: The model that the adapter was trained on.
+        name: The adapter's directory, or its name on the hub.
+
+    Raises:
+        ValueError: For the reasons of `merge_adapter`.
+    """
+
+    def opened(place: str, config: Any) -> None:
+        report = model.load_adapter(place, NAME, peft_config=config)
+        if odd := sorted({*report.missing_keys, *report.unexpected_keys}):
+            raise ValueError(f"{len(odd)} weights are missing or unknown, first: {odd[0]}")
+
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if name.endswith("bias")}
+    _read_adapter(name, opened)
+    state = _without_adapter(model.state_dict())
+    changed = {known for known, value in before.items() if not torch.equal(state[known], value)}
+    model.biases_before = {}
+    for known, parameter in model.named_parameters():
+        (plain,) = _without_adapter({known: parameter}) or [known]
+        parameter.requires_grad_(plain in changed)
+        if plain in changed:
+            model.biases_before[known] = before[plain]
+
+
+def adapters_base(name: str) -> str:
+    """Return the model that an adapter was trained on, by directory or hub name.
+
+    Raises:
+        ValueError: If the adapter cannot be read, or does not say.
+    """
+    base = _read_adapter(name, lambda place, config: config.base_model_name_or_path)
+    if not base:
+        raise ValueError(f"the adapter {name} does not name the model that it was trained on (base_model_name_or_path)")
+    return str(base)
+
+
+def _read_adapter(name: str, read: Callable[[str, Any], Any]) -> Any:
+    """Call `read` with an adapter's directory or hub name and its configuration, and return the result.
+
+    Raises:
+        ValueError: For the reasons of `merge_adapter`.
+    """
+    from peft import PeftConfig
+
     folder = Path(name).expanduser()
     try:
         if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
@@ -73,17 +131,13 @@ def merge_adapter(model: Any, name: str) -> Any:
         if config.peft_type != "LORA":
             raise ValueError(f"its type is {config.peft_type}, expected LORA")
         with _without_warnings():
-            found = PeftModel.from_pretrained(model, place, config=config)
-            merged = found.merge_and_unload(safe_merge=True)
+            return read(place, config)
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"cannot merge model.adapter={name} ({reason}); give the folder of a LoRA adapter of this model, as peft "
-            "and runs with lora.r write it"
+            f"cannot use the adapter {name} ({reason}); give the folder of a LoRA adapter of this model, as peft and "
+            "runs with lora.r write it"
         ) from error
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    return merged
 
 
 @contextmanager

@@ -1,43 +1,12 @@
 """Responses that policy and reference give to the same prompts, for people to read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
 from fed.data.examples import Example
-from fed.data.order import by_length
+from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
-from fed.model.randomness import switch_off
-from fed.seeding import generator
-
-NEVER = -1  # the id of no token
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The settings of drawing responses.
-
-    Attributes:
-        max_new_tokens: Tokens of the longest response.
-        batch_size: Prompts at a time.
-        seed: The seed of the draws.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_p: Only the likeliest tokens are drawn, as many as have this share of the probability.
-        stop: Tokens that end a response, besides the tokenizer's end-of-text.
-        fixed_length: Nothing ends a response before it has `max_new_tokens` tokens.
-    """
-
-    max_new_tokens: int
-    batch_size: int
-    seed: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[int, ...] = ()
-    fixed_length: bool = False
 
 
 class Sampler:
@@ -92,79 +61,3 @@ def with_different_prompts(examples: Iterable[Example], count: int, *, max_promp
         if len(first) == count:
             break
     return list(first.values())
-
-
-@torch.no_grad()
-def generate(policy: Policy, prompts: Sequence[Sequence[int]], draws: Draws) -> list[tuple[int, ...]]:
-    """Draw a response to each prompt, in token ids, with the token that ends it if one was drawn.
-
-    Processes that share the policy all call this. Each draws for whole batches of prompts of like length, so that their
-    number does not change the responses. Each prompt has at least one token.
-    """
-    ends, ranks = () if draws.fixed_length else _ends(policy, draws), policy.ranks
-    config = _generation_config(policy, draws)
-    batches = by_length(list(map(len, prompts)), draws.batch_size)
-    own: dict[int, tuple[int, ...]] = {}
-    with _generating(policy), torch.random.fork_rng():
-        for _, place, _ in ranks.turns(len(batches)):
-            torch.manual_seed(int(generator(draws.seed, "generate", place).integers(2**31)))
-            drawn = _batch(policy, [prompts[i] for i in batches[place]], config)
-            own.update((i, _until(response, ends)) for i, response in zip(batches[place], drawn, strict=True))
-    found = {i: response for one in ranks.gather(own) for i, response in one.items()}
-    return [found[i] for i in range(len(prompts))]
-
-
-def _ends(policy: Policy, draws: Draws) -> tuple[int, ...]:
-    return tuple({policy.tokenizer.eos_token_id, *draws.stop})
-
-
-def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:
-    how = {"do_sample": True, "temperature": draws.temperature, "top_p": draws.top_p, "top_k": 0}
-    # Processes that hold a model together take equally many steps, so none may stop at end-of-text. Without any
-    # `eos_token_id`, transformers would take the model's own.
-    stop = NEVER if policy.root is not None or draws.fixed_length else list(_ends(policy, draws))
-    return GenerationConfig(
-        max_new_tokens=draws.max_new_tokens,
-        eos_token_id=stop,
-        pad_token_id=min(_ends(policy, draws)),
-        **(how if draws.temperature else {}),
-    )
-
-
-@contextmanager
-def _generating(policy: Policy) -> Iterator[None]:
-    """Prepare the model to generate inside the context: attention that has a cache, evaluation mode, plain draws.
-
-    What a model's own generation_config.json adds (beams, penalties, forbidden words) would bend its distribution.
-    """
-    model, is_packed = policy.model, policy.layout.packing
-    packed, its_own = model.config._attn_implementation, model.generation_config
-    if is_packed:
-        model.set_attn_implementation(policy.attention)
-    model.generation_config = GenerationConfig()
-    model.eval()
-    try:
-        yield
-    finally:
-        model.generation_config = its_own
-        if is_packed:
-            model.set_attn_implementation(packed)
-        switch_off(model)
-
-
-def _batch(policy: Policy, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), policy.tokenizer.eos_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # padded on the left: the response follows the last token
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    inputs: dict[str, Any] = {"input_ids": ids.to(policy.device), "attention_mask": mask.to(policy.device)}
-    drawn = policy.compute(lambda: policy.model.generate(**inputs, generation_config=config))
-    return drawn[:, longest:].tolist()  # type: ignore[no-any-return]
-
-
-def _until(response: list[int], ends: Sequence[int]) -> tuple[int, ...]:
-    """Cut the response behind the first token that ends it."""
-    first = next((place for place, token in enumerate(response) if token in ends), len(response))
-    return tuple(response[: first + 1])

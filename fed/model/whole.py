@@ -9,7 +9,7 @@ import torch
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.model.adapter_config import adaptable_layers
 from fed.model.archive import load_archive
-from fed.model.lora import add_adapter, merge_adapter
+from fed.model.lora import add_adapter, merge_adapter, open_adapter
 from fed.model.pretrained import load_model
 from fed.model.quantization import quantize
 
@@ -23,6 +23,7 @@ class Source:
     dtype: torch.dtype  # of the weights
     compute_dtype: torch.dtype | None  # None: that of the weights
     lora: LoraSettings | None
+    trained: str | None = None  # a trained adapter that is added for reading, by directory or hub name
 
 
 def whole_model(source: Source) -> Any:
@@ -50,7 +51,9 @@ def prepare(model: Any, source: Source) -> None:
     """
     if source.settings.block_name is not None:
         _check_block_name(model, source.settings.block_name)
-    if source.lora is not None and source.lora.r:
+    if source.trained is not None:
+        open_adapter(model, source.trained)
+    elif source.lora is not None and source.lora.r:
         add_adapter(model, source.lora, _home(source.settings))
 
 

@@ -245,7 +245,7 @@ def test_adapters_that_cannot_be_merged_are_one_line(with_adapter, tmp_path: Pat
     base, adapter, _ = with_adapter
 
     def told(folder: Path) -> str:
-        with pytest.raises(ValueError, match=r"cannot merge model\.adapter=") as found:
+        with pytest.raises(ValueError, match="cannot use the adapter ") as found:
             load_policy(ModelSettings(name_or_path=str(base), adapter=str(folder)), CPU)
         assert "\n" not in str(found.value)
         return str(found.value)

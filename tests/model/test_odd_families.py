@@ -28,10 +28,10 @@ from fed.data.collate import Layout
 from fed.data.examples import Example
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_tokenizer
+from fed.model.generation import Draws, generate
 from fed.model.loading import load_policy
 from fed.model.placement import Placement
 from fed.model.policy import Policy, pair_logps, save_policy
-from fed.model.samples import Draws, generate
 from run.data_checks import check_lengths
 from support.policies import PAIRS, refusal
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, Gemma3Config, GPT2Config, PhimoeConfig, Pre
 
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.model import loading, sharded
+from fed.model.generation import Draws, generate
 from fed.model.randomness import put_back, switch_off, without_randomness
-from fed.model.samples import Draws, generate
 from support.policies import load
 
 

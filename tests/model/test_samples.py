@@ -7,8 +7,9 @@ import torch
 from transformers import GenerationConfig
 
 from fed.data.examples import Example
+from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
-from fed.model.samples import Draws, Sampler, generate, with_different_prompts
+from fed.model.samples import Sampler, with_different_prompts
 from fed.tracking.line_files import read_lines
 from support.command_line import CommandLine
 from support.pairs import examples

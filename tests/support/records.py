@@ -7,7 +7,7 @@ from fed.data.source import Reading
 from load_data import load_file
 
 USER, ANSWER, SYSTEM = "user", "assistant", "system"
-SUPERVISED = Reading(supervised=True)
+SUPERVISED = Reading(needs="imitated")
 
 
 def message(role: str, content: str) -> dict[str, str]:

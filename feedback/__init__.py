@@ -1,0 +1,1 @@
+"""Asks models and people: responses, judges, labels; rows come out."""

@@ -1,0 +1,135 @@
+"""The way a policy is asked: with the chat template and the lengths of its run, unless the user says otherwise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fed.config.schema import Config
+from fed.data.chat import ChatSettings, ChatTokens, read_template
+from fed.data.prompts import prompt_ids
+from fed.data.rows import HUMAN, Preference, Skip
+from fed.data.tokens import Lengths
+from fed.model.policy import Policy
+from feedback.policies import Found
+
+LONGEST_PROMPT = 1024  # tokens, of a policy whose run is not known
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How prompts become token ids, and what ends a response.
+
+    Attributes:
+        chat: How conversations become text.
+        lengths: What a prompt is cut to.
+        stop: Tokens that end a response, besides end-of-text.
+        stop_strings: Texts that end a response and are no part of it.
+    """
+
+    chat: ChatSettings
+    lengths: Lengths
+    stop: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    def ids(self, policy: Policy, rows: Sequence[Preference]) -> list[list[int] | Skip]:
+        """Return the token ids of the rows' prompts, or why they have none."""
+        return prompt_ids(rows, policy.tokenizer, lengths=self.lengths, chat=self.chat)
+
+    def text(self, policy: Policy, response: Sequence[int]) -> str:
+        """Return what a response says: without special tokens, and up to the first of the stop strings."""
+        text: str = policy.tokenizer.decode(response, skip_special_tokens=True)  # type: ignore[attr-defined]
+        return until(text, self.stop_strings)
+
+
+def until(text: str, stop_strings: Sequence[str]) -> str:
+    """Return the text up to the first of the strings."""
+    return text[: min((place for stop in stop_strings if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user says of asking; None: as the policy's run had it.
+
+    Attributes:
+        chat_template: A file, or "none".
+        system_prompt: A system text before conversations without one.
+        text_as_chat: Prompts that are text become conversations.
+        max_prompt_length: Tokens of the longest prompt.
+        stop_strings: Texts that end a response.
+    """
+
+    chat_template: str | None = None
+    system_prompt: str | None = None
+    text_as_chat: bool | None = None
+    max_prompt_length: int | None = None
+    stop_strings: tuple[str, ...] = ()
+
+
+def how_to_ask(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int) -> Asking:
+    """Return how to ask the policy. Its tokenizer gets the chat template that is asked for.
+
+    A policy whose run is not known is asked through its tokenizer's chat template, if it has one.
+
+    Raises:
+        ValueError: If a template cannot be read or rendered.
+    """
+    config, tokenizer = found.config or Config(), cast(Any, policy.tokenizer)
+    template = set_template(found, policy, wanted)
+    has_template = template != "none" and bool(getattr(tokenizer, "chat_template", None))
+    as_chat = has_template if found.config is None else config.text_as_chat
+    chat = ChatSettings(
+        template,
+        config.chat_template_kwargs or {},
+        wanted.system_prompt or config.system_prompt,
+        as_chat if wanted.text_as_chat is None else wanted.text_as_chat,
+    )
+    longest = wanted.max_prompt_length or (LONGEST_PROMPT if found.config is None else config.max_prompt_length)
+    lengths = Lengths(longest + max_new_tokens, longest, config.truncation)
+    return Asking(chat, lengths, _turn_ends(tokenizer, chat) if has_template else (), wanted.stop_strings)
+
+
+def how_to_read(found: Found, policy: Policy, wanted: Wanted, max_length: int) -> Asking:
+    """Return how the policy reads pairs of at most `max_length` tokens. Its tokenizer gets the chat template.
+
+    Pairs that are text stay text, unless the run had it otherwise.
+
+    Raises:
+        ValueError: If a template cannot be read, or a length does not fit.
+    """
+    config = found.config or Config()
+    chat = ChatSettings(
+        set_template(found, policy, wanted),
+        config.chat_template_kwargs or {},
+        wanted.system_prompt or config.system_prompt,
+        config.text_as_chat if wanted.text_as_chat is None else wanted.text_as_chat,
+    )
+    prompt = wanted.max_prompt_length or (max_length // 2 if found.config is None else config.max_prompt_length)
+    return Asking(chat, Lengths(max_length, prompt, config.truncation))
+
+
+def set_template(found: Found, policy: Policy, wanted: Wanted) -> str | None:
+    """Give the policy's tokenizer the chat template that is asked for, and return the setting that names it."""
+    template = found.config.chat_template if wanted.chat_template is None and found.config else wanted.chat_template
+    was_saved = wanted.chat_template is None and found.checkpoint is None
+    if template not in (None, "none") and not was_saved:
+        cast(Any, policy.tokenizer).chat_template = read_template(template)
+    return template
+
+
+def _turn_ends(tokenizer: Any, chat: ChatSettings) -> tuple[int, ...]:
+    """Return the token with which the template ends an assistant's turn, if it is one."""
+    end = ChatTokens(tokenizer, chat.chat_template_kwargs).ends_in
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+    return (ids[-1],) if ids else ()
+
+
+def marked(rows: Sequence[Preference]) -> bool:
+    """Return True if a prompt is text with HH's markers, whose next turn of the human ends a response."""
+    return any(isinstance(row.prompt, str) and HUMAN.strip() in row.prompt for row in rows)
+
+
+def as_json(row: Preference) -> dict[str, Any]:
+    """Return a row's prompt as a record of data: text, or a list of messages."""
+    if isinstance(row.prompt, str):
+        return {"prompt": row.prompt}
+    return {"prompt": [{"role": turn.role, "content": turn.content} for turn in row.prompt.turns]}
