@@ -143,6 +143,21 @@ def _rounds(folder: Path) -> list[str]:
     return [name.removeprefix("round-") for name in _checkpoints(folder)]
 
 
+def merged(found: Found) -> Found:
+    """Return the policy with its adapter as part of the weights; one without an adapter is returned as it is.
+
+    Raises:
+        ValueError: If the adapter is only in a checkpoint.
+    """
+    if found.adapter is None:
+        if found.has_adapter:
+            raise ValueError(
+                f"the adapter of {found.checkpoint} cannot be merged; give merge=false, or leave round= out"
+            )
+        return found
+    return replace(found, model=replace(found.model, adapter=found.adapter), adapter=None)
+
+
 def load(found: Found, how: Loading) -> Policy:
     """Load a policy for reading; no gradient is computed for its weights.
 
