@@ -80,7 +80,7 @@ def draw_responses(
             index, draw, row, _ = left[place]
             text = asking.text(policy, response)
             ended = _has_ended(policy, draws, response, text)
-            lines.append(_line(row, index, draw, text, len(response), "stop" if ended else "length", generator))
+            lines.append(line_of(row, index, draw, text, len(response), "stop" if ended else "length", generator))
         file.add(lines)
         on_done(len(file.lines))
 
@@ -95,9 +95,10 @@ def _has_ended(policy: Policy, draws: Draws, response: Sequence[int], text: str)
     return len(whole) > len(text)  # a stop string was cut off
 
 
-def _line(
+def line_of(
     row: Preference, index: int, draw: int, text: str, tokens: int, reason: str, generator: str
 ) -> dict[str, Any]:
+    """Return the record of one response: its row's columns and prompt, the text, and how it came about."""
     columns = dict(zip(row.extra.names, row.extra.values, strict=True))
     group = {"group": row.group} if row.group else {}
     return {

@@ -1,0 +1,101 @@
+"""Completions of a served model, as records of data that train as they are."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fed.data.chat import ChatSettings, in_form
+from fed.data.rows import Chat, Preference, Skip
+from feedback.api import Answer, Client, Message, Question
+from feedback.job_files import JobFile, part_of
+from feedback.responses import Prompts, line_of
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of a job.
+
+    Attributes:
+        skipped: How many questions have no answer, by reason.
+        calls: How many were asked; the others' answers were on the disk.
+        kept: How many answers were on the disk.
+        prompt_tokens: Tokens of the questions that were asked.
+        completion_tokens: Tokens of their answers.
+    """
+
+    skipped: Mapping[str, int]
+    calls: int
+    kept: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def messages_of(row: Preference, system_prompt: str | None = None) -> list[Message]:
+    """Return a prompt as messages; HH's markers divide turns, other text is one turn of the user."""
+    chat = in_form(row, ChatSettings(text_as_chat=True, system_prompt=system_prompt)).prompt
+    assert isinstance(chat, Chat)
+    return [{"role": turn.role, "content": turn.content} for turn in chat.turns]
+
+
+def complete(
+    client: Client,
+    prompts: Prompts,
+    settings: Mapping[str, Any],
+    file: JobFile,
+    generator: str,
+    *,
+    system_prompt: str | None = None,
+    require_stop: bool = True,
+    seed: int = 0,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Told:
+    """Ask for the completions that `file` does not have yet.
+
+    Args:
+        client: The server's client.
+        prompts: What is asked.
+        settings: Arguments of each call.
+        file: Gets a line for each completion, as `feedback.responses` writes them.
+        generator: The name of the model in these lines.
+        system_prompt: A system text before prompts without one.
+        require_stop: Leave out completions that did not end by themselves.
+        seed: Draw number k of a prompt is asked with the seed `seed` + k.
+        on_done: Is told how many completions are there.
+
+    Raises:
+        CannotContinue: If the server cannot be used; completions that were there are in the file.
+    """
+    jobs = [(index, draw, row) for index, row in part_of(prompts.rows, prompts.shard) for draw in range(prompts.n)]
+    done = file.done
+    left = [job for job in jobs if job[:2] not in done]
+    questions = [
+        Question(messages_of(row, system_prompt), {**settings, "seed": seed + draw}, draw) for _, draw, row in left
+    ]
+    skipped: Counter[str] = Counter()
+    asked: list[Answer] = []
+
+    def write(place: int, answer: Answer | Skip) -> None:
+        index, draw, row = left[place]
+        if isinstance(answer, Skip):
+            skipped[answer.reason] += 1
+            return
+        asked.append(answer)
+        if not answer.text.strip():
+            skipped["an empty completion"] += 1
+        elif require_stop and answer.finish_reason != "stop":
+            skipped[f"cut before its end ({answer.finish_reason})"] += 1
+        else:
+            reason = answer.finish_reason
+            file.add([line_of(row, index, draw, answer.text, answer.completion_tokens, reason, generator)])
+            on_done(len(file.lines))
+
+    client.ask_all(questions, write)
+    new = [answer for answer in asked if not answer.kept]
+    return Told(
+        skipped,
+        len(new),
+        len(asked) - len(new),
+        sum(answer.prompt_tokens for answer in new),
+        sum(answer.completion_tokens for answer in new),
+    )
