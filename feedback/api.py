@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fed.data.rows import Skip
 from fed.errors import CannotContinue
@@ -106,7 +106,7 @@ class Client:
         self._stopped = threading.Event()
 
     def ask_all(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
-        """Ask all questions, and call `on_answer` with each answer, or with the reason why the server refuses to give one.
+        """Ask all questions, and call `on_answer` with each answer, or with the reason why the server refuses one.
 
         Raises:
             CannotContinue: If the server cannot be used; the answers that were there have been handed over.
@@ -154,7 +154,7 @@ class Client:
         times = f"after {self._server.retries} retries"
         try:
             found = self._client.chat.completions.create(
-                model=self._server.model, messages=list(question.messages), **question.settings
+                model=self._server.model, messages=cast(Any, list(question.messages)), **question.settings
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._end(f"refuses the key ({error.status_code}): set {KEY}") from error
@@ -180,7 +180,7 @@ class Client:
             first = choice.logprobs.content[0].top_logprobs if choice.logprobs and choice.logprobs.content else []
             letters = {token.token: float(token.logprob) for token in first}
             counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-            return Answer(text, str(choice.finish_reason), *counts, letters)
+            return Answer(text, str(choice.finish_reason), counts[0], counts[1], letters)
         except (AttributeError, IndexError, TypeError) as error:
             raise self._end(f"answers with something that is no completion: {str(found)[:100]}") from error
 

@@ -13,6 +13,25 @@ from feedback.responses import Prompts, line_of
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How a model is asked for completions.
+
+    Attributes:
+        generator: The name of the model in the records.
+        settings: Arguments of each call.
+        seed: Draw number k of a prompt is asked with the seed `seed` + k.
+        system_prompt: A system text before prompts without one.
+        require_stop: Leave out completions that did not end by themselves.
+    """
+
+    generator: str
+    settings: Mapping[str, Any]
+    seed: int = 0
+    system_prompt: str | None = None
+    require_stop: bool = True
+
+
+@dataclass(frozen=True)
 class Told:
     """What came of a job.
 
@@ -41,13 +60,8 @@ def messages_of(row: Preference, system_prompt: str | None = None) -> list[Messa
 def complete(
     client: Client,
     prompts: Prompts,
-    settings: Mapping[str, Any],
+    how: Asked,
     file: JobFile,
-    generator: str,
-    *,
-    system_prompt: str | None = None,
-    require_stop: bool = True,
-    seed: int = 0,
     on_done: Callable[[int], None] = lambda done: None,
 ) -> Told:
     """Ask for the completions that `file` does not have yet.
@@ -55,12 +69,8 @@ def complete(
     Args:
         client: The server's client.
         prompts: What is asked.
-        settings: Arguments of each call.
+        how: How it is asked.
         file: Gets a line for each completion, as `feedback.responses` writes them.
-        generator: The name of the model in these lines.
-        system_prompt: A system text before prompts without one.
-        require_stop: Leave out completions that did not end by themselves.
-        seed: Draw number k of a prompt is asked with the seed `seed` + k.
         on_done: Is told how many completions are there.
 
     Raises:
@@ -70,7 +80,8 @@ def complete(
     done = file.done
     left = [job for job in jobs if job[:2] not in done]
     questions = [
-        Question(messages_of(row, system_prompt), {**settings, "seed": seed + draw}, draw) for _, draw, row in left
+        Question(messages_of(row, how.system_prompt), {**how.settings, "seed": how.seed + draw}, draw)
+        for _, draw, row in left
     ]
     skipped: Counter[str] = Counter()
     asked: list[Answer] = []
@@ -83,11 +94,11 @@ def complete(
         asked.append(answer)
         if not answer.text.strip():
             skipped["an empty completion"] += 1
-        elif require_stop and answer.finish_reason != "stop":
+        elif how.require_stop and answer.finish_reason != "stop":
             skipped[f"cut before its end ({answer.finish_reason})"] += 1
         else:
             reason = answer.finish_reason
-            file.add([line_of(row, index, draw, answer.text, answer.completion_tokens, reason, generator)])
+            file.add([line_of(row, index, draw, answer.text, answer.completion_tokens, reason, how.generator)])
             on_done(len(file.lines))
 
     client.ask_all(questions, write)

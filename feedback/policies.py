@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import transformers
 
 from fed.config.explain import listed
 from fed.config.groups import LoraSettings, ModelSettings
@@ -12,9 +11,10 @@ from fed.config.schema import Config
 from fed.data.collate import Layout
 from fed.model import weight_files
 from fed.model.loading import load_policy
-from fed.model.lora import adapters_base
+from fed.model.lora import named_base
 from fed.model.placement import Placement
 from fed.model.policy import Policy
+from fed.model.pretrained import quiet_libraries
 from fed.seeding import seed_globals
 from fed.tracking.recorded import recorded_settings
 from fed.tracking.run_files import CONFIG
@@ -96,8 +96,9 @@ def _of_files(name: str) -> Found:
         )
     if not (folder / "adapter_config.json").is_file():
         return Found(name, ModelSettings(name_or_path=name))
-    base = ModelSettings(name_or_path=adapters_base(name), tokenizer_name_or_path=_tokenizer(folder))
-    return Found(name, base, adapter=name)
+    if (base := named_base(name)) is None:
+        raise ValueError(f"the adapter {name} does not name the model that it was trained on (base_model_name_or_path)")
+    return Found(name, ModelSettings(name_or_path=base, tokenizer_name_or_path=_tokenizer(folder)), adapter=name)
 
 
 def _tokenizer(folder: Path) -> str | None:
@@ -164,8 +165,7 @@ def load(found: Found, how: Loading) -> Policy:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     if found.config is not None:  # weights that are drawn, of the demo model for one
         seed_globals(found.config.seed, "model")
     dtype = how.dtype or found.model.policy_dtype

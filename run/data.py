@@ -1,5 +1,6 @@
 """The rows of a run, loaded as the configuration says and given to their owners."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import NamedTuple
@@ -26,7 +27,7 @@ class OwnedRows(NamedTuple):
     skipped: dict[str, int]  # records left out while loading, by reason
     unread: tuple[str, ...]  # fields of the records that nothing reads, and no row keeps
     forms: tuple[str, ...]  # what the records were taken for, where that had to be recognised
-    remarks: tuple[str, ...] = ()  # on the clients, by the partitioner
+    remarks: tuple[str, ...] = ()  # on the files, and on the clients by the partitioner
     names: tuple[str, ...] = ()  # of clients that the data names
 
 
@@ -55,11 +56,7 @@ def shared_out(
         own = [load_file(path, reading=reading) for path in partitioner.client_data]
         server, unused = (validation.rows, len(train.rows)) if validation.rows else (train.rows, 0)
         return _owned(split_own(server, test.rows, [client.rows for client in own], settings, unused), *lists, *own)
-    if not hasattr(partitioner, "load_partition"):
-        raise ValueError(
-            f"partition._target_={config.partition['_target_']} makes something other than a partitioner: "
-            f"{type(partitioner).__name__}; expected a class with dataset, num_partitions and load_partition"
-        )
+    _check_partitioner(config, partitioner)
     train_rows, validation_rows, test_rows = _apart(train.rows, validation.rows, test.rows)
     split = split_rows(
         train_rows,
@@ -68,8 +65,25 @@ def shared_out(
         lambda rows: partition(rows, partitioner, config.client_num_in_total, config.seed, _column(config)),
         replace(settings, server_last=getattr(partitioner, "server_last", False)),
     )
-    remarks, names = (tuple(getattr(partitioner, about, ())) for about in ("remarks", "names"))
-    return _owned(split, *lists)._replace(remarks=remarks, names=names)
+    owned, names = _owned(split, *lists), tuple(getattr(partitioner, "names", ()))
+    remarks = (*owned.remarks, *getattr(partitioner, "remarks", ()), *_no_federation(names, train_rows))
+    return owned._replace(remarks=remarks, names=names)
+
+
+def _check_partitioner(config: Config, made: object) -> None:
+    if not hasattr(made, "load_partition"):
+        raise ValueError(
+            f"partition._target_={config.partition['_target_']} makes something other than a partitioner: "
+            f"{type(made).__name__}; expected a class with dataset, num_partitions and load_partition"
+        )
+
+
+def _no_federation(names: Sequence[str], rows: Sequence[Preference]) -> Iterator[str]:
+    """Warn of data that has one client only."""
+    if len(names) == 1:
+        columns = sorted({name for row in rows for name in row.extra.names})
+        others = f", of which the data has {', '.join(columns[:5])}" if columns else ""
+        yield f"warning: one client is no federation; partition.column= names another column{others}"
 
 
 def count_clients(config: Config) -> int:
@@ -159,7 +173,7 @@ def _loaded(config: Config, reading: Reading) -> tuple[Loaded, Loaded, Loaded]:
 
 def _owned(split: Split, *loaded: Loaded) -> OwnedRows:
     every = merged(loaded)
-    return OwnedRows(split, dict(sorted(every.skipped.items())), every.unread, every.forms)
+    return OwnedRows(split, dict(sorted(every.skipped.items())), every.unread, every.forms, every.remarks)
 
 
 def _settings(config: Config) -> SplitSettings:

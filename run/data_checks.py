@@ -24,9 +24,14 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         setting = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(pairs.clients) if not client.held_out]
         if without:
+            way_out = f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
+            if (split := pairs.rows.split).clients and len(
+                {row.conversation for row in split.clients[without[0]].train}
+            ) == 1:
+                by = f", as holdout_by={config.holdout_by} has them" if config.holdout_by else ""
+                way_out = f"its pairs are one conversation{by}, and none is divided: lower client_num_in_total"
             raise ValueError(
-                f"{setting} but client {without[0]} has no held-out pairs ({len(without)} such clients); "
-                f"raise client_eval_fraction={config.client_eval_fraction} or lower client_num_in_total"
+                f"{setting} but client {without[0]} has no held-out pairs ({len(without)} such clients); {way_out}"
             )
     if config.accuracy_on == "test" and not pairs.test:
         raise ValueError("accuracy_on=test but there are no test pairs; give datasets, or use accuracy_on=client")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -14,7 +15,8 @@ from fed.config.choices import chosen
 from fed.config.explain import counted
 from fed.config.schema import Config, flat
 from fed.cpu.runtime import has_bfloat16
-from fed.data.rows import Chat, Preference, are_few_conversations, in_conversations
+from fed.data.rows import Chat, Preference, are_few_conversations, in_conversations, unknown_roles
+from fed.model.lora import named_base
 from fed.model.policy import Policy
 from fed.model.precision import vanishing
 from fed.model.quantization import weight_count
@@ -133,6 +135,7 @@ def _data_remarks(plan: Plan) -> Iterator[str]:
 
 def _forms(plan: Plan, rows: Sequence[Preference]) -> Iterator[str]:
     """Describe what the records were taken for, and how they become text."""
+    config = plan.config
     forms, has_template = plan.pairs.rows.forms, bool(getattr(plan.policy.tokenizer, "chat_template", None))
     if forms:
         yield f"form: {', '.join(forms)}; {_as_text(plan.config, rows)}"
@@ -143,6 +146,10 @@ def _forms(plan: Plan, rows: Sequence[Preference]) -> Iterator[str]:
             "prompts are text and are trained as they are written, but this model has a chat template: "
             "text_as_chat=true makes conversations of them"
         )
+    if roles := unknown_roles(rows):
+        yield f"roles that most chat templates do not know: {_names(roles)}; docs/data.md lists those that are known"
+    if config.model.name_or_path == "demo" and "files" in config.datasets:
+        yield "warning: no model is given, so the demo's toy is trained; model=smollm2-135m is a real one"
     if found := _spelt(plan, rows):
         yield f"the text spells special tokens such as {found}, which stay text; docs/data.md says how to give chats"
     if names := sorted({name for row in rows for name in row.extra.names}):
@@ -167,7 +174,7 @@ def _as_text(config: Config, rows: Sequence[Preference]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = [name if name.isprintable() else repr(name) for name in names[:MOST_NAMED]]
+    shown = [name if name and name.isprintable() else repr(name) for name in names[:MOST_NAMED]]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(shown) + more
 
@@ -195,7 +202,12 @@ def _scores_decide(plan: Plan) -> bool:
 def _model_remarks(plan: Plan) -> Iterator[str]:
     config = plan.config
     if config.lora.r:
-        yield f"lora: {sum(p.numel() for p in plan.policy.model.parameters() if p.requires_grad)} trained weights"
+        trained = sum(p.numel() for p in plan.policy.model.parameters() if p.requires_grad)
+        packed = {"nf4": "4", "int8": "8", None: None}[config.model.quantization]
+        below = f"; the weights below them are kept in {packed} bits ({config.model.quantization})" if packed else ""
+        yield f"lora: {trained} trained weights{below}"
+    if config.model.adapter is not None:
+        yield from _adapter(config)
     if config.privacy.kind != "none":
         yield described(config.privacy, config.comm_round)
     elif "DifferentialPrivacy" in config.strategy["_target_"]:
@@ -206,6 +218,16 @@ def _model_remarks(plan: Plan) -> Iterator[str]:
         yield _processes(plan)
     elif config.trainer != "BasicTrainer":
         yield f"trainer={config.trainer}: one process, so the model is not split"
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    """Describe what becomes of the adapter with which the run begins."""
+    assert config.model.adapter is not None
+    more = "a new adapter is trained" if config.lora.r else "all weights are trained; lora.r=8 would train an adapter"
+    yield f"model.adapter={config.model.adapter} is part of the weights of policy and reference, and {more}"
+    base, name = named_base(config.model.adapter), config.model.name_or_path
+    if base is not None and name is not None and Path(base).expanduser().resolve() != Path(name).expanduser().resolve():
+        yield f"warning: {config.model.adapter} was trained on {base}, and is added to {name}: are they the same?"
 
 
 def _vanishing_updates(plan: Plan) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
         *(part for client in split.clients for part in (client.train, client.held_out)),
     ]
     every = [row for part in lists for row in part]
-    _check_has_conversations(config, every)
+    _check_has_conversations(config, every, getattr(policy.tokenizer, "chat_template", None) or "")
     found = _tokenizer(policy, config, "tokens_of_runs", most=ENTRIES)(every)
     ends = itertools.accumulate(map(len, lists), initial=0)
     validation, test, *of_clients = (found.part(start, stop) for start, stop in itertools.pairwise(ends))
@@ -105,13 +106,22 @@ def _tokenizer(policy: Policy, config: Config, folder: str, most: int | None = N
     return as_tokens
 
 
-def _check_has_conversations(config: Config, rows: Sequence[Preference]) -> None:
+def _check_has_conversations(config: Config, rows: Sequence[Preference], template: str) -> None:
     """Refuse settings about conversations where there are none.
 
     Raises:
         ValueError: Naming the setting.
     """
-    if config.text_as_chat or any(isinstance(row.prompt, Chat) for row in rows):
+    chats = [row.prompt for row in rows if isinstance(row.prompt, Chat)]
+    if config.text_as_chat and len(chats) == len(rows) > 0:
+        raise ValueError("text_as_chat=true has no effect: prompts of the data are conversations; leave it out")
+    if config.text_as_chat or chats:
+        have_own = len(chats) == len(rows) and all(chat.turns[0].role == "system" for chat in chats)
+        if have_own and config.system_prompt is not None:
+            raise ValueError(
+                "system_prompt has no effect: every conversation of the data begins with a system text; leave it out"
+            )
+        _check_variables(config, template)
         return
     given = {
         "chat_template": config.chat_template,
@@ -125,6 +135,17 @@ def _check_has_conversations(config: Config, rows: Sequence[Preference]) -> None
                 f"{name}={value} has no effect: prompts and responses of the data are text; text_as_chat=true makes "
                 "conversations of them"
             )
+
+
+def _check_variables(config: Config, template: str) -> None:
+    """Refuse variables that the chat template does not read.
+
+    Raises:
+        ValueError: Naming one.
+    """
+    for name in config.chat_template_kwargs or {}:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ValueError(f"chat_template_kwargs has {name}, which the chat template does not read; leave it out")
 
 
 def _check_any_left(clients: Sequence[ClientPairs], cuts: Cuts) -> None:

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 
 import torch
-import transformers
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Strategy
 
@@ -18,6 +17,7 @@ from fed.data.rows import Loaded
 from fed.data.source import Reading
 from fed.distributed.ranks import arrange
 from fed.model.policy import Policy
+from fed.model.pretrained import quiet_libraries
 from fed.tracking import steps
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, reading_of, shared_out
@@ -153,8 +153,7 @@ def _mod(path: str) -> Mod:
 
 
 def _quiet_libraries() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     logging.getLogger("flwr").addFilter(_is_useful)
 
 

@@ -60,11 +60,13 @@ def gguf_path(name: str, gguf: str) -> Path:
 def check_model_folder(name: str) -> None:
     """Refuse a path of a model's or tokenizer's directory that does not exist or holds TensorFlow's checkpoint."""
     path = Path(name).expanduser()
-    is_path = name.startswith((".", "/", "~"))
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1  # a hub name is owner/name
     if is_path or (name and path.is_dir()):
         _check_not_tensorflow(path)
     if is_path and not path.is_dir():
         raise ValueError(f"model directory {name} does not exist; give a directory or a hub name")
+    if (path / "policy").is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name} is the folder of a run; its model is {path / 'policy'}")
 
 
 def check_archive(path: Path) -> None:

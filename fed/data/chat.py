@@ -121,8 +121,8 @@ class ChatTokens:
     def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
-                "the data holds conversations, but the tokenizer has no chat template; give chat_template=FILE, or "
-                "chat_template=none, which writes turns as text with HH's markers"
+                "the data holds conversations, but the tokenizer has no chat template; give a model that has one, such "
+                "as model=smollm2-135m, chat_template=FILE, or chat_template=none, which writes HH's markers"
             )
         self._tokenizer, self._kwargs = tokenizer, dict(kwargs or {})
         added = tokenizer.added_tokens_decoder.values()

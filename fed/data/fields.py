@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fed.data.messages import are_messages, as_json, is_message, turn, turns
 from fed.data.records import Record, Unusable, whole_text
-from fed.data.rows import Chat, Preference, Prompt, Response, Skip, Turn, usable
+from fed.data.rows import ROLES, Chat, Preference, Prompt, Response, Skip, Turn, usable
 
 PROMPTS = ("prompt", "instruction", "question")  # the first that a record has is its prompt
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -81,7 +81,8 @@ def response_of(record: Record, name: str, value: object, prompt: Prompt) -> Res
 def single(rest: Sequence[Turn]) -> Turn | Skip:
     """Return the turn that is the response, or why what follows the prompt is none."""
     if not rest or rest[0].role != "assistant":
-        return Skip("no assistant turn at the end")
+        known = not rest or rest[0].role in ROLES
+        return Skip("no assistant turn at the end" + ("" if known else f", but one of {rest[0].role!r:.40}"))
     return rest[0] if len(rest) == 1 else Skip("response holds a further turn")
 
 

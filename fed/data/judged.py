@@ -180,6 +180,11 @@ def ranked(record: Record, reading: Reading) -> Rows:
 def _score(record: Record, name: str, value: object, sign: int) -> float | None:
     if value is None or value != value:
         return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{record.where}: {name!r} has {value!r:.40}, expected numbers") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise record.wrong(name, "a list of numbers")
     return sign * value

@@ -18,6 +18,7 @@ from fed.data.rows import (
     SplitName,
     in_conversations,
     merged,
+    roles_without_user,
     split_by_conversation,
     told_apart,
 )
@@ -113,6 +114,10 @@ def _why_nothing(sources: Sequence[Source], skipped: dict[str, int], data_dir: s
                 "; pairs with one first human turn are one, unless a field conversation or holdout_by=COLUMN tells "
                 "them apart"
             )
+            if column := source.reading.holdout_by:
+                same = f"; pairs with one value of holdout_by={column} are one"
+            elif roles := roles_without_user(rows):
+                same = f"; no turn is a user's: the roles are {', '.join(roles)}, and docs/data.md lists those known"
             return (
                 f"{source.path or source.name} has {in_conversations(rows)}; {source.test_share:g} of the conversations"
                 f" is tested on: give more, or a folder with train.jsonl and test.jsonl{same if len(rows) > 1 else ''}"
@@ -150,6 +155,8 @@ def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not names:
         raise ValueError(f"datasets={names!r}; expected a list of {', '.join(DATASETS)}, e.g. datasets=[hh]")
     for name in names:
+        if os.path.exists(name):
+            raise ValueError(f"datasets=[{name}] names a file or folder; give datasets=[files] data_dir={name}")
         if name not in DATASETS and not HUB_NAME.fullmatch(name):
             raise ValueError(
                 f"no data set {name!r}; load_data.py has {', '.join(DATASETS)}{nearest(name, DATASETS)}, and a name "
@@ -199,7 +206,7 @@ def _all(source: Source) -> Loaded:
             rows.append(_with_columns(item, source))
         if number % TELL_EVERY == 0:
             source.on_read(number)
-    return Loaded(rows, skipped, tuple(sorted(source.unread)), tuple(source.forms))
+    return Loaded(rows, skipped, tuple(sorted(source.unread)), tuple(source.forms), source.remarks)
 
 
 def _with_columns(row: Preference, source: Source) -> Preference:

@@ -11,7 +11,7 @@ from fed.data.rows import Turn
 # The words for the roles that chat templates know; others stay as they are.
 ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bard", "bing", "claude", "function_call"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bard", "bing", "claude", "ai", "function_call"), "assistant"),
     **{role: role for role in ("user", "assistant", "system", "tool")},
     **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
 }

@@ -1,6 +1,7 @@
 """Files of records: JSON lines, JSON, CSV, Parquet and Arrow; errors name the file, and the line or the row."""
 
 import csv
+import functools
 import io
 import json
 import re
@@ -23,6 +24,8 @@ Numbered = Iterator[tuple[str, Fields]]  # "path:line" or "path, row n", and the
 
 # Beside the tables that the library `datasets` has written.
 NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+PYTHON_LIST = re.compile(r"\[\{'[^']*': ")
+NOTES = re.compile(r"(README|LICEN[CS]E|NOTICE)|.*\.md$", re.IGNORECASE)
 SHARD = re.compile(r"\d+-of-\d+")
 
 
@@ -32,6 +35,8 @@ def records_of(path: Path) -> Numbered:
     Raises:
         ValueError: If it cannot be read, or a line or row is no record.
     """
+    if not has_reader(path):
+        raise ValueError(f"{path} has no ending that tells what it is; expected {ENDINGS}")
     yield from READERS[_ending(path)](path)
 
 
@@ -55,6 +60,12 @@ def data_files(folder: Path, named_split: Callable[[Path], object]) -> list[Path
     if not files:
         raise ValueError(f"data_dir={folder} holds no file of {ENDINGS}; give the folder that does")
     return files
+
+
+def others(folder: Path) -> list[str]:
+    """List the names of the files of a folder that no reader knows, but for licences and notes."""
+    found = (path for path in folder.iterdir() if path.is_file() and not has_reader(path)) if folder.is_dir() else ()
+    return sorted(path.name for path in found if not (path.name.startswith(".") or NOTES.match(path.name)))
 
 
 def stem(path: Path) -> str:
@@ -139,13 +150,15 @@ def _by_prompt(path: Path, found: Fields) -> Numbered:
             )
 
 
-def _csv(path: Path) -> Numbered:
+def _csv(path: Path, delimiter: str = ",") -> Numbered:
     with opened(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         csv.field_size_limit(LONGEST_LINE)
         try:
-            rows = csv.DictReader(lines, strict=True)
+            rows = csv.DictReader(lines, strict=True, delimiter=delimiter)
             names = list(rows.fieldnames or ())
+            if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                raise ValueError(f"{path}: its columns are divided by {other!r}; expected {delimiter!r}")
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{path}: the header has {twice[0]!r} twice; give each column a name of its own")
             for number, row in enumerate(rows, start=1):
@@ -154,15 +167,24 @@ def _csv(path: Path) -> Numbered:
                     raise ValueError(f"{where}: more values than the {len(names)} columns of the header")
                 if None in row.values():
                     raise ValueError(f"{where}: fewer values than the {len(names)} columns of the header")
-                yield where, {name: _cell(value) for name, value in row.items()}
+                yield where, {name: _cell(where, name, value) for name, value in row.items()}
         except csv.Error as error:
             raise ValueError(f"{path}: not CSV near line {rows.line_num} ({error})") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
-def _cell(text: str) -> Any:
-    """Return what a cell holds: a list of objects written as JSON is one, all else is text."""
+def _cell(where: str, name: str, text: str) -> Any:
+    """Return what a cell holds: a list of objects written as JSON is one, all else is text.
+
+    Raises:
+        ValueError: If it holds such a list as Python prints it, which pandas writes.
+    """
+    if PYTHON_LIST.match(text):
+        raise ValueError(
+            f"{where}: {name!r} holds a list as Python prints it; write it as JSON, with json.dumps, or save the table "
+            "as Parquet or JSON lines"
+        )
     if text.startswith("[") and text.endswith("]"):
         try:
             value = json.loads(text)
@@ -243,10 +265,12 @@ def _object(where: str, value: Any, place: str) -> Fields:
 
 READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": functools.partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
 TABLES = (".parquet", ".arrow")  # packed within; gzip around them is not usual
-ENDINGS = "*.jsonl, *.json or *.csv (also .gz or .zst), *.parquet or *.arrow"
+ENDINGS = "*.jsonl, *.ndjson, *.json, *.csv or *.tsv (also .gz or .zst), *.parquet or *.arrow"

@@ -13,6 +13,7 @@ SplitName = Literal["train", "validation", "test"]
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
+ROLES = ("system", "user", "assistant", "tool")  # of turns, as chat templates know them
 MANY_ROWS = 10  # of one conversation, on average: perhaps a system text stands as the first turn of several
 
 
@@ -94,6 +95,7 @@ class Loaded:
     skipped: dict[str, int]
     unread: tuple[str, ...] = ()  # fields of the records that nothing reads, and no row keeps
     forms: tuple[str, ...] = ()  # what the records were taken for, where that had to be recognised
+    remarks: tuple[str, ...] = ()  # on the files
 
 
 def merged(parts: Sequence[Loaded]) -> Loaded:
@@ -101,12 +103,26 @@ def merged(parts: Sequence[Loaded]) -> Loaded:
     skipped = sum((Counter(part.skipped) for part in parts), Counter[str]())
     unread = sorted({name for part in parts for name in part.unread})
     forms = dict.fromkeys(form for part in parts for form in part.forms)
-    return Loaded([row for part in parts for row in part.rows], dict(skipped), tuple(unread), tuple(forms))
+    remarks = dict.fromkeys(remark for part in parts for remark in part.remarks)
+    rows = [row for part in parts for row in part.rows]
+    return Loaded(rows, dict(skipped), tuple(unread), tuple(forms), tuple(remarks))
 
 
 def in_conversations(rows: Sequence[Preference]) -> str:
     """Return how many pairs there are, of how many conversations: "70 pairs in 2 conversations"."""
     return f"{counted(len(rows), 'pair')} in {counted(len({row.conversation for row in rows}), 'conversation')}"
+
+
+def unknown_roles(rows: Sequence[Preference]) -> list[str]:
+    """Return the roles of turns that chat templates do not know, sorted."""
+    chats = [row.prompt for row in rows if isinstance(row.prompt, Chat)]
+    return sorted({turn.role for chat in chats for turn in chat.turns} - {*ROLES})
+
+
+def roles_without_user(rows: Sequence[Preference]) -> list[str]:
+    """Return the roles of the turns if all rows are conversations without a turn of a user, else []."""
+    roles = {turn.role for row in rows if isinstance(row.prompt, Chat) for turn in row.prompt.turns}
+    return [] if "user" in roles or any(isinstance(row.prompt, str) for row in rows) else sorted(roles)
 
 
 def said(response: Response) -> str:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from fed.data.hub import HubSettings, hub_rows, split_names
-from fed.data.readers import data_files, records_of, stem
+from fed.data.readers import data_files, others, records_of, stem
 from fed.data.records import Record, as_label
 from fed.data.rows import NO_EXTRA, Extra, SplitName
 
@@ -134,6 +134,21 @@ class Source:
         if self.path is not None:
             return self.files["train"] == self.files["test"]
         return "/" in self.name and self.hub_splits["train"] == self.hub_splits["test"]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user may not expect of the files."""
+        if self.path is None:
+            return ()
+        unread = others(self.path)
+        found = [f"files that are not read: {', '.join(unread)}"] if unread else []
+        splits = {_named_split(path, self.path) for path in self.files["train"]}
+        if self.undivided and (only := splits - {None, "train"}):
+            found.append(
+                f"{self.path} has files of the {' and '.join(sorted(map(str, only)))} split only: they are divided "
+                "into training and test pairs; give training files too"
+            )
+        return tuple(found)
 
     @cached_property
     def files(self) -> dict[SplitName, list[Path]]:

@@ -1,5 +1,6 @@
 """The policy of a run: model and tokenizer as the settings name them, placed and ready to compute."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fed.data.collate import PADDED, Layout
 from fed.distributed.ranks import ALONE
 from fed.distributed.shards import local
 from fed.model.arrays import not_finite
+from fed.model.lora import named_base
 from fed.model.placement import Placement, move
 from fed.model.policy import Policy
 from fed.model.precision import compute_dtype, weights_dtype
@@ -84,12 +86,15 @@ def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
         raise ValueError("no model is given; set model.name_or_path (a directory or a hub name) or model.gguf_file")
     if settings.archive == "":
         raise ValueError("model.archive is empty; give a file or a directory, or leave it out")
+    base: str | None = None
     for folder in (settings.name_or_path, settings.archive):
         # Transformers would load base and adapter, but under other names and all frozen.
         if folder is not None and (Path(folder).expanduser() / "adapter_config.json").is_file():
+            with suppress(ValueError):
+                base = named_base(folder)
+            base = base or "<the model it was trained on>"
             raise ValueError(
-                f"{folder} holds an adapter, not a whole model; give model.name_or_path=<the model it was trained on> "
-                f"model.adapter={folder}"
+                f"{folder} holds an adapter, not a whole model; give model.name_or_path={base} model.adapter={folder}"
             )
     return Source(settings, load_tokenizer(settings), dtype, compute, lora)
 

@@ -102,16 +102,14 @@ def open_adapter(model: Any, name: str) -> None:
             model.biases_before[known] = before[plain]
 
 
-def adapters_base(name: str) -> str:
-    """Return the model that an adapter was trained on, by directory or hub name.
+def named_base(name: str) -> str | None:
+    """Return the model that an adapter says it was trained on, by directory or hub name; None if it does not say.
 
     Raises:
-        ValueError: If the adapter cannot be read, or does not say.
+        ValueError: If the adapter cannot be read.
     """
     base = _read_adapter(name, lambda place, config: config.base_model_name_or_path)
-    if not base:
-        raise ValueError(f"the adapter {name} does not name the model that it was trained on (base_model_name_or_path)")
-    return str(base)
+    return str(base) if base else None
 
 
 def _read_adapter(name: str, read: Callable[[str, Any], Any]) -> Any:

@@ -1,5 +1,6 @@
 """Models and tokenizers as transformers reads them: from directories, from the hub and from GGUF files."""
 
+import logging
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -19,6 +21,13 @@ from fed.model.randomness import put_back, without_randomness
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 MOST_LAYERS = 10_000  # each is an object before a weight is read; the largest models have some hundreds
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print while models are loaded: progress bars, and what this program checks itself."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns, whenever peft is loaded, of a kernel it tries
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

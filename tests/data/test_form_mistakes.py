@@ -34,7 +34,7 @@ MISTAKES = {
         {"prompt": "p", "responses": ["a"], "pairs": [[0, 1]]}, "'pairs' has [0, 1], expected two numbers"),
     "scores missing": ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "2 responses but 1 scores"),
     "scores of text": (
-        {"prompt": "p", "responses": ["a", "b"], "scores": ["1", "2"]}, "'scores' is list, expected a list"),
+        {"prompt": "p", "responses": ["a", "b"], "scores": ["1", "good"]}, "'scores' has 'good', expected numbers"),
     "a best one out of range": (
         {"prompt": "p", "responses": ["a"], "chosen_idx": 3}, "'chosen_idx' is 3, but there are 1"),
 }  # fmt: skip

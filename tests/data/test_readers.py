@@ -177,5 +177,30 @@ def test_a_file_that_swells_as_no_text_does_is_refused(tmp_path, name):
 
 def test_a_folder_without_files_of_records_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"holds no file of \*\.jsonl, \*\.json or \*\.csv \(also \.gz or \.zst\)"):
+    with pytest.raises(ValueError, match=r"holds no file of \*\.jsonl, .* or \*\.tsv \(also \.gz or \.zst\)"):
         load(["files"], "train", data_dir=str(tmp_path), seed=0)
+
+
+def test_tabs_and_other_names_of_known_forms_are_read(tmp_path):
+    (tmp_path / "a.tsv").write_text("prompt\tchosen\trejected\nq\tc, d\tr\n")
+    (tmp_path / "b.ndjson").write_text('{"prompt": "q", "chosen": "c", "rejected": "r"}\n')
+    rows = [load_file(str(tmp_path / name)).rows[0] for name in ("a.tsv", "b.ndjson")]
+    assert [row.chosen for row in rows] == ["c, d", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.txt", "x", r"a.txt has no ending that tells what it is; expected \*.jsonl, "),
+        ("a.csv", "prompt;chosen;rejected\nq;c;r\n", "a.csv: its columns are divided by ';'; expected ','"),
+        (
+            "a.csv",
+            "prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}]\",c,r\n",
+            "row 1: 'prompt' holds a list",
+        ),
+    ],
+)
+def test_what_looks_like_another_form_is_told(tmp_path, name: str, text: str, told: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_file(str(tmp_path / name))

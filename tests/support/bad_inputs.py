@@ -195,7 +195,7 @@ DATA = (
     ("no data_dir", "datasets=[files]", "files data_dir=", None),
     ("hub out of reach", "datasets=[hh]", "Anthropic/hh-rlhf HF_HUB_OFFLINE is set: unset it data_dir", None),
     ("empty folder", "datasets=[hh] data_dir={folder}", "data_dir .jsonl", files()),
-    ("file of another kind", OWN, "data_dir .jsonl", files(a_tsv=b"prompt\tchosen\trejected\np\tc\tr\n")),
+    ("file of another kind", OWN, "data_dir .jsonl", files(a_xlsx=b"PK")),
     ("link to itself", OWN, "data_dir .jsonl", locked_folder),
     ("no folder for one of two", "datasets=[hh,files] data_dir={folder}", "folder 'hh'", files(a_jsonl=ENOUGH)),
     ("no rows", OWN, "train split rows data_dir", files(a_jsonl=b"")),
