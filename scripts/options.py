@@ -33,7 +33,8 @@ def described(kind: type) -> list[tuple[str, str]]:
 def read(kind: type[Options], arguments: Sequence[str]) -> Options:
     """Return the options that the arguments give; defaults are those of the dataclass `kind`.
 
-    A list may be typed without its brackets. Of an option that is given twice the last value counts.
+    A list may be typed without its brackets, and text without quotes. Of an option that is given twice the last value
+    counts.
 
     Raises:
         ValueError: If an option is unknown or its value is of the wrong type.
@@ -48,7 +49,8 @@ def read(kind: type[Options], arguments: Sequence[str]) -> Options:
         if _is_list(types[name]) and not text.startswith(("[", "null")):
             argument = f"{name}=[{text}]"
         try:
-            found = OmegaConf.merge(found, OmegaConf.from_cli([argument]))
+            given = OmegaConf.create({name: text}) if _is_text(types[name], text) else OmegaConf.from_cli([argument])
+            found = OmegaConf.merge(found, given)
             OmegaConf.to_object(found)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ValueError(f"{name}={text} is of the wrong type; expected {_words(types[name])}") from error
@@ -58,6 +60,11 @@ def read(kind: type[Options], arguments: Sequence[str]) -> Options:
 
 def _words(kind: Any) -> str:
     return NUMBERS if kind == list[int] else in_words(kind)
+
+
+def _is_text(kind: Any, text: str) -> bool:
+    """Return True if the value is text as it is typed, also where YAML would make something else of it."""
+    return str in (kind, *get_args(kind)) and not _is_list(kind) and text != "null" and "${" not in text
 
 
 def _is_list(kind: Any) -> bool:

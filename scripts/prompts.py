@@ -78,13 +78,15 @@ def check_prompts(options: PromptOptions, files: Sequence[str]) -> None:
         at_least(1, max_prompt_length=options.max_prompt_length)
 
 
-def rows_of(options: RowOptions, files: Sequence[str], found: Found, needs: Needs = "prompts") -> list[Preference]:
+def rows_of(
+    options: RowOptions, files: Sequence[str], found: Found | None = None, needs: Needs = "prompts"
+) -> list[Preference]:
     """Read the rows that the options name, and print what was left out.
 
     Args:
         options: The options.
         files: Files of records; without any a data set is read.
-        found: The policy, whose run names a data set if nothing else does.
+        found: The policy, whose run names a data set if nothing else does; None: there is none.
         needs: What a record must have.
 
     Raises:
@@ -95,13 +97,15 @@ def rows_of(options: RowOptions, files: Sequence[str], found: Found, needs: Need
     from fed.tracking import steps
     from load_data import load, load_file
 
-    columns = {"prompt": options.column} if isinstance(options, PromptOptions) and options.column else {}
-    reading = Reading(columns=columns, needs=needs, tokenizer=found.model.name_or_path)
+    column = getattr(options, "column", None)
+    tokenizer = None if found is None else found.model.name_or_path
+    reading = Reading(columns={"prompt": column} if column else {}, needs=needs, tokenizer=tokenizer)
     if files:
         loaded = merged([load_file(path, reading=reading) for path in files])
     elif options.datasets:
         loaded = load(options.datasets, options.split, data_dir=options.data_dir, seed=0, reading=reading)  # type: ignore[arg-type]
     else:
+        assert found is not None
         loaded = _of_run(options, found)
     left_out = ", ".join(f"{count} {reason}" for reason, count in loaded.skipped.items())
     steps.remark(f"{len(loaded.rows)} rows are read{f'; left out: {left_out}' if left_out else ''}")

@@ -155,12 +155,11 @@ def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not names:
         raise ValueError(f"datasets={names!r}; expected a list of {', '.join(DATASETS)}, e.g. datasets=[hh]")
     for name in names:
-        if os.path.exists(name):
-            raise ValueError(f"datasets=[{name}] names a file or folder; give datasets=[files] data_dir={name}")
         if name not in DATASETS and not HUB_NAME.fullmatch(name):
+            own = f"; files of your own are datasets=[files] data_dir={name}" if os.path.exists(name) else ""
             raise ValueError(
                 f"no data set {name!r}; load_data.py has {', '.join(DATASETS)}{nearest(name, DATASETS)}, and a name "
-                "such as owner/name is the hub's"
+                f"such as owner/name is the hub's{own}"
             )
     if len(set(names)) < len(names):
         raise ValueError(f"datasets={list(names)} names a data set twice; name each once")

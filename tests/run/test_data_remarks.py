@@ -107,7 +107,7 @@ def test_the_demo_model_on_own_files_and_files_as_data_sets_are_told(command_lin
     data = write(tmp_path / "data", "a.jsonl", texts(30))
     assert "no model is given, so the demo's toy is trained" in command_line("datasets=[files]", data, *SMALL).out
     told = command_line(f"datasets=[{tmp_path / 'data'}]", *SMALL).err
-    assert f"give datasets=[files] data_dir={tmp_path / 'data'}" in told
+    assert f"files of your own are datasets=[files] data_dir={tmp_path / 'data'}" in told
 
 
 def test_an_adapter_is_described_and_another_base_is_warned_of(

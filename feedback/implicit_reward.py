@@ -1,0 +1,63 @@
+"""A policy as a judge: its own implicit reward, beta (log p_policy(y|x) - log p_reference(y|x)).
+
+arXiv 2305.18290, equation 5, without the term that depends on the prompt alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from fed.data.rows import Preference
+from fed.data.tokens import tokenize
+from fed.model.lora import adapter_off
+from fed.model.policy import Policy, pair_logps
+from feedback.asking import Asking, Wanted, how_to_read
+from feedback.policies import Found, Loading, load
+
+
+class ImplicitReward:
+    """Scores responses by a policy and its reference, both in memory.
+
+    Args:
+        found: The policy.
+        loading: How both are loaded; its `max_length` is that of prompt and response.
+        wanted: How pairs are read, where it is not as the policy's run had it.
+        batch_size: Responses at a time.
+
+    Raises:
+        ValueError: If they cannot be loaded, or no reference is known.
+    """
+
+    def __init__(self, found: Found, loading: Loading, wanted: Wanted, batch_size: int = 16) -> None:
+        if not found.has_adapter and found.reference is None:
+            raise ValueError(
+                f"{found.name} cannot judge: what it began with is not known, and rewards are against that"
+            )
+        self._found, self._batch_size = found, batch_size
+        self._policy = load(found, loading)
+        self._reference = self._policy if found.has_adapter or not found.reference else load(found.reference, loading)
+        self._asking = how_to_read(found, self._policy, wanted, loading.max_length)
+
+    def score(self, rows: Sequence[Preference]) -> list[float]:
+        """Return the reward of each row's chosen response with beta = 1, which ranks as any other beta does.
+
+        Raises:
+            ValueError: If a row has no token ids.
+        """
+        policy = self._logps(self._policy, rows, self._asking)
+        off = adapter_off(self._policy.model) if self._found.has_adapter else nullcontext()
+        with off:
+            reference = self._logps(self._reference, rows, self._asking)
+        return [own - other for own, other in zip(policy, reference, strict=True)]
+
+    def _logps(self, policy: Policy, rows: Sequence[Preference], asking: Asking) -> list[float]:
+        found = tokenize(rows, policy.tokenizer, lengths=asking.lengths, chat=asking.chat)
+        if not found.kept.all():
+            raise ValueError(f"a response cannot be scored: {next(iter(found.cuts.dropped))}")
+        pairs = pair_logps(policy, found.examples, batch_size=self._batch_size, paired=False)
+        return [pair.chosen for pair in pairs]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What decides the scores."""
+        return {"judge": "policy", "policy": self._found.name}

@@ -1,0 +1,251 @@
+"""Win rates from judgements: plain, length-controlled, and the strengths of several models.
+
+Shapes: N judgements, C columns of a regression, M models.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fed.intervals import NORMAL, mean_interval
+
+Floats = NDArray[np.float64]
+VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}  # what a judgement counts for a
+BINS = 512  # of the length term, in which clients count
+RIDGE = 1.0  # of each prompt's own term
+STEPS, PRECISION = 100, 1e-10
+
+
+class Battle(NamedTuple):
+    """One judgement as win rates see it."""
+
+    prompt: Hashable
+    a: str  # the names of the two models
+    b: str
+    value: float  # 1: a won, 0: b won, 0.5: a tie
+    longer: float  # characters of a's response minus those of b's
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def battles(lines: Iterable[Mapping[str, Any]]) -> list[Battle]:
+    """Return the judgements of records that scripts.judge wrote; those without a winner are left out."""
+    return [
+        Battle(
+            _key(line["prompt"]),
+            str(line.get("generator_a") or "a"),
+            str(line.get("generator_b") or "b"),
+            VALUES[line["winner"]],
+            float(len(line["response_a"]) - len(line["response_b"])),
+        )
+        for line in lines
+        if line["winner"] in VALUES
+    ]
+
+
+def _key(prompt: Any) -> Hashable:
+    return prompt if isinstance(prompt, str) else tuple((turn["role"], turn["content"]) for turn in prompt)
+
+
+def turned(found: Battle) -> Battle:
+    """Return the same judgement with b as the first."""
+    return Battle(found.prompt, found.b, found.a, 1 - found.value, -found.longer)
+
+
+def win_rate(found: Sequence[Battle]) -> Rate:
+    """Return how often a wins, a tie counting half, with prompts as the independent units of the interval."""
+    mean, low, high = mean_interval([battle.value for battle in found], [battle.prompt for battle in found])
+    return Rate(mean, max(low, 0.0), min(high, 1.0))
+
+
+def standard_error(found: Sequence[Battle]) -> float:
+    """Return the standard error of the win rate as AlpacaEval computes it: of the mean over judgements."""
+    values = np.array([battle.value for battle in found])
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def length_term(longer: Floats, spread: float) -> Floats:
+    """Return tanh of the differences in length over their standard deviation, (N,)."""
+    return np.tanh(longer / spread) if spread > 0 else np.zeros_like(longer)
+
+
+def length_controlled(found: Sequence[Battle]) -> Rate:
+    """Return how often a would win if both responses were equally long.
+
+    A logistic regression of the judgements (a tie is half a win) on a constant, on tanh(difference in length / its
+    standard deviation), and on a term for each prompt that is judged more than once, these drawn to 0 by a ridge; the
+    rate is its mean with the length term at 0. AlpacaEval takes the prompts' terms from a file that many models fitted
+    (arXiv 2404.04475, equation 2); here they are fitted to the judgements at hand.
+
+    The interval is by the delta method, with prompts as the independent units.
+    """
+    longer = np.array([battle.longer for battle in found])
+    values = np.array([battle.value for battle in found])
+    _, owners = np.unique([str(battle.prompt) for battle in found], return_inverse=True)
+    often = np.bincount(owners) > 1
+    own = np.zeros((len(found), int(often.sum())))
+    place = np.cumsum(often) - 1
+    for row, owner in enumerate(owners):
+        if often[owner]:
+            own[row, place[owner]] = 1.0
+    design = np.column_stack([np.ones(len(found)), length_term(longer, float(longer.std())), own])
+    ridge = np.array([0.0, 0.0, *[RIDGE] * own.shape[1]])
+    weights = fitted(design, values, ridge)
+    equal = design.copy()
+    equal[:, 1] = 0.0
+    rates = _logistic(equal @ weights)
+    return _with_interval(design, values, ridge, weights, equal, rates, owners)
+
+
+def fitted(design: Floats, values: Floats, ridge: Floats, counts: Floats | None = None) -> Floats:
+    """Return the weights of a logistic regression by Newton's method, (C,).
+
+    Args:
+        design: The columns, (N, C).
+        values: From 0 to 1, (N,).
+        ridge: Half of its product with the squared weights is added to the loss, (C,).
+        counts: How often each row counts, (N,); None: once.
+    """
+    counts = np.ones(len(values)) if counts is None else counts
+    # Without a bound the weights of judgements that are all alike would be infinite.
+    ridge = np.maximum(ridge, 1e-6)
+    weights = np.zeros(design.shape[1])
+    for _ in range(STEPS):
+        rates = _logistic(design @ weights)
+        gradient = design.T @ (counts * (rates - values)) + ridge * weights
+        curvature = (design * (counts * rates * (1 - rates))[:, None]).T @ design + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < PRECISION:
+            break
+    return weights
+
+
+def _logistic(values: Floats) -> Floats:
+    found: Floats = 0.5 * (1.0 + np.tanh(values / 2))
+    return found
+
+
+def _with_interval(
+    design: Floats, values: Floats, ridge: Floats, weights: Floats, equal: Floats, rates: Floats, owners: Any
+) -> Rate:
+    """Return the mean rate with its interval: the sandwich of the regression, and the spread of rates over prompts."""
+    fit = _logistic(design @ weights)
+    curvature = (design * (fit * (1 - fit))[:, None]).T @ design + np.diag(np.maximum(ridge, 1e-6))
+    slope = (equal * (rates * (1 - rates))[:, None]).mean(0)
+    influence = (values - fit)[:, None] * (design @ np.linalg.solve(curvature, slope))[:, None] * len(values)
+    each = influence[:, 0] + rates - rates.mean()
+    sums = np.bincount(owners, weights=each)
+    error = math.sqrt(float((sums**2).sum())) / len(values)
+    mean = float(rates.mean())
+    return Rate(mean, max(mean - NORMAL * error, 0.0), min(mean + NORMAL * error, 1.0))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a client tells of its judgements: how many there are of each kind, and no text.
+
+    Attributes:
+        wins: Judgements that a won.
+        ties: Ties.
+        losses: Judgements that b won.
+        unjudged: Pairs without a judgement.
+        lengths: Number, sum and sum of squares of the differences in length, (3,).
+        bins: Judgements by length term and by result, (BINS, 3): win, tie, loss; None in a first message, before the
+            standard deviation of all lengths is known.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    unjudged: int
+    lengths: tuple[float, float, float]
+    bins: Floats | None = None
+
+    @classmethod
+    def of(cls, found: Sequence[Battle], unjudged: int = 0, spread: float | None = None) -> "Counts":
+        """Count a client's judgements; with the standard deviation of all clients' lengths, also by length term."""
+        values = [battle.value for battle in found]
+        longer = np.array([battle.longer for battle in found])
+        bins = None
+        if spread is not None:
+            terms = length_term(longer, spread)
+            places = np.clip(((terms + 1) / 2 * BINS).astype(int), 0, BINS - 1)
+            bins = np.zeros((BINS, 3))
+            for place, value in zip(places, values, strict=True):
+                bins[place, {1.0: 0, 0.5: 1, 0.0: 2}[value]] += 1
+        lengths = (float(len(longer)), float(longer.sum()), float((longer**2).sum()))
+        return cls(values.count(1.0), values.count(0.5), values.count(0.0), unjudged, lengths, bins)
+
+
+def pooled(clients: Sequence[Counts]) -> Counts:
+    """Return the counts of all clients together."""
+    lengths = tuple(math.fsum(client.lengths[place] for client in clients) for place in range(3))
+    known = [client.bins for client in clients if client.bins is not None]
+    return Counts(
+        sum(client.wins for client in clients),
+        sum(client.ties for client in clients),
+        sum(client.losses for client in clients),
+        sum(client.unjudged for client in clients),
+        lengths,  # type: ignore[arg-type]
+        sum(known) if len(known) == len(clients) else None,  # type: ignore[arg-type]
+    )
+
+
+def spread_of(counts: Counts) -> float:
+    """Return the standard deviation of all differences in length."""
+    count, total, squares = counts.lengths
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
+
+
+def federated_win_rate(counts: Counts) -> float:
+    """Return the win rate of pooled counts, which equals that of the pooled judgements; NaN without any."""
+    judged = counts.wins + counts.ties + counts.losses
+    return (counts.wins + 0.5 * counts.ties) / judged if judged else math.nan
+
+
+def federated_length_controlled(counts: Counts) -> float:
+    """Return the length-controlled win rate of pooled counts.
+
+    It is that of `length_controlled` for prompts that are judged once, up to the width of a bin of the length term.
+    """
+    assert counts.bins is not None
+    centres = (np.arange(BINS) + 0.5) / BINS * 2 - 1
+    terms = np.repeat(centres, 3)
+    design = np.column_stack([np.ones(len(terms)), terms])
+    values = np.tile([1.0, 0.5, 0.0], BINS)
+    weights = fitted(design, values, np.zeros(2), counts.bins.reshape(-1))
+    return float(_logistic(weights[:1])[0])
+
+
+def strengths(found: Sequence[Battle]) -> dict[str, float]:
+    """Return the Bradley-Terry strength of each model, with mean 1 over the models, strongest first.
+
+    Raises:
+        ValueError: If the package evalica is not installed.
+    """
+    try:
+        import evalica
+    except ImportError as error:
+        raise ValueError("the strengths of several models need evalica: pip install -e '.[feedback]'") from error
+    winners = {1.0: evalica.Winner.X, 0.0: evalica.Winner.Y, 0.5: evalica.Winner.Draw}
+    result = evalica.bradley_terry(
+        [battle.a for battle in found], [battle.b for battle in found], [winners[battle.value] for battle in found]
+    )
+    scores = {str(name): float(score) for name, score in result.scores.items()}
+    mean = sum(scores.values()) / len(scores)
+    return dict(sorted(((name, score / mean) for name, score in scores.items()), key=lambda item: -item[1]))

@@ -1,0 +1,173 @@
+"""Win rates of judgements: `python -m scripts.winrate FILE... OPTION=VALUE ...`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fed.config.explain import counted
+from fed.tracking import steps
+from scripts.command import Command
+from scripts.options import option
+
+if TYPE_CHECKING:
+    from feedback.winrates import Battle
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command."""
+
+    model: str | None = option(None, "The generator whose wins are counted, against each other; null: each first one.")
+    by: str | None = option(None, "A column whose values are counted apart too; group for one.")
+    out: str | None = option(None, "A file for all numbers, as JSON; null: none.")
+
+
+COMMAND = Command(
+    "python -m scripts.winrate FILE...",
+    "Counts how often one model's responses win against another's, in files that scripts.judge wrote: plainly, and as "
+    "if both were equally long. With more than two models also their Bradley-Terry strengths.",
+    Options,
+    (
+        ("python -m scripts.judge new.jsonl old.jsonl judge=helpful model=NAME out=judged.jsonl", "first, the judge"),
+        ("python -m scripts.winrate judged.jsonl", "one pair of models"),
+        ("python -m scripts.winrate ab.jsonl bc.jsonl ac.jsonl out=rates.json", "three models"),
+    ),
+    (("OUT", "win rates with their intervals, the counts behind them, and strengths"),),
+    page=("docs/ai_feedback.md", "asking, judging and what to do with it"),
+    names=("FILE",),
+    needed=1,
+    more=True,
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit code."""
+    return COMMAND.main(arguments, carry_out)
+
+
+def carry_out(files: list[str], options: Options) -> None:
+    """Print the win rates and write them.
+
+    Raises:
+        ValueError: For a mistake of the user's.
+        CannotWrite: If the disk refuses the file.
+    """
+    from feedback.winrates import battles, strengths, turned
+
+    lines = [line for file in files for line in _lines(file)]
+    found = battles(lines)
+    if not found:
+        raise ValueError(f"{' and '.join(files)}: no pair has a judgement")
+    if all(battle.a == battle.b for battle in found):
+        raise ValueError(f"{' and '.join(files)}: both responses of each pair are of one generator, {found[0].a}")
+    models = list(dict.fromkeys(name for battle in found for name in (battle.a, battle.b)))
+    if options.model is not None and options.model not in models:
+        raise ValueError(f"model={options.model} is none of the generators: {', '.join(models)}")
+    pairs: dict[tuple[str, str], list[Battle]] = {}
+    for battle in found:
+        first = options.model or min(battle.a, battle.b, key=models.index)
+        battle = battle if battle.a == first else turned(battle)
+        if battle.a == first:
+            pairs.setdefault((battle.a, battle.b), []).append(battle)
+    rates = [_rate(a, b, each) for (a, b), each in pairs.items()]
+    report: dict[str, Any] = {"unjudged": len(lines) - len(found), "rates": rates}
+    if options.by is not None:
+        report["by"] = _by(options.by, lines, options.model or models[0])
+    if len(models) > 2:
+        report["strengths"] = strengths(found)
+    _print(report)
+    if options.out is not None:
+        from scripts.judge import write
+
+        write(Path(options.out), report)
+
+
+def _lines(file: str) -> list[dict[str, Any]]:
+    """Read the judgements of a file.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    from fed.data.readers import records_of
+
+    if not Path(file).is_file():
+        raise ValueError(f"there is no file {file}; give files that scripts.judge wrote")
+    found = list(records_of(Path(file)))
+    for where, fields in found:
+        for name in ("prompt", "response_a", "response_b", "winner"):
+            if name not in fields:
+                raise ValueError(f"{where}: no field {name!r}; give files that scripts.judge wrote")
+    return [dict(fields) for _, fields in found]
+
+
+def _rate(a: str, b: str, found: "Sequence[Battle]") -> dict[str, Any]:
+    from feedback.winrates import length_controlled, standard_error, win_rate
+
+    plain, controlled = win_rate(found), length_controlled(found)
+    values = [battle.value for battle in found]
+    return {
+        "model": a,
+        "against": b,
+        "prompts": len({battle.prompt for battle in found}),
+        "wins": values.count(1.0),
+        "ties": values.count(0.5),
+        "losses": values.count(0.0),
+        "win_rate": plain.value,
+        "win_rate_low": plain.low,
+        "win_rate_high": plain.high,
+        "standard_error": standard_error(found),
+        "length_controlled": controlled.value,
+        "length_controlled_low": controlled.low,
+        "length_controlled_high": controlled.high,
+        "mean_characters_more": sum(battle.longer for battle in found) / len(found),
+    }
+
+
+def _by(column: str, lines: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
+    """Return the rates of each value of a column.
+
+    Raises:
+        ValueError: If no line has it.
+    """
+    from feedback.winrates import battles, turned
+
+    if not any(column in line for line in lines):
+        raise ValueError(f"by={column} names no column of the judgements")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(str(line.get(column)), []).append(line)
+    found = {}
+    for value, own in sorted(groups.items()):
+        turned_round = [battle if battle.a == model else turned(battle) for battle in battles(own)]
+        of_model = [battle for battle in turned_round if battle.a == model]
+        if of_model:
+            found[value] = _rate(model, "all", of_model)
+    return found
+
+
+def _print(report: dict[str, Any]) -> None:
+    for rate in report["rates"]:
+        print(f"{rate['model']} against {rate['against']}: {_text(rate)}")
+    for value, rate in report.get("by", {}).items():
+        print(f"  {value}: {_text(rate)}")
+    if report["unjudged"]:
+        steps.remark(f"{counted(report['unjudged'], 'pair')} without a judgement")
+    for name, strength in report.get("strengths", {}).items():
+        print(f"  strength {strength:.3f}  {name}")
+
+
+def _text(rate: dict[str, Any]) -> str:
+    def shown(name: str) -> str:
+        return f"{rate[name]:.3f} [{rate[f'{name}_low']:.3f}, {rate[f'{name}_high']:.3f}]"
+
+    return (
+        f"win rate {shown('win_rate')}, length-controlled {shown('length_controlled')}; {rate['wins']} won, "
+        f"{rate['ties']} ties, {rate['losses']} lost on {counted(rate['prompts'], 'prompt')}, "
+        f"{rate['mean_characters_more']:+.0f} characters"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
