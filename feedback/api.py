@@ -5,6 +5,7 @@ Everything that speaks `/v1/chat/completions` will do: hosted models, Ollama, vL
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -73,11 +74,14 @@ class Question:
         messages: Role and content of each message.
         settings: Arguments of the call: temperature, max_tokens, seed, logprobs, extra_body, ...
         draw: Tells questions apart that are otherwise the same.
+        choices: Ask for the probability of these instead, each with its meaning, by `/v1/systemone` of transformers'
+            server; () for a completion.
     """
 
     messages: Sequence[Message]
     settings: Mapping[str, Any]
     draw: int = 0
+    choices: tuple[tuple[str, str], ...] = ()
 
 
 class Client:
@@ -144,7 +148,8 @@ class Client:
         """Return the file of a question's answer, named by a hash of all that decides it."""
         if self._server.cache is None:
             return None
-        decides = (self.place, self._server.model, list(question.messages), dict(question.settings), question.draw)
+        asked = (list(question.messages), dict(question.settings), question.draw, question.choices)
+        decides = (self.place, self._server.model, *asked)
         name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         return self._server.cache / name[:2] / f"{name}.json"
 
@@ -153,9 +158,7 @@ class Client:
 
         times = f"after {self._server.retries} retries"
         try:
-            found = self._client.chat.completions.create(
-                model=self._server.model, messages=cast(Any, list(question.messages)), **question.settings
-            )
+            found = self._choice(question) if question.choices else self._completion(question)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._end(f"refuses the key ({error.status_code}): set {KEY}") from error
         except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
@@ -171,7 +174,24 @@ class Client:
             raise self._end(f"answers {error.status_code} {times}: {_one_line(error)}") from error
         except (openai.OpenAIError, ValueError) as error:  # the latter of JSON that is none
             raise self._end(f"answers with something that is no completion: {_one_line(error)}") from error
-        return self._read_answer(found)
+        return found if isinstance(found, Answer) else self._read_answer(found)
+
+    def _completion(self, question: Question) -> Any:
+        messages = cast(Any, list(question.messages))
+        return self._client.chat.completions.create(model=self._server.model, messages=messages, **question.settings)
+
+    def _choice(self, question: Question) -> Any:
+        """Return the probabilities of the choices as an answer; what the server says if it is something else."""
+        state = "\n\n".join(message["content"] for message in question.messages)
+        asked = {"type": "choice", "instructions": "Which is better?", "criteria": dict(question.choices)}
+        body = {"model": self._server.model, "state": state, "questions": {"best": asked}}
+        found: Any = self._client.post("/systemone", cast_to=object, body=body)
+        try:
+            best, usage = found["answers"]["best"], found.get("usage") or {}
+            shares = {name: math.log(max(float(share), 1e-30)) for name, share in best["probabilities"].items()}
+            return Answer(str(best["choice"]), "stop", int(usage.get("input_tokens", 0)), 0, shares)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return found
 
     def _read_answer(self, found: Any) -> Answer:
         try:
@@ -208,7 +228,9 @@ class Client:
 
 def _one_line(error: Exception) -> str:
     body = getattr(error, "body", None)
-    text = body.get("message") if isinstance(body, Mapping) and body.get("message") else str(error)
+    known = [body[name] for name in ("message", "detail") if body.get(name)] if isinstance(body, Mapping) else []
+    response = getattr(error, "response", None)
+    text = known[0] if known else getattr(response, "text", "") or error
     return " ".join(str(text).split())[:150]
 
 

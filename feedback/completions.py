@@ -50,11 +50,15 @@ class Told:
     completion_tokens: int
 
 
-def messages_of(row: Preference, system_prompt: str | None = None) -> list[Message]:
-    """Return a prompt as messages; HH's markers divide turns, other text is one turn of the user."""
-    chat = in_form(row, ChatSettings(text_as_chat=True, system_prompt=system_prompt)).prompt
-    assert isinstance(chat, Chat)
-    return [{"role": turn.role, "content": turn.content} for turn in chat.turns]
+def as_asked(row: Preference, system_prompt: str | None = None) -> Preference:
+    """Return the row as a conversation; HH's markers divide turns, other text is one turn of the user."""
+    return in_form(row, ChatSettings(text_as_chat=True, system_prompt=system_prompt))
+
+
+def messages_of(row: Preference) -> list[Message]:
+    """Return the messages of a row that is a conversation."""
+    assert isinstance(row.prompt, Chat)
+    return [{"role": turn.role, "content": turn.content} for turn in row.prompt.turns]
 
 
 def complete(
@@ -76,13 +80,14 @@ def complete(
     Raises:
         CannotContinue: If the server cannot be used; completions that were there are in the file.
     """
-    jobs = [(index, draw, row) for index, row in part_of(prompts.rows, prompts.shard) for draw in range(prompts.n)]
+    jobs = [
+        (index, draw, as_asked(row, how.system_prompt))
+        for index, row in part_of(prompts.rows, prompts.shard)
+        for draw in range(prompts.n)
+    ]
     done = file.done
     left = [job for job in jobs if job[:2] not in done]
-    questions = [
-        Question(messages_of(row, how.system_prompt), {**how.settings, "seed": how.seed + draw}, draw)
-        for _, draw, row in left
-    ]
+    questions = [Question(messages_of(row), {**how.settings, "seed": how.seed + draw}, draw) for _, draw, row in left]
     skipped: Counter[str] = Counter()
     asked: list[Answer] = []
 

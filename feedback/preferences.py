@@ -76,7 +76,7 @@ def _of_one(groups: Mapping[Any, Sequence[Preference]], which: Literal["first", 
 def _by_prompt(rows: Sequence[Preference]) -> dict[Any, list[Preference]]:
     found: dict[Any, list[Preference]] = {}
     for row in rows:
-        found.setdefault(row.prompt, []).append(row)
+        found.setdefault(as_text(row.prompt), []).append(row)
     return found
 
 

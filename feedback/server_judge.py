@@ -33,7 +33,8 @@ from feedback.judging import (
 
 PROMPTS = CONFIG_DIR / "judge"
 TAKES = ("prompt", "a", "b", "prompt_json", "a_json", "b_json")  # what a prompt may have in braces
-Answers = Literal["text", "json", "letters"]
+Answers = Literal["text", "json", "letters", "choice"]
+CHOICES = (("a", "response (a) is better"), ("b", "response (b) is better"))
 SCHEMA = {
     "type": "json_schema",
     "json_schema": {
@@ -156,7 +157,8 @@ class ServerJudge:
         prompt: What it is asked.
         model: The name of the model.
         answers: "text": the prompt's own way; "json": JSON that the server enforces; "letters": the probabilities of
-            the letters a and b as its first token. Where the server has no probabilities, the letter itself counts.
+            the letters a and b as its first token, and the letter itself where the server has no probabilities;
+            "choice": the probabilities that `/v1/systemone` of transformers' server gives.
         orders: The orders in which pairs are shown.
         seed: Decides orders that are drawn.
         settings: More arguments of each call.
@@ -215,6 +217,8 @@ class ServerJudge:
         self.client.ask_all([self._question(pairs[place], order) for place, order in shown], heard)
 
     def _question(self, pair: Pair, order: Order) -> Question:
+        if self.answers == "choice":
+            return Question(self.prompt.messages(pair, order), {}, choices=CHOICES)
         more = {"text": "", "json": HOW_JSON, "letters": HOW_LETTER}[self.answers]
         settings: dict[str, Any] = {"temperature": 0, "max_tokens": self.prompt.max_tokens, **(self.settings or {})}
         if self.answers == "json":
@@ -225,8 +229,8 @@ class ServerJudge:
 
     def _opinion(self, order: Order, answer: Answer) -> Opinion:
         """Return what an answer says of the pair; the judge speaks of what stood first and second."""
-        read = {"text": self.prompt.read, "json": _of_json, "letters": _of_letter}[self.answers]
-        shown, share = read(answer.text), _share(answer) if self.answers == "letters" else None
+        read = {"text": self.prompt.read, "json": _of_json}.get(self.answers, _of_letter)
+        shown, share = read(answer.text), _share(answer) if self.answers in ("letters", "choice") else None
         if share is not None:
             shown = "tie" if share == 0.5 else "a" if share > 0.5 else "b"
         turned = order == "ba"

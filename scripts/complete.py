@@ -69,14 +69,15 @@ def carry_out(files: list[str], options: Options) -> int:
     at_least(0, seed=options.seed)
     if not files and not options.datasets:
         raise ValueError("nothing says what to read: give files, or datasets=")
-    from feedback.completions import Asked, complete, messages_of
+    from feedback.completions import Asked, as_asked, complete, messages_of
     from feedback.job_files import JobFile
     from feedback.responses import Prompts, key_of
 
     client, more = client_of(options), more_of(options)
     rows = rows_of(options, files)
     longest = options.longest_prompt
-    short = [row for row in rows if longest is None or sum(len(m["content"]) for m in messages_of(row)) <= longest]
+    sizes = (sum(len(message["content"]) for message in messages_of(as_asked(row))) for row in rows)
+    short = [row for row, size in zip(rows, sizes, strict=True) if longest is None or size <= longest]
     if len(short) < len(rows):
         steps.remark(f"{len(rows) - len(short)} prompts of more than {longest} characters are left out")
     prompts = Prompts.of(short, options.limit, options.shard, options.n)
@@ -93,7 +94,7 @@ def carry_out(files: list[str], options: Options) -> int:
             f"{options.out}: {counted(len(file.lines), 'completion')}; {counted(told.calls, 'call')}, "
             f"{told.prompt_tokens:,} tokens asked, {told.completion_tokens:,} answered; {told.kept} answers were kept"
         )
-        return 0 if file.finish() else 1
+        return 0 if file.lines and file.finish() else 1
 
 
 # Options that say how a job runs, not what comes of it.

@@ -32,7 +32,9 @@ class JudgeOptions(ServerOptions):
         "both", "For a served model: both, and what is judged otherwise in each is a tie; random; given."
     )
     answers: str = option(
-        "text", "For a served model: text, as the prompt says; json, enforced by the server; letters, by probability."
+        "text",
+        "For a served model: text, as the prompt says; json, enforced by the server; letters, by their probability; "
+        "choice, by /v1/systemone of transformers serve.",
     )
     judge_seed: int = option(0, "Decides orders=random.")
     batch_size: int = option(16, "For policy: responses at a time.")
@@ -90,7 +92,7 @@ def _served(options: JudgeOptions, name: str) -> Judge:
 
     for option_name, value, known in (
         ("orders", options.orders, ("both", "random", "given")),
-        ("answers", options.answers, ("text", "json", "letters")),
+        ("answers", options.answers, ("text", "json", "letters", "choice")),
     ):
         if value not in known:
             raise ValueError(f"{option_name}={value} is unknown; expected {', '.join(known)}")

@@ -74,6 +74,7 @@ def test_what_is_no_completion_is_counted(ask) -> None:
     assert "1 have no completion: refused by the server (too long)" in out
     with stub_server(lambda body, number: Reply("")) as server:
         assert ask(server.url, "seed=1", out="none.jsonl")[0] == 1, "there is nothing to train on"
+    assert not Path("none.jsonl").exists()
 
 
 def test_a_server_that_recovers_is_asked_again_after_the_time_it_names(ask) -> None:
