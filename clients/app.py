@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, MetricRecordV
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from clients.fresh import FreshPairs
 from clients.settings import RoundSettings
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import NO_PAUSES, LocalTrainer
@@ -51,6 +52,7 @@ class Client:
         accuracy_on: Whose pairs the scoring pairs are: server, client or test. The server has scored the weights that
             it sends on its own and on the test pairs; on the client's own the client does so, if it has to decay.
         strict: Refuse keys of a message's config that nothing reads. False: mods, which may read them, run around it.
+        fresh: Makes the pairs that clients train on; None: those of the data.
     """
 
     trainer: LocalTrainer
@@ -60,6 +62,7 @@ class Client:
     budget: Sequence[int] = ()
     accuracy_on: str = "server"
     strict: bool = False
+    fresh: FreshPairs | None = None
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer "train" with the trained weights and with metrics, as `client_app` lists them.
@@ -72,11 +75,13 @@ class Client:
         pairs, server_round, state = self.pairs[client_id], _server_round(config), read_state(context.state)
         given = self.budget[server_round - 1] if self.budget else None
         before = state.examples
-        self.log.start_client(
-            server_round, client_id, given or self.trainer.schedule.num_pairs(pairs.train, client_id)[0]
-        )
         with self.log.phase("copy"):
             key = self._receive(message)
+        if self.fresh is not None:
+            pairs = self._with_fresh(self.fresh, pairs, client_id, server_round, context)
+            state.batches, given = 0, None
+        due = given or self.trainer.schedule.num_pairs(pairs.train, client_id)[0]
+        self.log.start_client(server_round, client_id, due)
         with self.log.phase("evaluate"):
             received = self._accuracy_of_received(config, pairs.scoring)
         with self.log.phase("train"):
@@ -92,14 +97,10 @@ class Client:
         with self.log.phase("copy"):
             write_state(context.state, state)
             arrays = snapshot(model_tensors(self.trainer.policy.model))
-        metrics: dict[str, MetricRecordValues] = {
-            "num-examples": len(pairs.train),
-            "pairs": state.examples - before,
-            "train_loss": trained["loss"],
-            **({"accuracy": scored["accuracy"]} if "accuracy" in scored else {}),
-            **decays,
-        }
-        return Message(RecordDict({key: arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+        own = {name: scored[name] for name in ("accuracy",) if name in scored}
+        counts = {"num-examples": len(pairs.train), "pairs": state.examples - before}
+        metrics = MetricRecord({**counts, "train_loss": trained["loss"], **own, **decays})
+        return Message(RecordDict({key: arrays, "metrics": metrics}), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Answer "evaluate" with metrics of the received weights on the client's own held-out pairs.
@@ -119,6 +120,15 @@ class Client:
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss") if name in found})
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def _with_fresh(
+        self, fresh: FreshPairs, pairs: ClientPairs, client_id: int, server_round: int, context: Context
+    ) -> ClientPairs:
+        """Return the client's pairs with fresh ones to train on, by the weights it has received."""
+        with self.log.phase("sample"):
+            train, told = fresh.of(client_id, server_round, pairs.train, context.state)
+        self.log.client(client_id, server_round, "online", told)
+        return replace(pairs, train=train)
 
     def _check(self, message: Message) -> None:
         """Refuse a "train" message with keys or records that nothing reads, or with half a decay."""

@@ -9,9 +9,9 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 from fed.data.rows import Skip
@@ -104,10 +104,10 @@ class Client:
         if not key and base_url is None:
             raise ValueError(f"OpenAI's server needs a key: set {KEY}, or give base_url= of another server")
         self._server, self.place = server, base_url or "https://api.openai.com/v1"
+        self._cache = None if server.cache is None else server.cache.absolute()
         self._client = OpenAI(
             api_key=key or "none", base_url=base_url, timeout=server.timeout, max_retries=server.retries
         )
-        self._stopped = threading.Event()
 
     def ask_all(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
         """Ask all questions, and call `on_answer` with each answer, or with the reason why the server refuses one.
@@ -115,18 +115,34 @@ class Client:
         Raises:
             CannotContinue: If the server cannot be used; the answers that were there have been handed over.
         """
-        self._stopped.clear()
-        pool = ThreadPoolExecutor(self._server.concurrency)
-        try:
-            waiting = {pool.submit(self._unless_stopped, question): place for place, question in enumerate(questions)}
-            for done in as_completed(waiting):
-                on_answer(waiting[done], done.result())
-        finally:
-            self._stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        left: SimpleQueue[tuple[int, Question]] = SimpleQueue()
+        found: SimpleQueue[tuple[int, Answer | Skip | BaseException]] = SimpleQueue()
+        for item in enumerate(questions):
+            left.put(item)
+        ended = threading.Event()
 
-    def _unless_stopped(self, question: Question) -> Answer | Skip:
-        return Skip("stopped") if self._stopped.is_set() else self.ask(question)
+        def work() -> None:
+            while not ended.is_set():
+                try:
+                    place, question = left.get_nowait()
+                except Empty:
+                    return
+                try:
+                    found.put((place, self.ask(question)))
+                except BaseException as error:  # raised again where all answers arrive
+                    ended.set()
+                    found.put((place, error))
+
+        try:
+            for _ in range(min(self._server.concurrency, len(questions))):
+                threading.Thread(target=work, daemon=True).start()  # a question under way keeps nobody from leaving
+            for _ in questions:
+                place, answer = found.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                on_answer(place, answer)
+        finally:
+            ended.set()
 
     def ask(self, question: Question) -> Answer | Skip:
         """Return the answer to one question, or the reason why the server refuses to give one.
@@ -146,12 +162,12 @@ class Client:
 
     def _entry(self, question: Question) -> Path | None:
         """Return the file of a question's answer, named by a hash of all that decides it."""
-        if self._server.cache is None:
+        if self._cache is None:
             return None
         asked = (list(question.messages), dict(question.settings), question.draw, question.choices)
         decides = (self.place, self._server.model, *asked)
         name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        return self._server.cache / name[:2] / f"{name}.json"
+        return self._cache / name[:2] / f"{name}.json"
 
     def _answer(self, question: Question) -> Answer | Skip:
         import openai

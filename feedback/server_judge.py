@@ -14,7 +14,6 @@ from typing import Any, Literal
 import yaml
 
 from fed.config.explain import listed, nearest
-from fed.config.schema import CONFIG_DIR
 from fed.data.rows import Skip
 from feedback.api import Answer, Client, Message, Question
 from feedback.judging import (
@@ -31,7 +30,7 @@ from feedback.judging import (
     orders_of,
 )
 
-PROMPTS = CONFIG_DIR / "judge"
+PROMPTS = Path(__file__).parent / "judge_prompts"
 TAKES = ("prompt", "a", "b", "prompt_json", "a_json", "b_json")  # what a prompt may have in braces
 Answers = Literal["text", "json", "letters", "choice"]
 CHOICES = (("a", "response (a) is better"), ("b", "response (b) is better"))
@@ -112,7 +111,7 @@ def _ranked(text: str) -> Side | None:
 
 
 def judge_prompt(name: str) -> JudgePrompt:
-    """Read a judge's prompt by the name of a file in config/judge/, or by its path.
+    """Read a judge's prompt by the name of a file in feedback/judge_prompts/, or by its path.
 
     Raises:
         ValueError: If there is no such file, or it does not say what a prompt must.

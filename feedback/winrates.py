@@ -6,12 +6,13 @@ Shapes: N judgements, C columns of a regression, M models.
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fed.intervals import NORMAL, mean_interval
+from fed.intervals import NORMAL, wilson
 
 Floats = NDArray[np.float64]
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}  # what a judgement counts for a
@@ -67,9 +68,12 @@ def turned(found: Battle) -> Battle:
 
 
 def win_rate(found: Sequence[Battle]) -> Rate:
-    """Return how often a wins, a tie counting half, with prompts as the independent units of the interval."""
-    mean, low, high = mean_interval([battle.value for battle in found], [battle.prompt for battle in found])
-    return Rate(mean, max(low, 0.0), min(high, 1.0))
+    """Return how often a wins, a tie counting half; the interval is Wilson's, with prompts as its independent units.
+
+    Ties make it wider than it need be.
+    """
+    mean = fmean(battle.value for battle in found)
+    return Rate(mean, *wilson(mean, len({battle.prompt for battle in found})))
 
 
 def standard_error(found: Sequence[Battle]) -> float:

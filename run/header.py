@@ -56,11 +56,22 @@ def _settings(plan: Plan) -> Iterator[str]:
         f"data: {'+'.join(config.datasets) or 'none'}; {_sizes(plan)}, server validates on "
         f"{len(pairs.validation)}, test {len(pairs.test)}"
     )
-    if pairs.clients:
+    if plan.judge is not None:
+        yield _online(config, plan.judge.name)
+    elif pairs.clients:
         yield _learning_rate(plan)
     computes = (plan.policy.compute_dtype, model.dtype)
     if plan.policy.device.type == "cpu" and torch.bfloat16 in computes and not has_bfloat16():
         yield "this CPU has no bfloat16 instructions and emulates them: float32 is faster here"
+
+
+def _online(config: Config, judge: str) -> str:
+    """Describe the pairs that clients make themselves."""
+    online = config.online
+    often = "in every round" if online.every == 1 else f"in every {online.every}. round"
+    text = f"online: a client draws {online.n} responses to {online.prompts or 'all'} of its prompts {often}"
+    mixed = f", and trains on {online.mix:.0%} pairs of the data beside the fresh ones" if online.mix else ""
+    return f"{text}, judged by {judge}{mixed}; reference {online.reference}"
 
 
 def _strategy(config: Config) -> str:

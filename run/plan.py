@@ -15,6 +15,7 @@ from fed.distributed.ranks import Mesh
 from fed.distributed.stop import Stop
 from fed.model.evaluation import Loss
 from fed.model.policy import Policy
+from feedback.judging import Judge
 from run.data import OwnedRows
 
 
@@ -61,6 +62,7 @@ class Plan:
     pairs: Pairs
     mods: Sequence[Mod]  # of the clients
     make_strategy: Callable[[], Strategy]  # a strategy keeps state, so each federation gets its own
+    judge: Judge | None = None  # of the clients' fresh pairs; None: they train on the pairs of the data
 
     @property
     def shared_policy(self) -> Policy:

@@ -24,6 +24,7 @@ from run.data import OwnedRows, one_clients, reading_of, shared_out
 from run.data_checks import check_lengths, check_scoring
 from run.folder import is_finished
 from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
+from run.online import judge_for
 from run.pairs import all_pairs, pairs_on_demand
 from run.plan import Machine, Objective, Pairs, Plan
 from run.processes import check_mesh
@@ -102,6 +103,7 @@ def _plan(
     check_mesh(mesh, config, given)
     objective = objective_of(config, given)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
+    judge = judge_for(config, mesh.world.count)
     rows = load_rows(objective)
     policy = make_policy(config, device, mesh)
     library = choose_matmul(policy, config, mesh.world)
@@ -114,6 +116,7 @@ def _plan(
         objective=objective,
         pairs=make_pairs(rows, policy),
         mods=mods,
+        judge=judge,
         make_strategy=functools.partial(_make_strategy, config, given),
     )
 

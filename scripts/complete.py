@@ -10,7 +10,7 @@ from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
 from scripts.prompts import RowOptions, check_rows, rows_of
-from scripts.servers import ServerOptions, check_server, client_of, more_of
+from scripts.servers import ServerOptions, check_server, more_of, server_of
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,12 @@ def carry_out(files: list[str], options: Options) -> int:
     at_least(0, seed=options.seed)
     if not files and not options.datasets:
         raise ValueError("nothing says what to read: give files, or datasets=")
+    from feedback.api import Client
     from feedback.completions import Asked, as_asked, complete, messages_of
     from feedback.job_files import JobFile
     from feedback.responses import Prompts, key_of
 
-    client, more = client_of(options), more_of(options)
+    client, more = Client(server_of(options)), more_of(options)
     rows = rows_of(options, files)
     longest = options.longest_prompt
     sizes = (sum(len(message["content"]) for message in messages_of(as_asked(row))) for row in rows)

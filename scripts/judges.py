@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 from scripts.options import at_least, option
-from scripts.servers import ServerOptions, check_server, client_of, more_of
+from scripts.servers import ServerOptions, check_server, more_of, server_of
 
 if TYPE_CHECKING:
     from feedback.judging import Judge
-
-LEXICON, POLICY, REWARD_MODEL = "lexicon", "policy:", "reward_model:"
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class JudgeOptions(ServerOptions):
 
     judge: str | None = option(
         None,
-        "Who judges: a prompt of config/judge/ or a YAML file, which a served model answers; lexicon; "
+        "Who judges: a prompt of feedback/judge_prompts/ or a YAML file, which a served model answers; lexicon; "
         "policy:POLICY, by its implicit reward.",
     )
     rule: str | None = option(
@@ -48,62 +46,35 @@ def judge_of(options: JudgeOptions) -> Judge:
     Raises:
         ValueError: If they name none, or one that cannot be asked.
     """
-    name = options.judge
-    if name is None:
-        raise ValueError(
-            "judge= is missing; expected a prompt of config/judge/, lexicon or policy:POLICY, e.g. judge=helpful"
-        )
-    if options.rule is not None and name != LEXICON:
-        raise ValueError("rule= has no effect without judge=lexicon")
-    if name == LEXICON:
-        return _lexicon(options)
-    if name.startswith(POLICY):
-        return _policy(options, name.removeprefix(POLICY))
-    return _served(options, name)
-
-
-def _lexicon(options: JudgeOptions) -> Judge:
-    from feedback.judging import ScoreJudge
-    from feedback.rules import Lexicon
-
-    if options.rule is None:
-        raise ValueError('judge=lexicon needs rule=, e.g. rule="{sorry: -1}"')
-    rule = Lexicon.read(options.rule)
-    return ScoreJudge("lexicon", rule.score, rule.about)
-
-
-def _policy(options: JudgeOptions, name: str) -> Judge:
     from fed.distributed import launch
-    from feedback.asking import Wanted
-    from feedback.implicit_reward import ImplicitReward
-    from feedback.judging import ScoreJudge
-    from feedback.policies import Loading, find
+    from feedback import judges
+    from feedback.judging import Orders
+    from feedback.server_judge import Answers, judge_prompt
 
-    at_least(1, batch_size=options.batch_size)
-    found = find(name)
-    longest = options.max_length or (found.config.max_length if found.config else 1024)
-    with launch.joined(options.device, 60) as device:
-        reward = ImplicitReward(found, Loading(device, None, longest), Wanted(), options.batch_size)
-    return ScoreJudge(f"implicit reward of {name}", reward.score, reward.about)
-
-
-def _served(options: JudgeOptions, name: str) -> Judge:
-    from feedback.server_judge import ServerJudge, judge_prompt
-
-    for option_name, value, known in (
-        ("orders", options.orders, ("both", "random", "given")),
-        ("answers", options.answers, ("text", "json", "letters", "choice")),
+    if options.judge is None:
+        raise ValueError(
+            "judge= is missing; expected a prompt of feedback/judge_prompts/, lexicon or policy:POLICY, e.g. "
+            "judge=helpful"
+        )
+    for name, value, known in (
+        ("orders", options.orders, get_args(Orders)),
+        ("answers", options.answers, get_args(Answers)),
     ):
         if value not in known:
-            raise ValueError(f"{option_name}={value} is unknown; expected {', '.join(known)}")
-    prompt = judge_prompt(name)
-    check_server(options)
-    return ServerJudge(
-        client_of(options),
-        prompt,
-        str(options.model),
-        options.answers,  # type: ignore[arg-type]
-        options.orders,  # type: ignore[arg-type]
-        options.judge_seed,
-        more_of(options),
+            raise ValueError(f"{name}={value} is unknown; expected {', '.join(known)}")
+    at_least(1, batch_size=options.batch_size)
+    settings = judges.JudgeSettings(
+        judge=options.judge,
+        rule=options.rule,
+        orders=options.orders,  # type: ignore[arg-type]
+        answers=options.answers,  # type: ignore[arg-type]
+        seed=options.judge_seed,
+        max_length=options.max_length,
+        batch_size=options.batch_size,
     )
+    if settings.is_served:
+        judge_prompt(options.judge)
+        check_server(options)
+        return judges.judge_of(replace(settings, server=server_of(options), more=more_of(options)))
+    with launch.joined(options.device, 60) as device:
+        return judges.judge_of(replace(settings, device=device))

@@ -12,7 +12,7 @@ import yaml
 from scripts.options import at_least, option
 
 if TYPE_CHECKING:
-    from feedback.api import Client
+    from feedback.api import Server
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,13 @@ def check_server(options: ServerOptions) -> None:
         raise ValueError(f"timeout={options.timeout:g} must be more than 0 seconds")
 
 
-def client_of(options: ServerOptions) -> Client:
-    """Return the client of the server that the options name.
-
-    Raises:
-        ValueError: If the package is missing, or a key.
-    """
-    from feedback.api import Client, Server
+def server_of(options: ServerOptions) -> Server:
+    """Return the server that the options name."""
+    from feedback.api import Server
 
     assert options.model is not None
     cache = Path(options.cache_dir) / "answers"
-    return Client(Server(options.model, options.base_url, options.timeout, options.retries, options.concurrency, cache))
+    return Server(options.model, options.base_url, options.timeout, options.retries, options.concurrency, cache)
 
 
 def more_of(options: ServerOptions) -> Mapping[str, Any]:

@@ -10,12 +10,13 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from fed.data.examples import Example
 from fed.errors import CannotContinue, NotFinite
 from fed.model.arrays import load_arrays
-from fed.model.evaluation import Evaluation
+from fed.model.evaluation import Evaluation, Metrics
 from fed.model.policy import Policy
 from fed.model.samples import Sampler
 from fed.seeding import seed_globals
 from fed.tracking.log import Log
 from server.ledgers import Ledger
+from server.winrate import WinRate
 
 MAJORITY, SEVERAL = 0.5, 4  # a client with more than this share, of so many or more, is named in the round's line
 
@@ -46,6 +47,7 @@ class ServerEvaluation:
     seed: int = 0
     client_weights: Callable[[], Mapping[int, float]] = dict  # the clients' shares of the last aggregate, by node
     sampler: Sampler | None = None  # draws responses at every logged evaluation
+    win_rate: WinRate | None = None  # measures the win rate at every logged evaluation
     ledger: Ledger | None = None  # None: privacy=none
     is_over: Callable[[], bool] = lambda: False  # the current round is the last one, whatever `num_rounds`
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
@@ -107,21 +109,30 @@ class ServerEvaluation:
         if self.sampler is not None:
             with self.log.phase("sample"):
                 samples = self.sampler.draw(self.policy)
+        won: Metrics = {}
+        if self.win_rate is not None:
+            with self.log.phase("sample"):
+                won = self.win_rate.measure(self.policy)
         for split, evaluation in found.items():
-            self.log.server(server_round, split, evaluation.metrics)
+            self.log.server(server_round, split, {**evaluation.metrics, **(won if split == "test" else {})})
         self.log.evaluated(server_round, found["test"].margins if "test" in found else (), samples)
+
+    def _drawing(self) -> dict[str, Sampler | WinRate]:
+        """Return what remembers responses of the policy before training."""
+        both = {"sampler": self.sampler, "win_rate": self.win_rate}
+        return {name: one for name, one in both.items() if one is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on."""
-        sampler = {} if self.sampler is None else {"sampler": self.sampler.state_dict()}
-        return {"round": self._round, "train_config": self.train_config, **sampler}
+        drawn = {name: one.state_dict() for name, one in self._drawing().items()}
+        return {"round": self._round, "train_config": self.train_config, **drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned, and seed the global generators for the next round."""
         self._round = state["round"]
         self.train_config.update(state["train_config"])
-        if self.sampler is not None:
-            self.sampler.load_state_dict(state["sampler"])
+        for name, one in self._drawing().items():
+            one.load_state_dict(state[name])
         seed_globals(self.seed, "flower", self._round)
 
 

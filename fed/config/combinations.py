@@ -29,6 +29,18 @@ def check_combinations(config: Config) -> None:
     _check_adapter(config)
     _check_strategy(config)
     _check_privacy(config)
+    _check_online(config)
+
+
+def _check_online(config: Config) -> None:
+    if config.online.judge is None:
+        return
+    if config.engine != "local":
+        raise ValueError(f"online.judge={config.online.judge} needs engine=local: clients elsewhere do not judge yet")
+    if config.mode == "centralized":
+        raise ValueError(
+            "mode=centralized has no clients that make pairs of their own; use mode=federated or mode=local"
+        )
 
 
 def _check_clients(config: Config) -> None:

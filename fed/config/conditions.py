@@ -12,6 +12,7 @@ NO_FEDERATION = (
 )
 NOT_LOCAL = unless("engine", "local", "an engine other than local")
 ALL_HERE = at("engine", "local", "where all replies come from this program")
+NOT_ONLINE = at("online.judge", None)
 NO_LORA = at("lora.r", 0)
 NOT_PRIVATE = Idle("privacy.kind", lambda kind: kind == "none", "privacy=none")
 PRIVATE = Idle("privacy.kind", lambda kind: kind != "none", "privacy=, where replies hold no accuracy")

@@ -197,13 +197,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = [other for other in known if other != name]
     parent, _, last = name.rpartition(".")
     siblings = [other for other in known if other.rpartition(".")[0] == parent]
-    same = [other for other in known if _plain(other) == _plain(name)]
-    if not same and not (parent and siblings):
-        same = [other for other in known if other.rpartition(".")[2] == last]
+    same = [other for other in known if _plain(other) == _plain(name)][:1]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == last][:1] if not (parent and siblings) else []
     likeness = {other: _likeness(_plain(last), _plain(other.rpartition(".")[2])) for other in siblings or known}
-    found = same or sorted(filter(likeness.get, likeness), key=lambda other: -likeness[other])
-    begun = [] if same else [other for other in found if _begins(_plain(last), _plain(other.rpartition(".")[2]))]
-    named = dict.fromkeys([*found[:1], *begun[:1]])
+    found = sorted(filter(likeness.get, likeness), key=lambda other: -likeness[other])
+    begun = [other for other in found if _begins(_plain(last), _plain(other.rpartition(".")[2]))]
+    if elsewhere:  # others only if they say the same word
+        of_groups = {other.rpartition(".")[0] for other in elsewhere}
+        found = [one for one in found if likeness[one] > 1 and one not in of_groups]
+        begun = [one for one in begun if one not in of_groups]
+    named = same or [*dict.fromkeys([*elsewhere, *found[:1], *begun[:1]])]
     return f" (nearest: {' or '.join(named)})" if named else ""
 
 

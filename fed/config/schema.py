@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from fed.config.conditions import OWN_DATA
-from fed.config.groups import ColumnSettings, LoraSettings, ModelSettings, PrivacySettings
+from fed.config.groups import ColumnSettings, LoraSettings, ModelSettings, OnlineSettings, PrivacySettings
 from fed.config.meaning import Key
 from fed.config.sections.computing import ComputingKeys
 from fed.config.sections.data import DataKeys
@@ -44,6 +44,7 @@ class GroupKeys:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     columns: ColumnSettings = field(default_factory=ColumnSettings)
+    online: OnlineSettings = field(default_factory=OnlineSettings)
 
 
 @dataclass

@@ -21,6 +21,8 @@ REWARDS = {
     "reward_chosen": "reward of chosen (β · nats)",
     "reward_rejected": "reward of rejected (β · nats)",
 }
+# Of a run whose clients make their pairs.
+WON = {"win_rate": "win rate against round 0", "length_controlled": "win rate at equal length"}
 # Line style and marker tell the splits apart without colours.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": COLOURS[2], "linestyle": ":", "marker": "^"},
@@ -37,7 +39,7 @@ def curves(run_dir: Path) -> Path | None:
     one standard deviation to either side.
     """
     lines = [line for line in read_metrics(run_dir) if line.who != EVERYONE]  # the spread comes from single clients
-    labels = {**PANELS, **REWARDS}
+    labels = {**PANELS, **REWARDS, **WON}
     panels = {metric: drawn for metric in labels if (drawn := series_of(lines, metric))}
     if not panels:
         return None

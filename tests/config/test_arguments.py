@@ -85,7 +85,7 @@ def test_flags_and_sweeps_that_hydra_answers_with_a_traceback_or_with_nothing_ar
     ("argument", "words"),
     [
         ("comm_rounds=3", "unknown key comm_rounds (nearest: comm_round)"),
-        ("temperature=1", "unknown key temperature (nearest: sample_temperature or temp)"),
+        ("temperature=1", "unknown key temperature (nearest: online.temperature or sample_temperature or temp)"),
         ("beta=1", "unknown key beta (nearest: loss.beta)"),
         ("model.name=x", "unknown key model.name (nearest: model.name_or_path)"),
         ("model.block=x", "unknown key model.block (nearest: model.block_name)"),

@@ -213,7 +213,7 @@ def test_no_key_is_both_valid_and_refused() -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    groups = {"model", "privacy", "lora", "columns", "faults", "tensorboard", "loss", "partition", "strategy"}
+    groups = {"model", "privacy", "lora", "columns", "online", "faults", "tensorboard", "loss", "partition", "strategy"}
     assert every_key().keys() == set(keys()) - groups
     for name, key in every_key().items():
         assert re.fullmatch(r"(?s)[A-Z`].*\.", key.doc), name

@@ -161,6 +161,19 @@ def test_drawn_responses_go_on_too(whole, tmp_path: Path, mode: str) -> None:
     assert expected["samples.jsonl"].count(b"\n") == 2 * 4 * (3 if mode == "local" else 1)
 
 
+@pytest.mark.parametrize("mode", ["federated", "local"])
+def test_fresh_pairs_are_the_same_when_a_run_goes_on(whole, tmp_path: Path, mode: str) -> None:
+    """Client 2 is cut off in round 2, which draws none, and its last pairs come from its context."""
+    rule = ("online.judge=lexicon", 'online.rule="{per_word: 1}"', "online.every=2", "online.mix=0.3")
+    typed = (f"mode={mode}", *rule, "online.max_new_tokens=12", "online.eval_prompts=4", "max_length=112")
+    folder, expected = whole(*typed)
+    killed = call(
+        tmp_path, *SMALL, *typed, f"cache_dir={folder}/cache", before=at(clients.step.Step, "take", 7, "after")
+    )
+    assert killed.code == -signal.SIGKILL, killed.text
+    assert resumed(tmp_path) == expected
+
+
 def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path: Path) -> None:
     folder, expected = whole()
     ended = call(tmp_path, *SMALL, "comm_round=2", f"cache_dir={folder}/cache")

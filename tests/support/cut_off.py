@@ -30,6 +30,7 @@ CASES = {
     "an adapter with dropout": ["lora.r=2", "lora.dropout=0.2", "lr=1e-3"],
     "every client alone": ["mode=local"],
     "responses drawn": ["sample_during_eval=true", "n_eval_model_samples=2"],
+    "fresh pairs": ["online.judge=lexicon", 'online.rule="{per_word: 1}"', "online.every=2", "max_length=112"],
     "clients that fail": ["faults.dropout_rate=0.2", "faults.nan_rate=0.2"],
     "two processes that share a model": ["trainer=FSDPTrainer", "trainer_processes=2"],
     "two clients at once": ["clients_in_parallel=2", "client_optimizer=persist"],

@@ -1,0 +1,175 @@
+"""Fresh pairs of a client: responses that the policy it received gives to its own prompts, judged where they are.
+
+Neither prompts nor responses leave the client; a judge that is a served model is asked by the client itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+
+from fed.config.groups import OnlineSettings
+from fed.data.examples import Example, Examples
+from fed.data.rows import Preference
+from fed.errors import Failed
+from fed.model.arrays import to_record, to_tensors
+from fed.model.evaluation import Metrics
+from fed.model.generation import Draws, generate
+from fed.model.policy import Policy
+from fed.seeding import generator
+from feedback.judging import Judge, Judgement, Pair
+
+KEPT = "online"  # the record of a client's context that holds its last fresh pairs
+WORTH = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}  # what a judgement is worth to both responses
+# Returns examples with their reference column.
+Fill = Callable[[Sequence[Example]], Examples]
+
+
+class Drawn(NamedTuple):
+    """The responses to one prompt."""
+
+    prompt: tuple[int, ...]
+    responses: list[tuple[int, ...]]
+    texts: list[str]
+
+
+class FreshPairs:
+    """The maker of all clients' fresh pairs.
+
+    Args:
+        policy: The run's one model; it holds the weights that the client received when `of` is called.
+        judge: Who judges.
+        settings: How many responses are drawn, how often, and what they are mixed with.
+        draws: How responses are drawn; the tokens that end the data's preferred responses end drawn ones too.
+        fill: Fills in the reference column, and leaves the weights as they are.
+        max_prompt_length: Tokens of the longest prompt; longer ones keep their end.
+    """
+
+    def __init__(
+        self, policy: Policy, judge: Judge, settings: OnlineSettings, draws: Draws, fill: Fill, max_prompt_length: int
+    ) -> None:
+        self._policy, self._judge, self._settings = policy, judge, settings
+        self._draws, self._fill, self._longest = draws, fill, max_prompt_length
+
+    def of(
+        self, client_id: int, server_round: int, stored: Sequence[Example], kept: RecordDict
+    ) -> tuple[Sequence[Example], Metrics]:
+        """Return what a client trains on in a round, with the reference column, and what became of the draws.
+
+        Args:
+            client_id: The client.
+            server_round: The round; the draws depend on it.
+            stored: The client's pairs of the data; their prompts are asked.
+            kept: The client's context, which keeps the fresh pairs for rounds that draw none.
+
+        Raises:
+            Failed: If no prompt has responses of which one is better.
+        """
+        found, told = self._last(kept), Metrics()
+        if found is None or (server_round - 1) % self._settings.every == 0:
+            fresh, told = self._fresh(client_id, server_round, stored)
+            if not fresh:
+                raise Failed(
+                    f"client {client_id} has no fresh pair: of {told['prompts']:g} prompts {told['ties']:g} have "
+                    f"responses that tie, and {told['unjudged']:g} no judgement"
+                )
+            found = self._fill(fresh)
+            _keep(kept, found)
+        elif self._settings.reference == "previous":
+            found = self._fill(found)
+        own = self._stored(client_id, server_round, stored, len(found))
+        return Examples.joined([found, own]) if own else found, {**told, "examples": len(found), "stored": len(own)}
+
+    def _stored(self, client_id: int, server_round: int, stored: Sequence[Example], fresh: int) -> Examples:
+        """Draw the pairs of the data that are trained on beside the fresh ones."""
+        mix = self._settings.mix
+        count = min(round(fresh * mix / (1 - mix)), len(stored))
+        places = generator(self._draws.seed, "stored pairs", client_id, server_round).permutation(len(stored))[:count]
+        chosen = Examples.of(stored[int(place)] for place in np.sort(places))
+        return self._fill(chosen) if chosen and self._settings.reference == "previous" else chosen
+
+    def _fresh(self, client_id: int, server_round: int, stored: Sequence[Example]) -> tuple[list[Example], Metrics]:
+        drawn = self._draw(client_id, server_round, stored)
+        worths, judged = self._judged(drawn)
+        pairs, ties = [], 0
+        for one, worth, is_judged in zip(drawn, worths, judged, strict=True):
+            if not is_judged:
+                continue
+            best, worst = int(np.argmax(worth)), int(np.argmin(worth))
+            if worth[best] == worth[worst]:
+                ties += 1
+            else:
+                pairs.append(Example(one.prompt, one.responses[best], one.responses[worst]))
+        lengths = [len(response) for one in drawn for response in one.responses]
+        told = {"prompts": len(drawn), "ties": ties, "unjudged": judged.count(False), "tokens": float(np.mean(lengths))}
+        return pairs, told
+
+    def _draw(self, client_id: int, server_round: int, stored: Sequence[Example]) -> list[Drawn]:
+        """Draw the responses to the client's prompts of this round."""
+        prompts = list(dict.fromkeys(example.prompt[-self._longest :] for example in stored))
+        count = min(self._settings.prompts or len(prompts), len(prompts))
+        places = np.sort(
+            generator(self._draws.seed, "prompts", client_id, server_round).choice(len(prompts), count, replace=False)
+        ).tolist()
+        n = self._settings.n
+        draws = replace(self._draws, stop=tuple(sorted({example.chosen[-1] for example in stored})))
+        asked = [prompts[place] for place in places for _ in range(n)]
+        numbers = [(client_id, server_round, place, draw) for place in places for draw in range(n)]
+        responses = generate(self._policy, asked, draws, numbers=numbers)
+        found = []
+        for number, place in enumerate(places):
+            own = responses[number * n : (number + 1) * n]
+            found.append(Drawn(prompts[place], own, [self._text(response) for response in own]))
+        return found
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._policy.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
+        return text
+
+    def _judged(self, drawn: Sequence[Drawn]) -> tuple[list[np.ndarray], list[bool]]:
+        """Return what each response is worth against the others to its prompt, and which prompts have a judgement.
+
+        Equal responses are worth the same, and nobody is asked about them. A response that says nothing loses.
+        """
+        worths = [np.zeros(len(one.texts)) for one in drawn]
+        asked: list[tuple[int, int, int]] = []  # the prompt, and two of its responses
+        pairs: list[Pair] = []
+        for place, one in enumerate(drawn):
+            row = Preference(self._text(one.prompt) or " ", "", None)
+            for i, j in combinations(range(len(one.texts)), 2):
+                a, b = one.texts[i], one.texts[j]
+                if a.strip() == b.strip() or not (a.strip() and b.strip()):
+                    side = "tie" if a.strip() == b.strip() else "a" if a.strip() else "b"
+                    worths[place][[i, j]] += WORTH[side]
+                else:
+                    asked.append((place, i, j))
+                    pairs.append(Pair(row, a, b))
+        judged = [True] * len(drawn)
+
+        def on_judged(number: int, judgement: Judgement) -> None:
+            place, i, j = asked[number]
+            if judgement.winner is None:
+                judged[place] = False
+            else:
+                worths[place][[i, j]] += WORTH[judgement.winner]
+
+        self._judge.judge(pairs, on_judged)
+        return worths, judged
+
+    def _last(self, kept: RecordDict) -> Examples | None:
+        """Return the fresh pairs that the context holds; None before the first draw."""
+        record = kept.array_records.get(KEPT)
+        if record is None:
+            return None
+        arrays = {name: tensor.numpy() for name, tensor in to_tensors(record).items()}
+        return Examples(arrays["ids"].astype(np.uint32), arrays["ends"], arrays["reference"])
+
+
+def _keep(kept: RecordDict, found: Examples) -> None:
+    assert found.reference is not None
+    columns = {"ids": found.ids.astype(np.int64), "ends": found.ends.astype(np.int64), "reference": found.reference}
+    kept[KEPT] = to_record({name: torch.from_numpy(column.copy()) for name, column in columns.items()})

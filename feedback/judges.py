@@ -1,0 +1,77 @@
+"""The judge that settings name: a rule, a policy, or a served model with a prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from feedback.api import Client, Server
+from feedback.asking import Wanted
+from feedback.implicit_reward import ImplicitReward
+from feedback.judging import Judge, Orders, ScoreJudge
+from feedback.policies import Loading, find
+from feedback.rules import Lexicon
+from feedback.server_judge import Answers, ServerJudge, judge_prompt
+
+LEXICON, POLICY = "lexicon", "policy:"
+LONGEST = 1024  # tokens of a response with its prompt, for a policy whose run is not known
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What names a judge; each field is read for one kind of judge only.
+
+    Attributes:
+        judge: "lexicon", "policy:POLICY", or a prompt of feedback/judge_prompts/ or a YAML file for a served model.
+        rule: Of lexicon.
+        server: The served model.
+        orders: The orders in which a served model sees a pair.
+        answers: How a served model answers.
+        seed: Decides orders that are drawn.
+        more: More arguments of each call to a served model.
+        device: Of a policy.
+        max_length: Tokens of a prompt and response that a policy reads; None: as its run had it.
+        batch_size: Responses at a time, of a policy.
+    """
+
+    judge: str
+    rule: str | None = None
+    server: Server | None = None
+    orders: Orders = "both"
+    answers: Answers = "text"
+    seed: int = 0
+    more: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_length: int | None = None
+    batch_size: int = 16
+
+    @property
+    def is_served(self) -> bool:
+        """True if a served model judges."""
+        return self.judge != LEXICON and not self.judge.startswith(POLICY)
+
+
+def judge_of(settings: JudgeSettings) -> Judge:
+    """Return the judge.
+
+    Raises:
+        ValueError: If there is no such judge, or something that it needs is missing.
+    """
+    if settings.rule is not None and settings.judge != LEXICON:
+        raise ValueError("a rule has no effect on another judge than lexicon; leave it out")
+    if settings.judge == LEXICON:
+        if settings.rule is None:
+            raise ValueError('the judge lexicon needs a rule, e.g. rule="{sorry: -1}"')
+        rule = Lexicon.read(settings.rule)
+        return ScoreJudge(LEXICON, rule.score, rule.about)
+    if settings.judge.startswith(POLICY):
+        found = find(settings.judge.removeprefix(POLICY))
+        longest = settings.max_length or (found.config.max_length if found.config else LONGEST)
+        reward = ImplicitReward(found, Loading(settings.device, None, longest), Wanted(), settings.batch_size)
+        return ScoreJudge(f"implicit reward of {found.name}", reward.score, reward.about)
+    prompt = judge_prompt(settings.judge)
+    if settings.server is None:
+        raise ValueError(f"the judge {prompt.name} is a served model's; name it with model= and base_url=")
+    client, model = Client(settings.server), settings.server.model
+    return ServerJudge(client, prompt, model, settings.answers, settings.orders, settings.seed, settings.more)

@@ -1,0 +1,96 @@
+"""Online federated DPO: the judge of a run, the fresh pairs of its clients and the win rate of its policy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from clients.fresh import FreshPairs
+from fed.config.schema import Config
+from fed.data.examples import Example, Examples
+from fed.model.arrays import load_arrays, model_tensors, snapshot
+from fed.model.generation import Draws
+from fed.model.lora import has_adapter
+from fed.model.policy import pair_logps
+from fed.model.references import with_reference
+from fed.model.samples import Sampler, with_different_prompts
+from feedback.api import Server
+from feedback.judges import JudgeSettings, judge_of
+from feedback.judging import Judge
+from run.plan import Plan
+from server.winrate import WinRate
+
+
+def judge_for(config: Config, processes: int) -> Judge | None:
+    """Return the judge of the run; None if clients train on the pairs of the data.
+
+    Raises:
+        ValueError: If there is no such judge, or the run's processes cannot share it.
+    """
+    online = config.online
+    if online.judge is None:
+        return None
+    cache = Path(config.cache_dir) / "answers"
+    server = None if online.model is None else Server(online.model, online.base_url, cache=cache)
+    settings = JudgeSettings(
+        online.judge,
+        online.rule,
+        server,
+        answers=online.answers,  # type: ignore[arg-type]
+        seed=config.seed,
+    )
+    if settings.is_served and processes > 1:
+        raise ValueError(
+            f"online.judge={online.judge} asks a server, which needs a run of one process; it has {processes}"
+        )
+    return judge_of(settings)
+
+
+def draws_of(config: Config) -> Draws:
+    """Return how responses are drawn, by clients and to measure the win rate."""
+    longest = config.online.max_new_tokens or config.max_length - config.max_prompt_length
+    return Draws(
+        longest,
+        config.eval_batch_size,
+        config.seed,
+        temperature=config.online.temperature,
+        top_p=config.online.top_p,
+    )
+
+
+def fresh_pairs(plan: Plan, initial: ArrayRecord) -> FreshPairs | None:
+    """Return the maker of the clients' fresh pairs; None if they train on the pairs of the data.
+
+    Args:
+        plan: The run.
+        initial: The weights before training, from which a fixed reference comes.
+    """
+    config, judge = plan.config, plan.judge
+    if judge is None:
+        return None
+    policy, size = plan.client_policy, config.eval_batch_size
+
+    def fill(examples: Sequence[Example]) -> Examples:
+        if config.online.reference == "previous":
+            column = pair_logps(policy, examples, batch_size=size)
+            return Examples.of(examples).with_reference(np.asarray(column, dtype=np.float64))
+        if has_adapter(policy.model):
+            return with_reference(policy, examples, batch_size=size, cache=None, weights_hash="")
+        received = snapshot(model_tensors(policy.model))
+        load_arrays(policy.model, initial)
+        try:
+            return with_reference(policy, examples, batch_size=size, cache=None, weights_hash="")
+        finally:
+            load_arrays(policy.model, received)
+
+    return FreshPairs(policy, judge, config.online, draws_of(config), fill, config.max_prompt_length)
+
+
+def win_rate_of(plan: Plan, test: Sequence[Example]) -> WinRate | None:
+    """Return the measurement of the win rate on test prompts; None if there is no judge or no prompt."""
+    config, longest = plan.config, plan.config.max_prompt_length
+    if plan.judge is None or not config.online.eval_prompts or not test:
+        return None
+    examples = with_different_prompts(test, config.online.eval_prompts, max_prompt_length=longest)
+    return WinRate(Sampler(examples, max_prompt_length=longest, draws=draws_of(config)), plan.judge)
