@@ -9,14 +9,12 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fed.config.groups import OnlineSettings
 from fed.data.examples import Example, Examples
 from fed.data.rows import Preference
 from fed.errors import Failed
-from fed.model.arrays import to_record, to_tensors
 from fed.model.evaluation import Metrics
 from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
@@ -165,11 +163,11 @@ class FreshPairs:
         record = kept.array_records.get(KEPT)
         if record is None:
             return None
-        arrays = {name: tensor.numpy() for name, tensor in to_tensors(record).items()}
+        arrays = {name: array.numpy() for name, array in record.items()}
         return Examples(arrays["ids"].astype(np.uint32), arrays["ends"], arrays["reference"])
 
 
 def _keep(kept: RecordDict, found: Examples) -> None:
     assert found.reference is not None
     columns = {"ids": found.ids.astype(np.int64), "ends": found.ends.astype(np.int64), "reference": found.reference}
-    kept[KEPT] = to_record({name: torch.from_numpy(column.copy()) for name, column in columns.items()})
+    kept[KEPT] = ArrayRecord({name: Array(column) for name, column in columns.items()})

@@ -166,7 +166,7 @@ class RoundFigures:
             for name, shown in (("loss", "loss"), ("loss_per_token", "loss per token"), ("margin", "margin")):
                 if name in metrics and (split == last or "accuracy" not in metrics):
                     yield f"{split} {shown} {metrics[name]:.3f}"
-            if "win_rate" in metrics:
+            if "win_rate_low" in metrics:
                 low, high = metrics["win_rate_low"], metrics["win_rate_high"]
                 yield f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}]"
         for split, found in self.clients.items():

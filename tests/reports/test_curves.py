@@ -45,7 +45,7 @@ def test_a_figure_has_a_row_less_when_two_panels_are_empty(tmp_path: Path) -> No
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     assert curves(tmp_path) is None
     with make(tmp_path) as tracker:
-        tracker.server(1, "test", {"accuracy": float("nan"), "win_rate": 0.5})
+        tracker.server(1, "test", {"accuracy": float("nan"), "unknown": 0.5})
     assert curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
 
