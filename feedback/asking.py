@@ -1,5 +1,6 @@
 """The way a policy is asked: with the chat template and the lengths of its run, unless the user says otherwise."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,7 +130,9 @@ def marked(rows: Sequence[Preference]) -> bool:
 
 
 def as_json(row: Preference) -> dict[str, Any]:
-    """Return a row's prompt as a record of data: text, or a list of messages."""
+    """Return a row's prompt as a record of data: text, or a list of messages, with their tools if there are any."""
     if isinstance(row.prompt, str):
         return {"prompt": row.prompt}
-    return {"prompt": [{"role": turn.role, "content": turn.content} for turn in row.prompt.turns]}
+    turns = row.prompt.turns
+    messages = [{"role": t.role, "content": t.content, **(json.loads(t.more) if t.more else {})} for t in turns]
+    return {"prompt": messages, **({"tools": json.loads(row.prompt.tools)} if row.prompt.tools else {})}
