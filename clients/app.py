@@ -97,7 +97,7 @@ class Client:
         with self.log.phase("copy"):
             write_state(context.state, state)
             arrays = snapshot(model_tensors(self.trainer.policy.model))
-        own = {name: scored[name] for name in ("accuracy",) if name in scored}
+        own = {"accuracy": scored["accuracy"]} if "accuracy" in scored else {}
         counts = {"num-examples": len(pairs.train), "pairs": state.examples - before}
         metrics = MetricRecord({**counts, "train_loss": trained["loss"], **own, **decays})
         return Message(RecordDict({key: arrays, "metrics": metrics}), reply_to=message)

@@ -125,8 +125,7 @@ class FreshPairs:
         return found
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self._policy.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
-        return text
+        return self._policy.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _judged(self, drawn: Sequence[Drawn]) -> tuple[list[np.ndarray], list[bool]]:
         """Return what each response is worth against the others to its prompt, and which prompts have a judgement.

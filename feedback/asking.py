@@ -18,7 +18,7 @@ LONGEST_PROMPT = 1024  # tokens, of a policy whose run is not known
 
 @dataclass(frozen=True)
 class Asking:
-    """How prompts become token ids, and what ends a response.
+    """The way prompts become token ids, and the ends of a response.
 
     Attributes:
         chat: How conversations become text.
@@ -38,8 +38,7 @@ class Asking:
 
     def text(self, policy: Policy, response: Sequence[int]) -> str:
         """Return what a response says: without special tokens, and up to the first of the stop strings."""
-        text: str = policy.tokenizer.decode(response, skip_special_tokens=True)  # type: ignore[attr-defined]
-        return until(text, self.stop_strings)
+        return until(policy.tokenizer.decode(response, skip_special_tokens=True), self.stop_strings)
 
 
 def until(text: str, stop_strings: Sequence[str]) -> str:
@@ -49,7 +48,7 @@ def until(text: str, stop_strings: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user says of asking; None: as the policy's run had it.
+    """The wishes of the user; None: as the policy's run had it.
 
     Attributes:
         chat_template: A file, or "none".
@@ -77,13 +76,7 @@ def how_to_ask(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int
     config, tokenizer = found.config or Config(), cast(Any, policy.tokenizer)
     template = set_template(found, policy, wanted)
     has_template = template != "none" and bool(getattr(tokenizer, "chat_template", None))
-    as_chat = has_template if found.config is None else config.text_as_chat
-    chat = ChatSettings(
-        template,
-        config.chat_template_kwargs or {},
-        wanted.system_prompt or config.system_prompt,
-        as_chat if wanted.text_as_chat is None else wanted.text_as_chat,
-    )
+    chat = _chat(config, wanted, template, text_as_chat=has_template if found.config is None else config.text_as_chat)
     longest = wanted.max_prompt_length or (LONGEST_PROMPT if found.config is None else config.max_prompt_length)
     lengths = Lengths(longest + max_new_tokens, longest, config.truncation)
     return Asking(chat, lengths, _turn_ends(tokenizer, chat) if has_template else (), wanted.stop_strings)
@@ -98,14 +91,16 @@ def how_to_read(found: Found, policy: Policy, wanted: Wanted, max_length: int) -
         ValueError: If a template cannot be read, or a length does not fit.
     """
     config = found.config or Config()
-    chat = ChatSettings(
-        set_template(found, policy, wanted),
-        config.chat_template_kwargs or {},
-        wanted.system_prompt or config.system_prompt,
-        config.text_as_chat if wanted.text_as_chat is None else wanted.text_as_chat,
-    )
+    chat = _chat(config, wanted, set_template(found, policy, wanted), text_as_chat=config.text_as_chat)
     prompt = wanted.max_prompt_length or (max_length // 2 if found.config is None else config.max_prompt_length)
     return Asking(chat, Lengths(max_length, prompt, config.truncation))
+
+
+def _chat(config: Config, wanted: Wanted, template: str | None, *, text_as_chat: bool) -> ChatSettings:
+    """Return how conversations become text: as the user wants it, else as the run had it."""
+    as_chat = text_as_chat if wanted.text_as_chat is None else wanted.text_as_chat
+    system = wanted.system_prompt or config.system_prompt
+    return ChatSettings(template, config.chat_template_kwargs or {}, system, as_chat)
 
 
 def set_template(found: Found, policy: Policy, wanted: Wanted) -> str | None:
@@ -127,6 +122,12 @@ def _turn_ends(tokenizer: Any, chat: ChatSettings) -> tuple[int, ...]:
 def marked(rows: Sequence[Preference]) -> bool:
     """Return True if a prompt is text with HH's markers, whose next turn of the human ends a response."""
     return any(isinstance(row.prompt, str) and HUMAN.strip() in row.prompt for row in rows)
+
+
+def columns_of(row: Preference) -> dict[str, str]:
+    """Return the columns of a row beside its prompt and responses, the group among them if it has one."""
+    columns = dict(zip(row.extra.names, row.extra.values, strict=True))
+    return {**columns, "group": row.group} if row.group else columns
 
 
 def as_json(row: Preference) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fed.data.chat import ChatSettings, in_form
@@ -14,7 +14,7 @@ from feedback.responses import Prompts, line_of
 
 @dataclass(frozen=True)
 class Asked:
-    """How a model is asked for completions.
+    """The way a model is asked for completions.
 
     Attributes:
         generator: The name of the model in the records.
@@ -30,24 +30,42 @@ class Asked:
     system_prompt: str | None = None
     require_stop: bool = True
 
+    def problem(self, answer: Answer | Skip) -> str:
+        """Return why an answer is no completion to keep; "" if it is one."""
+        if isinstance(answer, Skip):
+            return answer.reason
+        if not answer.text.strip():
+            return "an empty completion"
+        is_cut = self.require_stop and answer.finish_reason != "stop"
+        return f"cut before its end ({answer.finish_reason})" if is_cut else ""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Told:
-    """What came of a job.
+    """The result of a job, in numbers.
 
     Attributes:
-        skipped: How many questions have no answer, by reason.
+        skipped: How many questions have no completion, by reason.
         calls: How many were asked; the others' answers were on the disk.
         kept: How many answers were on the disk.
         prompt_tokens: Tokens of the questions that were asked.
         completion_tokens: Tokens of their answers.
     """
 
-    skipped: Mapping[str, int]
-    calls: int
-    kept: int
-    prompt_tokens: int
-    completion_tokens: int
+    skipped: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    kept: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count(self, answer: Answer) -> None:
+        """Count an answer, and its tokens if it was asked for."""
+        if answer.kept:
+            self.kept += 1
+            return
+        self.calls += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
 
 
 def as_asked(row: Preference, system_prompt: str | None = None) -> Preference:
@@ -88,30 +106,18 @@ def complete(
     done = file.done
     left = [job for job in jobs if job[:2] not in done]
     questions = [Question(messages_of(row), {**how.settings, "seed": how.seed + draw}, draw) for _, draw, row in left]
-    skipped: Counter[str] = Counter()
-    asked: list[Answer] = []
+    told = Told()
 
     def write(place: int, answer: Answer | Skip) -> None:
         index, draw, row = left[place]
-        if isinstance(answer, Skip):
-            skipped[answer.reason] += 1
-            return
-        asked.append(answer)
-        if not answer.text.strip():
-            skipped["an empty completion"] += 1
-        elif how.require_stop and answer.finish_reason != "stop":
-            skipped[f"cut before its end ({answer.finish_reason})"] += 1
-        else:
+        if isinstance(answer, Answer):
+            told.count(answer)
+        if problem := how.problem(answer):
+            told.skipped[problem] += 1
+        elif isinstance(answer, Answer):
             reason = answer.finish_reason
             file.add([line_of(row, index, draw, answer.text, answer.completion_tokens, reason, how.generator)])
             on_done(len(file.lines))
 
     client.ask_all(questions, write)
-    new = [answer for answer in asked if not answer.kept]
-    return Told(
-        skipped,
-        len(new),
-        len(asked) - len(new),
-        sum(answer.prompt_tokens for answer in new),
-        sum(answer.completion_tokens for answer in new),
-    )
+    return told

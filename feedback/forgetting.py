@@ -1,4 +1,4 @@
-"""What a policy has forgotten: its loss on text that has nothing to do with the preferences."""
+"""The loss of a policy on text that has nothing to do with the preferences: what it has forgotten."""
 
 import math
 from collections.abc import Sequence

@@ -4,14 +4,15 @@ arXiv 2305.18290, equation 5, without the term that depends on the prompt alone.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
+from torch import Tensor
+
 from fed.data.rows import Preference
-from fed.data.tokens import tokenize
 from fed.model.lora import adapter_off
-from fed.model.policy import Policy, pair_logps
-from feedback.asking import Asking, Wanted, how_to_read
+from fed.model.policy import Policy
+from feedback.asking import Wanted, how_to_read
+from feedback.evaluation import read
 from feedback.policies import Found, Loading, load
 
 
@@ -44,20 +45,19 @@ class ImplicitReward:
         Raises:
             ValueError: If a row has no token ids.
         """
-        policy = self._logps(self._policy, rows, self._asking)
-        off = adapter_off(self._policy.model) if self._found.has_adapter else nullcontext()
-        with off:
-            reference = self._logps(self._reference, rows, self._asking)
-        return [own - other for own, other in zip(policy, reference, strict=True)]
+        policy = self._logps(self._policy, rows)
+        with adapter_off(self._policy.model):  # of no effect on a policy without one
+            reference = self._logps(self._reference, rows)
+        return (policy - reference).tolist()
 
-    def _logps(self, policy: Policy, rows: Sequence[Preference], asking: Asking) -> list[float]:
-        found = tokenize(rows, policy.tokenizer, lengths=asking.lengths, chat=asking.chat)
-        if not found.kept.all():
-            raise ValueError(f"a response cannot be scored: {next(iter(found.cuts.dropped))}")
-        pairs = pair_logps(policy, found.examples, batch_size=self._batch_size, paired=False)
-        return [pair.chosen for pair in pairs]
+    def _logps(self, policy: Policy, rows: Sequence[Preference]) -> Tensor:
+        """Return the log-probs of the rows' chosen responses, float64."""
+        found = read(policy, rows, self._asking, batch_size=self._batch_size, on_pairs=lambda pairs: None)
+        if found.dropped:
+            raise ValueError(f"a response cannot be scored: {next(iter(found.dropped))}")
+        return found.logps.chosen
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What decides the scores."""
+        """The settings that decide the scores."""
         return {"judge": "policy", "policy": self._found.name}

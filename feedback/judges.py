@@ -20,7 +20,7 @@ LONGEST = 1024  # tokens of a response with its prompt, for a policy whose run i
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What names a judge; each field is read for one kind of judge only.
+    """The settings that name a judge; each field is read for one kind of judge only.
 
     Attributes:
         judge: "lexicon", "policy:POLICY", or a prompt of feedback/judge_prompts/ or a YAML file for a served model.

@@ -26,7 +26,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge answered to one order of a pair.
+    """The answer of a judge to one order of a pair.
 
     Attributes:
         order: "ab": a stood first.
@@ -71,7 +71,7 @@ class Judge(Protocol):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What decides the judgements, for the settings of a job."""
+        """The settings that decide the judgements, for the file of a job."""
 
     def judge(self, pairs: Sequence[Pair], on_judged: OnJudged) -> None:
         """Judge all pairs, and call `on_judged` with each judgement as it is there.

@@ -17,10 +17,7 @@ from fed.model.policy import Policy
 from fed.model.pretrained import quiet_libraries
 from fed.seeding import seed_globals
 from fed.tracking.recorded import recorded_settings
-from fed.tracking.run_files import CONFIG
-
-POLICY, CHECKPOINTS = "policy", "checkpoints"  # folders of a run
-LAYOUT = Layout(packing=True, prefix_sharing=True, fused_head=True)
+from fed.tracking.run_files import CHECKPOINTS, CONFIG, POLICY
 
 
 @dataclass(frozen=True)
@@ -170,20 +167,18 @@ def load(found: Found, how: Loading) -> Policy:
         seed_globals(found.config.seed, "model")
     dtype = how.dtype or found.model.policy_dtype
     settings = replace(found.model, policy_dtype=dtype, trust_remote_code=how.trust_remote_code)
-    layout = LAYOUT if found.lora is None or not found.lora.modules_to_save else replace(LAYOUT, fused_head=False)
     policy = load_policy(
         settings,
         Placement(how.device),
         lora=found.lora,
         trained=found.adapter,
-        layout=layout,
+        layout=Layout(),
         max_length=how.max_length,
     )
     if found.checkpoint is not None:
         _fill(policy, found.checkpoint)
-    for parameter in policy.model.parameters():
-        if not found.has_adapter:
-            parameter.requires_grad_(False)
+    if not found.has_adapter:
+        policy.model.requires_grad_(False)
     return policy
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from fed.data.rows import Preference, said
-from feedback.asking import as_json
+from feedback.asking import as_json, columns_of
 from feedback.job_files import JobFile
 from feedback.judging import Judge, Judgement, Pair, as_text
 
@@ -97,7 +97,7 @@ def _without_same(found: Sequence[Two], alone: int) -> Matched:
 def judge_pairs(
     judge: Judge, pairs: Sequence[Two], file: JobFile, on_done: Callable[[int], None] = lambda done: None
 ) -> Counter[str]:
-    """Have the pairs judged that `file` does not have yet.
+    """Judge the pairs that `file` does not have yet.
 
     Args:
         judge: Who judges.
@@ -128,11 +128,9 @@ def judge_pairs(
 def record(number: int, two: Two, judgement: Judgement, judge: Judge) -> dict[str, Any]:
     """Return a judgement as a record of data: `winner` is a, b, tie or null, which a run drops and counts."""
     row, found = two.pair.row, judgement
-    columns = {name: value for name, value in zip(row.extra.names, row.extra.values, strict=True) if name not in NAMES}
     share = {} if found.share is None else {"share_a": found.share}
     return {
-        **columns,
-        **({"group": row.group} if row.group else {}),
+        **{name: value for name, value in columns_of(row).items() if name not in NAMES},
         **as_json(row),
         "response_a": two.pair.a,
         "response_b": two.pair.b,

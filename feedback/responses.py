@@ -12,7 +12,7 @@ from fed.data.prompts import different
 from fed.data.rows import Preference, Skip
 from fed.model.generation import Draws, ends_of, generate
 from fed.model.policy import Policy
-from feedback.asking import Asking, as_json
+from feedback.asking import Asking, as_json, columns_of
 from feedback.job_files import JobFile, part_of
 
 OnDone = Callable[[int], None]  # called with how many responses are there
@@ -91,7 +91,7 @@ def draw_responses(
 def _has_ended(policy: Policy, draws: Draws, response: Sequence[int], text: str) -> bool:
     if response and response[-1] in ends_of(policy, draws):
         return True
-    whole: str = policy.tokenizer.decode(response, skip_special_tokens=True)  # type: ignore[attr-defined]
+    whole = policy.tokenizer.decode(response, skip_special_tokens=True)
     return len(whole) > len(text)  # a stop string was cut off
 
 
@@ -99,11 +99,8 @@ def line_of(
     row: Preference, index: int, draw: int, text: str, tokens: int, reason: str, generator: str
 ) -> dict[str, Any]:
     """Return the record of one response: its row's columns and prompt, the text, and how it came about."""
-    columns = dict(zip(row.extra.names, row.extra.values, strict=True))
-    group = {"group": row.group} if row.group else {}
     return {
-        **columns,
-        **group,
+        **columns_of(row),
         **as_json(row),
         "completion": text,
         "generator": generator,

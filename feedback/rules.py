@@ -55,5 +55,5 @@ class Lexicon:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What decides the scores."""
+        """The settings that decide the scores."""
         return {"judge": "lexicon", "rule": {**self.weights, PER_WORD: self.per_word}}

@@ -53,7 +53,7 @@ HOW_LETTER = "\n\nAnswer with the one letter a or b, and nothing else."
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """What a judge is asked, and how its answer is read.
+    """The question to a judge, and the way its answer is read.
 
     Attributes:
         name: The name of the file.
@@ -178,7 +178,7 @@ class ServerJudge:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What decides the judgements."""
+        """The settings that decide the judgements."""
         return {
             "judge": self.name,
             "prompt_hash": self.prompt.digest,

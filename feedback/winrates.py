@@ -17,7 +17,7 @@ from fed.intervals import NORMAL, wilson
 Floats = NDArray[np.float64]
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}  # what a judgement counts for a
 BINS = 512  # of the length term, in which clients count
-RIDGE = 1.0  # of each prompt's own term
+RIDGE, LEAST_RIDGE = 1.0, 1e-6  # of each prompt's own term; of others, whose weights could else be infinite
 STEPS, PRECISION = 100, 1e-10
 
 
@@ -107,7 +107,7 @@ def length_controlled(found: Sequence[Battle]) -> Rate:
         if often[owner]:
             own[row, place[owner]] = 1.0
     design = np.column_stack([np.ones(len(found)), length_term(longer, float(longer.std())), own])
-    ridge = np.array([0.0, 0.0, *[RIDGE] * own.shape[1]])
+    ridge = np.array([LEAST_RIDGE, LEAST_RIDGE, *[RIDGE] * own.shape[1]])
     weights = fitted(design, values, ridge)
     equal = design.copy()
     equal[:, 1] = 0.0
@@ -125,8 +125,6 @@ def fitted(design: Floats, values: Floats, ridge: Floats, counts: Floats | None 
         counts: How often each row counts, (N,); None: once.
     """
     counts = np.ones(len(values)) if counts is None else counts
-    # Without a bound the weights of judgements that are all alike would be infinite.
-    ridge = np.maximum(ridge, 1e-6)
     weights = np.zeros(design.shape[1])
     for _ in range(STEPS):
         rates = _logistic(design @ weights)
@@ -149,7 +147,7 @@ def _with_interval(
 ) -> Rate:
     """Return the mean rate with its interval: the sandwich of the regression, and the spread of rates over prompts."""
     fit = _logistic(design @ weights)
-    curvature = (design * (fit * (1 - fit))[:, None]).T @ design + np.diag(np.maximum(ridge, 1e-6))
+    curvature = (design * (fit * (1 - fit))[:, None]).T @ design + np.diag(ridge)
     slope = (equal * (rates * (1 - rates))[:, None]).mean(0)
     influence = (values - fit)[:, None] * (design @ np.linalg.solve(curvature, slope))[:, None] * len(values)
     each = influence[:, 0] + rates - rates.mean()
@@ -161,7 +159,7 @@ def _with_interval(
 
 @dataclass(frozen=True)
 class Counts:
-    """What a client tells of its judgements: how many there are of each kind, and no text.
+    """The judgements of a client as it tells them: how many there are of each kind, and no text.
 
     Attributes:
         wins: Judgements that a won.
@@ -232,7 +230,7 @@ def federated_length_controlled(counts: Counts) -> float:
     terms = np.repeat(centres, 3)
     design = np.column_stack([np.ones(len(terms)), terms])
     values = np.tile([1.0, 0.5, 0.0], BINS)
-    weights = fitted(design, values, np.zeros(2), counts.bins.reshape(-1))
+    weights = fitted(design, values, np.full(2, LEAST_RIDGE), counts.bins.reshape(-1))
     return float(_logistic(weights[:1])[0])
 
 

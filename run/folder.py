@@ -15,7 +15,7 @@ from fed.config.sections.training import STATES_PER_WEIGHT
 from fed.data.partition_file import write_partition
 from fed.files import free_space, leads_out, write_whole
 from fed.tracking import run_folder
-from fed.tracking.run_files import CONFIG, PARTITION_FILE
+from fed.tracking.run_files import CHECKPOINTS, CONFIG, PARTITION_FILE, POLICY
 from run.plan import Plan
 
 
@@ -32,13 +32,13 @@ def places_of(plan: Plan, folder: Path) -> list[Place]:
     """Return one place for all clients, or in mode=local one for each client."""
     everyone = range(plan.num_clients)
     if plan.config.mode != "local":
-        return [Place(everyone, _checkpoints(folder), folder / "policy")]
-    return [Place([k], _checkpoints(folder, k), folder / "policy" / f"client-{k}") for k in everyone]
+        return [Place(everyone, _checkpoints(folder), folder / POLICY)]
+    return [Place([k], _checkpoints(folder, k), folder / POLICY / f"client-{k}") for k in everyone]
 
 
 def _checkpoints(folder: Path, alone: int | None = None) -> Path:
     """Return the folder of the checkpoints of all clients or, in mode=local, of one of them."""
-    return folder / "checkpoints" if alone is None else folder / "checkpoints" / f"client-{alone}"
+    return folder / CHECKPOINTS if alone is None else folder / CHECKPOINTS / f"client-{alone}"
 
 
 def is_finished(config: Config) -> bool:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fed.config.checks import Request
 from fed.config.schema import Config
 from fed.cpu.runtime import allowed_cpus
+from fed.tracking.run_files import CHECKPOINTS
 from run import experiment
 from run.client_app import flower_app
 from run.plan import Plan
@@ -48,7 +49,7 @@ def run(plan: Plan, folder: Path) -> None:
             ending.append(error)
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray says that this will be the default
-    app = flower_app(folder.absolute() / "checkpoints" / "clients")
+    app = flower_app(folder.absolute() / CHECKPOINTS / "clients")
     run_simulation(server, app, plan.num_clients, backend_config=resources(request.config))
     if ending:
         raise ending[0]

@@ -8,12 +8,13 @@ from typing import Any
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
+from scripts.policies import PolicyOptions
 
 LEAVE, ANEW = ("/quit", "/exit"), "/new"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PolicyOptions):
     """The options of the command."""
 
     compare: bool = option(False, "The reference answers too: what the policy was before it was trained.")
@@ -25,10 +26,6 @@ class Options:
     chat_template: str | None = option(
         None, "A file, or none, which writes turns with HH's markers; null: the run's, else the tokenizer's, else none."
     )
-    round: str | None = option(None, "A round of which the run has a checkpoint, or best; null: the trained policy.")
-    dtype: str | None = option(None, "Type of the weights; null: the run's, else float32.")
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; null: cuda if there is one.")
-    trust_remote_code: bool = option(False, "Run Python code that lies beside the weights.")
 
 
 COMMAND = Command(

@@ -1,15 +1,29 @@
-"""What the commands of this folder share: `--help`, options, mistakes in one line, exit codes."""
+"""The parts that commands share: `--help`, options, mistakes in one line, exit codes, JSON files."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fed.config import usage
 from fed.config.explain import in_one_line
 from fed.errors import CannotContinue
+from fed.files import write_whole, writing
+from fed.tracking.line_files import plain
 from scripts.options import described, read
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole; numbers that are not finite become null.
+
+    Raises:
+        CannotWrite: If the disk refuses it.
+    """
+    with writing(path):
+        write_whole(path, (json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Score a policy on any data against any reference: `python -m scripts.evaluate POLICY [FILE...] OPTION=VALUE ...`."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fed.tracking import steps
-from scripts.command import Command
+from scripts.command import Command, write_json
 from scripts.options import at_least, option
+from scripts.policies import PolicyOptions
 from scripts.prompts import RowOptions, check_rows, client_rows, rows_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LONGEST, BETA = 1024, 0.1  # of a policy whose run is not known
 
 
 @dataclass(frozen=True)
-class Options(RowOptions):
+class Options(PolicyOptions, RowOptions):
     """The options of the command."""
 
     reference: str | None = option(
@@ -46,10 +46,6 @@ class Options(RowOptions):
     text_as_chat: bool | None = option(None, "Pairs that are text become conversations; null: as the run had it.")
     batch_size: int = option(16, "Pairs at a time.")
     out: str | None = option(None, "A file for all numbers, as JSON; null: none.")
-    round: str | None = option(None, "A round of which the run has a checkpoint, or best; null: the trained policy.")
-    dtype: str | None = option(None, "Type of the weights; null: the run's, else float32.")
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; null: cuda if there is one.")
-    trust_remote_code: bool = option(False, "Run Python code that lies beside the weights.")
 
 
 COMMAND = Command(
@@ -100,11 +96,7 @@ def carry_out(plain: list[str], options: Options) -> None:
         report = _scored(options, found, rows, device)
     print(_table(report))
     if options.out is not None:
-        from fed.files import write_whole, writing
-        from fed.tracking.line_files import plain as finite
-
-        with writing(Path(options.out)):
-            write_whole(Path(options.out), (json.dumps(finite(report), indent=1) + "\n").encode())
+        write_json(Path(options.out), report)
         print(f"all numbers: {options.out}")
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
+from scripts.policies import PolicyOptions
 from scripts.prompts import PromptOptions, check_prompts, rows_of
 
 
 @dataclass(frozen=True)
-class Options(PromptOptions):
+class Options(PolicyOptions, PromptOptions):
     """The options of the command."""
 
     out: str = option("responses.jsonl", "The file to write; a job that was killed goes on where it was.")
@@ -28,10 +29,6 @@ class Options(PromptOptions):
     batch_size: int = option(32, "Responses at a time.")
     seed: int = option(0, "Seed of the draws; a response depends on it, its prompt and the number of its draw.")
     shard: str | None = option(None, "i/n: this job draws for every n-th prompt from number i on, counted from 0.")
-    round: str | None = option(None, "A round of which the run has a checkpoint, or best; null: the trained policy.")
-    dtype: str | None = option(None, "Type of the weights; null: the run's, else float32.")
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; null: cuda if there is one.")
-    trust_remote_code: bool = option(False, "Run Python code that lies beside the weights.")
 
 
 COMMAND = Command(

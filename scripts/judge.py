@@ -1,6 +1,5 @@
-"""Have pairs of responses judged: `python -m scripts.judge FILE [FILE] judge=NAME OPTION=VALUE ...`."""
+"""Judge pairs of responses: `python -m scripts.judge FILE [FILE] judge=NAME OPTION=VALUE ...`."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed.config.explain import counted
 from fed.tracking import steps
-from scripts.command import Command
+from scripts.command import Command, write_json
 from scripts.judges import JudgeOptions, judge_of
 from scripts.options import at_least, option
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def carry_out(files: list[str], options: Options) -> int:
-    """Have the pairs judged; return 1 if none has a judgement at the end.
+    """Judge the pairs; return 1 if none has a judgement at the end.
 
     Raises:
         ValueError: For a mistake of the user's.
@@ -81,7 +80,7 @@ def carry_out(files: list[str], options: Options) -> int:
         problems = judge_pairs(judge, matched.pairs, file, steps.Count("{done} pairs are judged").reached)
         lines = file.finish()
     if options.annotations is not None:
-        write(Path(options.annotations), list(annotations(lines, matched.pairs)))
+        write_json(Path(options.annotations), list(annotations(lines, matched.pairs)))
     return report(options.out, lines, problems)
 
 
@@ -106,18 +105,6 @@ def read_pairs(files: Sequence[str], options: Options) -> "Matched":
     if not matched.pairs:
         raise ValueError(f"{' and '.join(map(str, files))}: no prompt has two different responses")
     return replace(matched, pairs=matched.pairs[: options.limit])
-
-
-def write(path: Path, content: Any) -> None:
-    """Write a JSON file whole.
-
-    Raises:
-        CannotWrite: If the disk refuses it.
-    """
-    from fed.files import write_whole, writing
-
-    with writing(path):
-        write_whole(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def report(out: str, lines: Sequence[Mapping[str, Any]], problems: Mapping[str, int]) -> int:

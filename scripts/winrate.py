@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fed.config.explain import counted
+from fed.reports.statistics import with_interval
 from fed.tracking import steps
-from scripts.command import Command
+from scripts.command import Command, write_json
 from scripts.options import option
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def carry_out(files: list[str], options: Options) -> None:
         report["strengths"] = strengths(found)
     _print(report)
     if options.out is not None:
-        from scripts.judge import write
-
-        write(Path(options.out), report)
+        write_json(Path(options.out), report)
 
 
 def _lines(file: str) -> list[dict[str, Any]]:
@@ -160,7 +159,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def _text(rate: dict[str, Any]) -> str:
     def shown(name: str) -> str:
-        return f"{rate[name]:.3f} [{rate[f'{name}_low']:.3f}, {rate[f'{name}_high']:.3f}]"
+        return with_interval(rate[name], rate[f"{name}_low"], rate[f"{name}_high"])
 
     return (
         f"win rate {shown('win_rate')}, length-controlled {shown('length_controlled')}; {rate['wins']} won, "

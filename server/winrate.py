@@ -29,9 +29,8 @@ class WinRate:
         counted as `win_unjudged`.
         """
         rows = self._sampler.draw(policy)
-        values: dict[int, float] = {}
         asked = [place for place, row in enumerate(rows) if row["policy"].strip() != row["reference"].strip()]
-        values.update((place, VALUES["tie"]) for place in range(len(rows)) if place not in asked)
+        values = dict.fromkeys({*range(len(rows))} - {*asked}, VALUES["tie"])
 
         def on_judged(number: int, judgement: Judgement) -> None:
             if judgement.winner is not None:

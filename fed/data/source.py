@@ -137,7 +137,7 @@ class Source:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user may not expect of the files."""
+        """Remarks on the files, where they are read otherwise than a user may expect."""
         if self.path is None:
             return ()
         unread = others(self.path)

@@ -28,6 +28,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], **kwargs: object) -> dict[str, list[list[int]]]:
         """Return token ids under the key "input_ids"."""
 
+    def decode(self, token_ids: Sequence[int], **kwargs: object) -> str:
+        """Return the text of token ids."""
+
 
 @dataclass(frozen=True)
 class Lengths:

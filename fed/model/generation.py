@@ -200,7 +200,7 @@ def _until_text(policy: Policy, response: tuple[int, ...], draws: Draws) -> tupl
         return response
 
     def holds_one(ids: Sequence[int]) -> bool:
-        text = policy.tokenizer.decode(ids)  # type: ignore[attr-defined]
+        text = policy.tokenizer.decode(ids)
         return any(stop in text for stop in draws.stop_strings)
 
     while response and holds_one(response[:-1]):

@@ -33,7 +33,7 @@ class Sampler:
         Special tokens of drawn responses are shown with `fixed_length` only. If several processes share the policy, all
         of them call this.
         """
-        decode = policy.tokenizer.decode  # type: ignore[attr-defined]
+        decode = policy.tokenizer.decode
         how = {"skip_special_tokens": not self._draws.fixed_length}
         texts = [decode(response, **how) for response in generate(policy, self._prompts, self._draws)]
         self._reference = self._reference or texts

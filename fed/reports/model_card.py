@@ -51,7 +51,7 @@ PAPERS = {"dpo": (DPO,), "ipo": (IPO,)}
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside what the run knows.
+    """The facts on a card that the run does not know.
 
     Attributes:
         name: The name of the repository, "owner/name", or a folder's.

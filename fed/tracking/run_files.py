@@ -15,6 +15,8 @@ SUMMARY = "summary.json"
 CURVES = "curves.png"
 PARTITION_PICTURE = "partition.png"
 TENSORBOARD = "tensorboard"  # a folder of event files
+CHECKPOINTS = "checkpoints"  # a folder of round-1/, round-2/, ... and best/
+POLICY = "policy"  # a folder with the trained model
 LATEST = "latest"  # in place of a folder: that of the newest run
 
 

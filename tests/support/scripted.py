@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from fed.model.demo import demo_tokenizer
+from fed.model.demo import demo_config, demo_tokenizer
 
 SIZE = 260  # of a hidden state: one number for each token, and heads of an even size
 SURE = 20.0  # the logit of the next token, far above the others' 0
@@ -15,21 +15,11 @@ SURE = 20.0  # the logit of the next token, far above the others' 0
 def scripted_model(follows: Callable[[int], int]) -> LlamaForCausalLM:
     """Return a model with the demo's vocabulary in which token `follows(t)` comes after token t, whatever is before."""
     tokenizer = demo_tokenizer()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=SIZE,
-            intermediate_size=4,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            max_position_embeddings=2048,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=None,
-        )
-    )
+    shape = {"hidden_size": SIZE, "intermediate_size": 4, "num_hidden_layers": 1, "head_dim": SIZE}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    config = demo_config(tokenizer)
+    config.update({**shape, **heads, "max_position_embeddings": 2048, "tie_word_embeddings": False})
+    model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:  # the hidden state stays the token's own
             layer.self_attn.o_proj.weight.zero_()
