@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from fed.data.order import by_length
@@ -20,6 +21,7 @@ from fed.model.randomness import switch_off
 from fed.seeding import generator
 
 NEVER = -1  # the id of no token
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)  # what a model with attention alone keeps of a text
 # Called with the places of prompts of a batch and their responses.
 OnBatch = Callable[[Sequence[int], Sequence[tuple[int, ...]]], None]
 
@@ -129,20 +131,46 @@ def draw_batch(
         numbers: What tells the draws of one prompt from those of others.
         streamer: One of transformers', which is given the tokens as they are drawn; for one prompt only.
     """
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), policy.tokenizer.eos_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # padded on the left: the response follows the last token
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+    longest, inputs = max(map(len, prompts)), _padded(policy, prompts)
     how: dict[str, Any] = {"generation_config": _generation_config(policy, draws), "streamer": streamer}
     if draws.stop_strings and not draws.fixed_length and policy.root is None:
         how["tokenizer"] = policy.tokenizer
     if draws.temperature:
         how["logits_processor"] = LogitsProcessorList([_OwnDraws(draws, numbers, longest, policy.device)])
-    inputs = {"input_ids": ids.to(policy.device), "attention_mask": mask.to(policy.device)}
+    if (cache := _read_once(policy, prompts)) is not None:
+        how["past_key_values"] = cache
     drawn = policy.compute(lambda: policy.model.generate(**inputs, **how))
     return drawn[:, longest:].tolist()  # type: ignore[no-any-return]
+
+
+def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return token ids and their mask, (B, T), padded on the left: a response follows the last token."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), policy.tokenizer.eos_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return {"input_ids": ids.to(policy.device), "attention_mask": mask.to(policy.device)}
+
+
+def _read_once(policy: Policy, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
+    """Read each prompt up to its last token, equal ones once, and return the keys and values of all, a row each.
+
+    None if no two are equal, or the model keeps something else of what it has read.
+    """
+    numbers = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    if policy.root is not None or len(numbers) == len(prompts) or min(map(len, numbers)) == 1:
+        return None
+    once = GenerationConfig(
+        max_new_tokens=1, eos_token_id=NEVER, pad_token_id=policy.tokenizer.eos_token_id, return_dict_in_generate=True
+    )
+    inputs = _padded(policy, [prompt[:-1] for prompt in numbers])
+    cache = policy.compute(lambda: policy.model.generate(**inputs, generation_config=once)).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) not in KEYS_AND_VALUES for layer in cache.layers):
+        return None
+    cache.batch_select_indices(torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=policy.device))
+    return cache
 
 
 def _generation_config(policy: Policy, draws: Draws) -> GenerationConfig:

@@ -178,3 +178,33 @@ def test_models_without_torchs_attention_draw_responses(tmp_path: Path, config: 
     assert all(1 <= len(response) <= 4 for response in found)
     assert policy.model.config._attn_implementation == before
     assert generate(policy, [(5, 6, 7), (9, 3)], Draws(4, 2)) == found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**GATED),
+        Gemma2Config(**GATED, head_dim=8, sliding_window=4),
+        FalconConfig(**COMMON, alibi=True, new_decoder_architecture=False),
+        MptConfig(vocab_size=257, d_model=16, n_layers=2, n_heads=2),
+        MAMBA,
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_prompt_that_is_asked_several_times_is_read_once(tmp_path: Path, config: PreTrainedConfig) -> None:
+    """And the likeliest responses are those to each prompt by itself."""
+    policy = loaded(saved(tmp_path, config))
+    prompts = [tuple(range(9, 18)), tuple(range(7, 12))]
+    read = 0
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal read
+        read += inputs[0].numel()
+
+    policy.model.get_input_embeddings().register_forward_pre_hook(count)
+    draws = Draws(3, 8, temperature=0.0, fixed_length=True)
+    alone = [generate(policy, [prompt], draws)[0] for prompt in prompts]
+    read = 0
+    assert generate(policy, [prompt for prompt in prompts for _ in range(4)], draws) == [alone[0]] * 4 + [alone[1]] * 4
+    each_step = 8 * 3  # the last token of each prompt, and two drawn ones
+    assert read == (2 * 8 + each_step if config is not MAMBA else 2 * 8 + 8 * 9 + 8 * 2)
