@@ -90,10 +90,11 @@ class Client:
                 client_id, pairs.train, pairs.held_out, state, this_round, self.log, self.pauses
             )
         with self.log.phase("evaluate"):
-            scored = self.trainer.evaluate(pairs.scoring)
+            scored = self.trainer.evaluate(pairs.scoring) if pairs.scoring else {}
         decays = {"decay": this_round.decay, "decay_next": _decay_next(state, config, scored.get("accuracy"), received)}
         self.log.client(client_id, server_round, "train", {**trained, **decays})
-        self.log.client(client_id, server_round, "validation", scored)
+        if scored:
+            self.log.client(client_id, server_round, "validation", scored)
         with self.log.phase("copy"):
             write_state(context.state, state)
             arrays = snapshot(model_tensors(self.trainer.policy.model))

@@ -4,7 +4,6 @@ Neither prompts nor responses leave the client; a judge that is a served model i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from fed.config.groups import OnlineSettings
 from fed.data.examples import Example, Examples
-from fed.data.rows import Preference
+from fed.data.prompts import Prompt
 from fed.errors import Failed
 from fed.model.evaluation import Metrics
 from fed.model.generation import Draws, generate
@@ -30,7 +29,7 @@ Fill = Callable[[Sequence[Example]], Examples]
 class Drawn(NamedTuple):
     """The responses to one prompt."""
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     responses: list[tuple[int, ...]]
     texts: list[str]
 
@@ -42,16 +41,22 @@ class FreshPairs:
         policy: The run's one model; it holds the weights that the client received when `of` is called.
         judge: Who judges.
         settings: How many responses are drawn, how often, and what they are mixed with.
-        draws: How responses are drawn; the tokens that end the data's preferred responses end drawn ones too.
+        draws: How responses are drawn.
         fill: Fills in the reference column, and leaves the weights as they are.
-        max_prompt_length: Tokens of the longest prompt; longer ones keep their end.
+        prompts: Returns the prompts of a client, each once.
     """
 
     def __init__(
-        self, policy: Policy, judge: Judge, settings: OnlineSettings, draws: Draws, fill: Fill, max_prompt_length: int
+        self,
+        policy: Policy,
+        judge: Judge,
+        settings: OnlineSettings,
+        draws: Draws,
+        fill: Fill,
+        prompts: Callable[[int], Sequence[Prompt]],
     ) -> None:
         self._policy, self._judge, self._settings = policy, judge, settings
-        self._draws, self._fill, self._longest = draws, fill, max_prompt_length
+        self._draws, self._fill, self._prompts = draws, fill, prompts
 
     def of(
         self, client_id: int, server_round: int, stored: Sequence[Example], kept: RecordDict
@@ -61,7 +66,7 @@ class FreshPairs:
         Args:
             client_id: The client.
             server_round: The round; the draws depend on it.
-            stored: The client's pairs of the data; their prompts are asked.
+            stored: The client's pairs of the data, some of which may be trained on beside the fresh ones.
             kept: The client's context, which keeps the fresh pairs for rounds that draw none.
 
         Raises:
@@ -69,7 +74,7 @@ class FreshPairs:
         """
         found, told = self._last(kept), Metrics()
         if found is None or (server_round - 1) % self._settings.every == 0:
-            fresh, told = self._fresh(client_id, server_round, stored)
+            fresh, told = self._fresh(client_id, server_round)
             if not fresh:
                 raise Failed(
                     f"client {client_id} has no fresh pair: of {told['prompts']:g} prompts {told['ties']:g} have "
@@ -90,8 +95,8 @@ class FreshPairs:
         chosen = Examples.of(stored[int(place)] for place in np.sort(places))
         return self._fill(chosen) if chosen and self._settings.reference == "previous" else chosen
 
-    def _fresh(self, client_id: int, server_round: int, stored: Sequence[Example]) -> tuple[list[Example], Metrics]:
-        drawn = self._draw(client_id, server_round, stored)
+    def _fresh(self, client_id: int, server_round: int) -> tuple[list[Example], Metrics]:
+        drawn = self._draw(client_id, server_round)
         worths, judged = self._judged(drawn)
         pairs, ties = [], 0
         for one, worth, is_judged in zip(drawn, worths, judged, strict=True):
@@ -101,23 +106,22 @@ class FreshPairs:
             if worth[best] == worth[worst]:
                 ties += 1
             else:
-                pairs.append(Example(one.prompt, one.responses[best], one.responses[worst]))
+                pairs.append(Example(one.prompt.ids, one.responses[best], one.responses[worst]))
         lengths = [len(response) for one in drawn for response in one.responses]
         told = {"prompts": len(drawn), "ties": ties, "unjudged": judged.count(False), "tokens": float(np.mean(lengths))}
         return pairs, told
 
-    def _draw(self, client_id: int, server_round: int, stored: Sequence[Example]) -> list[Drawn]:
+    def _draw(self, client_id: int, server_round: int) -> list[Drawn]:
         """Draw the responses to the client's prompts of this round."""
-        prompts = list(dict.fromkeys(example.prompt[-self._longest :] for example in stored))
+        prompts = self._prompts(client_id)
         count = min(self._settings.prompts or len(prompts), len(prompts))
         places = np.sort(
             generator(self._draws.seed, "prompts", client_id, server_round).choice(len(prompts), count, replace=False)
         ).tolist()
         n = self._settings.n
-        draws = replace(self._draws, stop=tuple(sorted({example.chosen[-1] for example in stored})))
-        asked = [prompts[place] for place in places for _ in range(n)]
+        asked = [prompts[place].ids for place in places for _ in range(n)]
         numbers = [(client_id, server_round, place, draw) for place in places for draw in range(n)]
-        responses = generate(self._policy, asked, draws, numbers=numbers)
+        responses = generate(self._policy, asked, self._draws, numbers=numbers)
         found = []
         for number, place in enumerate(places):
             own = responses[number * n : (number + 1) * n]
@@ -136,7 +140,6 @@ class FreshPairs:
         asked: list[tuple[int, int, int]] = []  # the prompt, and two of its responses
         pairs: list[Pair] = []
         for place, one in enumerate(drawn):
-            row = Preference(self._text(one.prompt) or " ", "", None)
             for i, j in combinations(range(len(one.texts)), 2):
                 a, b = one.texts[i], one.texts[j]
                 if a.strip() == b.strip() or not (a.strip() and b.strip()):
@@ -144,7 +147,7 @@ class FreshPairs:
                     worths[place][[i, j]] += WORTH[side]
                 else:
                     asked.append((place, i, j))
-                    pairs.append(Pair(row, a, b))
+                    pairs.append(Pair(one.prompt.row, a, b))
         judged = [True] * len(drawn)
 
         def on_judged(number: int, judgement: Judgement) -> None:

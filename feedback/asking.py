@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fed.config.schema import Config
-from fed.data.chat import ChatSettings, ChatTokens, read_template
-from fed.data.prompts import prompt_ids
+from fed.data.chat import ChatSettings, read_template
+from fed.data.prompts import prompt_ids, turn_ends
 from fed.data.rows import HUMAN, Preference, Skip
 from fed.data.tokens import Lengths
 from fed.model.policy import Policy
@@ -79,7 +79,7 @@ def how_to_ask(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int
     chat = _chat(config, wanted, template, text_as_chat=has_template if found.config is None else config.text_as_chat)
     longest = wanted.max_prompt_length or (LONGEST_PROMPT if found.config is None else config.max_prompt_length)
     lengths = Lengths(longest + max_new_tokens, longest, config.truncation)
-    return Asking(chat, lengths, _turn_ends(tokenizer, chat) if has_template else (), wanted.stop_strings)
+    return Asking(chat, lengths, turn_ends(tokenizer, chat) if has_template else (), wanted.stop_strings)
 
 
 def how_to_read(found: Found, policy: Policy, wanted: Wanted, max_length: int) -> Asking:
@@ -110,13 +110,6 @@ def set_template(found: Found, policy: Policy, wanted: Wanted) -> str | None:
     if template not in (None, "none") and not was_saved:
         cast(Any, policy.tokenizer).chat_template = read_template(template)
     return template
-
-
-def _turn_ends(tokenizer: Any, chat: ChatSettings) -> tuple[int, ...]:
-    """Return the token with which the template ends an assistant's turn, if it is one."""
-    end = ChatTokens(tokenizer, chat.chat_template_kwargs).ends_in
-    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
-    return (ids[-1],) if ids else ()
 
 
 def marked(rows: Sequence[Preference]) -> bool:

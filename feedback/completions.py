@@ -80,11 +80,7 @@ def messages_of(row: Preference) -> list[Message]:
 
 
 def complete(
-    client: Client,
-    prompts: Prompts,
-    how: Asked,
-    file: JobFile,
-    on_done: Callable[[int], None] = lambda done: None,
+    client: Client, prompts: Prompts, how: Asked, file: JobFile, on_done: Callable[[int], None] = lambda done: None
 ) -> Told:
     """Ask for the completions that `file` does not have yet.
 
@@ -98,11 +94,8 @@ def complete(
     Raises:
         CannotContinue: If the server cannot be used; completions that were there are in the file.
     """
-    jobs = [
-        (index, draw, as_asked(row, how.system_prompt))
-        for index, row in part_of(prompts.rows, prompts.shard)
-        for draw in range(prompts.n)
-    ]
+    own = [(index, as_asked(row, how.system_prompt)) for index, row in part_of(prompts.rows, prompts.shard)]
+    jobs = [(index, draw, row) for index, row in own for draw in range(prompts.n)]
     done = file.done
     left = [job for job in jobs if job[:2] not in done]
     questions = [Question(messages_of(row), {**how.settings, "seed": how.seed + draw}, draw) for _, draw, row in left]

@@ -144,7 +144,7 @@ def reading_of(config: Config, *, supervised: bool) -> Reading:
     return Reading(
         columns={known: theirs for known, theirs in asdict(config.columns).items() if theirs is not None},
         pairs_per_prompt=config.pairs_per_prompt,
-        needs="imitated" if supervised else "pairs",
+        needs="prompts" if config.online.judge is not None else "imitated" if supervised else "pairs",
         loss=chosen("loss", dict(flat(asdict(config)))) or str(config.loss["_target_"]),
         holdout_by=config.holdout_by,
         tokenizer=config.model.tokenizer_name_or_path or config.model.name_or_path,

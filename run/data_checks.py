@@ -18,8 +18,11 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         ValueError: If so.
     """
     lists = (pairs.validation, pairs.test, *(client.held_out for client in pairs.clients))
+    if config.online.judge is not None and not any(lists):
+        _check_needs_no_accuracy(strategy, "prompts without responses")
+        return
     if not all(map(are_pairs, lists)):
-        _check_needs_no_accuracy(strategy)
+        _check_needs_no_accuracy(strategy, "single responses")
     if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
         setting = "accuracy_on=client" if config.accuracy_on == "client" else "strategy.fraction_evaluate > 0"
         without = [k for k, client in enumerate(pairs.clients) if not client.held_out]
@@ -41,15 +44,15 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
 
 
-def _check_needs_no_accuracy(strategy: Strategy) -> None:
-    """Refuse a strategy that compares accuracies where responses have none to be compared with.
+def _check_needs_no_accuracy(strategy: Strategy, data: str) -> None:
+    """Refuse a strategy that compares accuracies where data have no pairs to be right about.
 
     Raises:
         ValueError: Naming the strategy.
     """
     if asks(strategy, "reads_accuracy") or asks(strategy, "needs_server_accuracy"):
         raise ValueError(
-            f"{type(strategy).__name__} weighs clients by accuracy, which single responses do not have; use "
+            f"{type(strategy).__name__} weighs clients by accuracy, which {data} do not have; use "
             "strategy=fedavg, or give pairs"
         )
 

@@ -49,7 +49,8 @@ def run(plan: Plan, folder: Path, clients: RemoteClients | None = None) -> None:
     console = Console(quiet=not world.is_first, soft_wrap=True, highlight=False, markup=False)
     with _log(plan, folder, console) as log:
         describe(plan, console)
-        plan.pairs.rows.split.forget_texts()  # from here on the pairs are token ids
+        if plan.judge is None:
+            plan.pairs.rows.split.forget_texts()  # from here on the pairs are token ids
         for federation in _federations(plan, folder, log, console, are_here=clients is None):
             final = train_here(federation) if clients is None else train_remotely(federation, clients)
             _save(plan, final, federation.place.policy)

@@ -75,7 +75,7 @@ class Federation:
             num_rounds=config.comm_round,
             frequency_of_test=config.frequency_of_test,
             sampler=self._sampler() if config.sample_during_eval else None,
-            win_rate=win_rate_of(plan, self.pairs.test),
+            win_rate=win_rate_of(plan),
             accuracy_on="test" if config.accuracy_on == "test" else "validation",
             # With accuracy_on=client the clients score what they receive on their own pairs.
             always_accuracy=asks(strategy, "needs_server_accuracy") and config.accuracy_on != "client",

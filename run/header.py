@@ -52,10 +52,10 @@ def _settings(plan: Plan) -> Iterator[str]:
         f"parameters, {config.model.policy_dtype} on {plan.policy.device}, {_computation(plan.policy, config)}"
     )
     yield f"cpu: {plan.machine.cpu}"
-    yield (
-        f"data: {'+'.join(config.datasets) or 'none'}; {_sizes(plan)}, server validates on "
-        f"{len(pairs.validation)}, test {len(pairs.test)}"
-    )
+    evaluated = f"server validates on {len(pairs.validation)}, test {len(pairs.test)}"
+    if plan.judge is not None and not any(client.train for client in pairs.clients):
+        evaluated = f"test prompts {len(pairs.rows.split.test)}"
+    yield f"data: {'+'.join(config.datasets) or 'none'}; {_sizes(plan)}, {evaluated}"
     if plan.judge is not None:
         yield _online(config, plan.judge.name)
     elif pairs.clients:
@@ -280,13 +280,20 @@ def _processes(plan: Plan) -> str:
     return text
 
 
+def _each(sizes: Sequence[int]) -> str:
+    """Return "38" or "38 to 40"."""
+    return " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+
+
 def _sizes(plan: Plan) -> str:
     """Describe what clients train on and what they hold out: "clients train on 76 pairs (38 each) and hold out 4"."""
     sizes = [len(client.train) for client in plan.pairs.clients]
     if not sizes:
         return "clients train on pairs of their own"
-    span = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
-    each = f" ({span} each)" if len(sizes) > 1 else ""
+    if plan.judge is not None and not any(sizes):
+        asked = [len(client.train) for client in plan.pairs.rows.split.clients]
+        return f"clients have {counted(sum(asked), 'prompt')} ({_each(asked)} each)"
+    each = f" ({_each(sizes)} each)" if len(sizes) > 1 else ""
     held_out = sum(len(client.held_out) for client in plan.pairs.clients)
     who, train, hold = ("clients", "train", "hold") if len(sizes) > 1 else ("the client", "trains", "holds")
     return f"{who} {train} on {counted(sum(sizes), 'pair')}{each}" + (f" and {hold} out {held_out}" if held_out else "")

@@ -1,5 +1,6 @@
 """Online federated DPO: the judge of a run, the fresh pairs of its clients and the win rate of its policy."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,16 +9,19 @@ from flwr.app import ArrayRecord
 
 from clients.fresh import FreshPairs
 from fed.config.schema import Config
+from fed.data.chat import in_form
 from fed.data.examples import Example, Examples
+from fed.data.prompts import Prompt, prompts_of, turn_ends
+from fed.data.rows import Chat, Preference
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.generation import Draws
 from fed.model.lora import has_adapter
 from fed.model.policy import pair_logps
 from fed.model.references import with_reference
-from fed.model.samples import Sampler, with_different_prompts
 from feedback.api import Server
 from feedback.judges import JudgeSettings, judge_of
 from feedback.judging import Judge
+from run.pairs import chat_settings, lengths_of
 from run.plan import Plan
 from server.winrate import WinRate
 
@@ -47,15 +51,24 @@ def judge_for(config: Config, processes: int) -> Judge | None:
     return judge_of(settings)
 
 
-def draws_of(config: Config) -> Draws:
+def prompts_in(plan: Plan, rows: Sequence[Preference]) -> list[Prompt]:
+    """Return the different prompts of the rows, as the run's policy reads them."""
+    config = plan.config
+    return prompts_of(rows, plan.policy.tokenizer, lengths=lengths_of(config), chat=chat_settings(config))
+
+
+def draws_of(plan: Plan) -> Draws:
     """Return how responses are drawn, by clients and to measure the win rate."""
+    config, split, chat = plan.config, plan.pairs.rows.split, chat_settings(plan.config)
     longest = config.online.max_new_tokens or config.max_length - config.max_prompt_length
+    talks = any(isinstance(in_form(row, chat).prompt, Chat) for row in (*split.pool, *split.test))
     return Draws(
         longest,
         config.eval_batch_size,
         config.seed,
         temperature=config.online.temperature,
         top_p=config.online.top_p,
+        stop=turn_ends(plan.policy.tokenizer, chat) if talks else (),
     )
 
 
@@ -84,13 +97,17 @@ def fresh_pairs(plan: Plan, initial: ArrayRecord) -> FreshPairs | None:
         finally:
             load_arrays(policy.model, received)
 
-    return FreshPairs(policy, judge, config.online, draws_of(config), fill, config.max_prompt_length)
+    @functools.cache
+    def prompts(client_id: int) -> list[Prompt]:
+        return prompts_in(plan, plan.pairs.rows.split.clients[client_id].train)
+
+    return FreshPairs(policy, judge, config.online, draws_of(plan), fill, prompts)
 
 
-def win_rate_of(plan: Plan, test: Sequence[Example]) -> WinRate | None:
+def win_rate_of(plan: Plan) -> WinRate | None:
     """Return the measurement of the win rate on test prompts; None if there is no judge or no prompt."""
-    config, longest = plan.config, plan.config.max_prompt_length
-    if plan.judge is None or not config.online.eval_prompts or not test:
+    count = plan.config.online.eval_prompts
+    if plan.judge is None or not count:
         return None
-    examples = with_different_prompts(test, config.online.eval_prompts, max_prompt_length=longest)
-    return WinRate(Sampler(examples, max_prompt_length=longest, draws=draws_of(config)), plan.judge)
+    prompts = prompts_in(plan, plan.pairs.rows.split.test)[:count]
+    return WinRate(prompts, draws_of(plan), plan.judge) if prompts else None

@@ -10,7 +10,7 @@ from clients.app import ClientPairs
 from fed.config.schema import Config
 from fed.data.chat import ChatSettings
 from fed.data.examples import Examples
-from fed.data.rows import Chat, Preference
+from fed.data.rows import Chat, Preference, said
 from fed.data.splits import ClientRows
 from fed.data.token_cache import tokenize_once
 from fed.data.tokens import Cuts, Lengths, Tokenized, tokenize
@@ -27,8 +27,10 @@ ENTRIES = 8  # runs whose token ids are kept
 Tokenize = Callable[[Sequence[Preference]], Tokenized]
 
 
-def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
+def all_pairs(rows: OwnedRows, policy: Policy, config: Config, *, supervised: bool) -> Pairs:
     """Tokenize the pairs of the server, the test and all clients, and print how far this has come.
+
+    With a supervised loss single responses count as pairs; rows of an online run that have no pair are prompts only.
 
     Raises:
         ValueError: If pairs cannot be tokenized, or none of a client's to train on is left.
@@ -41,14 +43,24 @@ def all_pairs(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
     ]
     every = [row for part in lists for row in part]
     _check_has_conversations(config, every, getattr(policy.tokenizer, "chat_template", None) or "")
+    is_online = config.online.judge is not None
+    if is_online:
+        lists = [[row for row in part if _is_answered(row, supervised)] for part in lists]
+        every = [row for part in lists for row in part]
     found = _tokenizer(policy, config, "tokens_of_runs", most=ENTRIES)(every)
     ends = itertools.accumulate(map(len, lists), initial=0)
     validation, test, *of_clients = (found.part(start, stop) for start, stop in itertools.pairwise(ends))
     clients = holders = list(map(ClientPairs, of_clients[::2], of_clients[1::2]))
-    _check_any_left(clients, found.cuts)
+    if not is_online:
+        _check_any_left(clients, found.cuts)
     if config.mode == "centralized":
         clients = [ClientPairs(Examples.joined(of_clients[::2]), Examples.joined(of_clients[1::2]))]
     return Pairs(rows, found.cuts, validation, test, clients, holders)
+
+
+def _is_answered(row: Preference, supervised: bool) -> bool:
+    """Return True if the row is more than a prompt to the loss."""
+    return bool(said(row.chosen)) if supervised else row.rejected is not None
 
 
 def pairs_on_demand(rows: OwnedRows, policy: Policy, config: Config) -> Pairs:
@@ -88,10 +100,14 @@ def chat_settings(config: Config) -> ChatSettings:
     )
 
 
+def lengths_of(config: Config) -> Lengths:
+    """Return what the model reads of a pair."""
+    return Lengths(config.max_length, config.max_prompt_length, config.truncation)
+
+
 def _tokenizer(policy: Policy, config: Config, folder: str, most: int | None = None) -> Tokenize:
     """Return what tokenizes rows, with a cache of at most so many entries; a cache with a bound leaves few rows out."""
-    tokenizer, chat = policy.tokenizer, chat_settings(config)
-    lengths = Lengths(config.max_length, config.max_prompt_length, config.truncation)
+    tokenizer, chat, lengths = policy.tokenizer, chat_settings(config), lengths_of(config)
     cache = inside(Path(config.cache_dir), folder)
 
     def as_tokens(rows: Sequence[Preference]) -> Tokenized:

@@ -55,11 +55,11 @@ def prepare(request: Request, device: torch.device) -> Plan:
         steps.say(f"loading the model: {config.model.gguf_file or config.model.name_or_path}")
         return rows
 
-    def make_pairs(rows: OwnedRows, policy: Policy) -> Pairs:
+    def make_pairs(rows: OwnedRows, policy: Policy, supervised: bool) -> Pairs:
         split = rows.split
         of_clients = sum(len(client.train) + len(client.held_out) for client in split.clients)
         steps.say(f"making tokens of {of_clients + len(split.validation) + len(split.test):,} pairs")
-        pairs = all_pairs(rows, policy, config)
+        pairs = all_pairs(rows, policy, config, supervised=supervised)
         check_scoring(config, pairs, strategy)
         own = (part for client in pairs.clients for part in (client.train, client.held_out))
         check_lengths(policy, config.max_length, (*own, pairs.validation, pairs.test))
@@ -88,14 +88,14 @@ def prepare_client(request: Request, device: torch.device, own: Callable[[Readin
         reading = reading_of(config, supervised=objective.supervised)
         return shared_out(config, request.given, reading) if own is None else one_clients(own(reading), config)
 
-    return _plan(request, device, load_rows, lambda rows, policy: pairs_on_demand(rows, policy, config))
+    return _plan(request, device, load_rows, lambda rows, policy, _: pairs_on_demand(rows, policy, config))
 
 
 def _plan(
     request: Request,
     device: torch.device,
     load_rows: Callable[[Objective], OwnedRows],
-    make_pairs: Callable[[OwnedRows, Policy], Pairs],
+    make_pairs: Callable[[OwnedRows, Policy, bool], Pairs],
 ) -> Plan:
     config, given = request.config, request.given
     memory = set_up_torch(config)
@@ -114,7 +114,7 @@ def _plan(
         machine=Machine(mesh, ", ".join(cpu), None if library is None else library.library),
         policy=policy,
         objective=objective,
-        pairs=make_pairs(rows, policy),
+        pairs=make_pairs(rows, policy, objective.supervised),
         mods=mods,
         judge=judge,
         make_strategy=functools.partial(_make_strategy, config, given),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by make docs -->", "<!-- end of tree -->"
 # "" holds the files of the top level; the others are taken with all folders below them.
-TOPS = ("", "run", "clients", "server", "fed", "losses", "scripts")
+TOPS = ("", "run", "clients", "server", "feedback", "fed", "losses", "scripts")
 
 
 def main() -> int:

@@ -113,8 +113,11 @@ class ServerEvaluation:
         if self.win_rate is not None:
             with self.log.phase("sample"):
                 won = self.win_rate.measure(self.policy)
-        for split, evaluation in found.items():
-            self.log.server(server_round, split, {**evaluation.metrics, **(won if split == "test" else {})})
+        metrics = {split: evaluation.metrics for split, evaluation in found.items()}
+        if won:
+            metrics["test"] = {**metrics.get("test", {}), **won}
+        for split, of_split in metrics.items():
+            self.log.server(server_round, split, of_split)
         self.log.evaluated(server_round, found["test"].margins if "test" in found else (), samples)
 
     def _drawing(self) -> dict[str, Sampler | WinRate]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README_WORDS = 750
 LINE_LENGTH = 120
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
-FOLDERS = ("clients", "config", "docs", "fed", "losses", "run", "scripts", "server", "tests")
+FOLDERS = ("clients", "config", "docs", "fed", "feedback", "losses", "run", "scripts", "server", "tests")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SIZES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sizes"]
-FOLDERS = ("run", "clients", "server", "fed", "losses", "scripts", "tests")
+FOLDERS = ("run", "clients", "server", "feedback", "fed", "losses", "scripts", "tests")
 
 
 def source_files() -> list[Path]:

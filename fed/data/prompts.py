@@ -1,11 +1,39 @@
 """Prompts to which responses are drawn, as token ids."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fed.data.chat import ChatSettings, ChatTokens, in_form, without_oldest
 from fed.data.rows import Chat, Preference, Skip
 from fed.data.tokens import Lengths, begin_of_text, text_ids
+
+
+class Prompt(NamedTuple):
+    """A prompt as its row has it, and as token ids that a response follows."""
+
+    row: Preference
+    ids: tuple[int, ...]
+
+
+def prompts_of(rows: Sequence[Preference], tokenizer: Any, *, lengths: Lengths, chat: ChatSettings) -> list[Prompt]:
+    """Return the prompts of the rows, each once; those that have no token ids are left out.
+
+    Raises:
+        ValueError: If conversations meet a tokenizer without a chat template.
+    """
+    rows = different(rows)
+    found: dict[tuple[int, ...], Prompt] = {}
+    for row, ids in zip(rows, prompt_ids(rows, tokenizer, lengths=lengths, chat=chat), strict=True):
+        if not isinstance(ids, Skip):
+            found.setdefault(tuple(ids), Prompt(row, tuple(ids)))
+    return list(found.values())
+
+
+def turn_ends(tokenizer: Any, chat: ChatSettings) -> tuple[int, ...]:
+    """Return the token with which the tokenizer's chat template ends an assistant's turn, if it is one."""
+    end = ChatTokens(tokenizer, chat.chat_template_kwargs).ends_in
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+    return (ids[-1],) if ids else ()
 
 
 def different(rows: Iterable[Preference]) -> list[Preference]:

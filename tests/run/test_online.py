@@ -1,6 +1,7 @@
 """Online federated DPO: clients draw responses from the policy they received, judge them, and train on the result."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from flwr.app import RecordDict
 import clients.app
 from clients.fresh import FreshPairs
 from fed.config.groups import OnlineSettings
-from fed.data.examples import Examples
+from fed.data.examples import Example, Examples
+from fed.data.prompts import Prompt
+from fed.data.rows import Preference
 from fed.errors import Failed
 from fed.model.arrays import model_tensors
 from fed.model.demo import demo_model, demo_tokenizer
@@ -36,12 +39,17 @@ def lines(run: Path, split: str, who: str = "client") -> list[dict[str, Any]]:
     return [line for line in found if line["split"] == split and line["who"].startswith(who)]
 
 
-def fresh_pairs(policy: Policy, score: Any, **how: Any) -> FreshPairs:
+def fresh_pairs(policy: Policy, score: Any, asked: Sequence[Example] = tuple(examples(6)), **how: Any) -> FreshPairs:
     def fill(found: Any) -> Examples:
         return Examples.of(found).with_reference(np.asarray(pair_logps(policy, found, batch_size=4)))
 
+    def prompts(client_id: int) -> list[Prompt]:
+        ids = dict.fromkeys(example.prompt[-8:] for example in asked)
+        return [Prompt(Preference(policy.tokenizer.decode(prompt), "", None), prompt) for prompt in ids]
+
+    draws = Draws(9, 4, seed=3, stop=tuple({example.chosen[-1] for example in asked}))
     judge = ScoreJudge("test", lambda rows: [score(row.chosen) for row in rows])
-    return FreshPairs(policy, judge, OnlineSettings(judge="lexicon", **how), Draws(9, 4, seed=3), fill, 8)
+    return FreshPairs(policy, judge, OnlineSettings(judge="lexicon", **how), draws, fill, prompts)
 
 
 def test_the_best_response_is_preferred_to_the_worst(policy: Policy) -> None:
@@ -86,7 +94,7 @@ def test_rounds_without_a_draw_train_on_the_last_pairs(policy: Policy) -> None:
 @pytest.mark.parametrize(("mix", "share"), [(0.0, 0.0), (0.5, 0.5), (0.25, 0.25)])
 def test_pairs_of_the_data_are_mixed_in(policy: Policy, mix: float, share: float) -> None:
     stored = list(Examples.of(examples(12)).with_reference(np.zeros((12, 2))))
-    found, told = fresh_pairs(policy, len, n=2, mix=mix, prompts=9).of(0, 1, stored, RecordDict())
+    found, told = fresh_pairs(policy, len, examples(12), n=2, mix=mix, prompts=9).of(0, 1, stored, RecordDict())
     assert told["stored"] == pytest.approx(share * len(found), abs=0.6) and told["prompts"] == 9
     assert sum(pair in stored for pair in found) == told["stored"]
 
@@ -98,6 +106,42 @@ def test_the_rule_is_learned_and_the_win_rate_rises(command_line: CommandLine) -
     last = lines(run, "test", "server")[-1]
     assert last["win_rate_low"] > 0.8 and last["win_prompts"] == 48 and last["win_unjudged"] == 0
     assert json.loads((run / "summary.json").read_text())["final"]["test"]["win_rate"] == rates[-1]
+
+
+def test_prompts_without_responses_are_enough(command_line: CommandLine, tmp_path: Path) -> None:
+    """The win rate is then all that is measured, and a strategy that wants accuracies is refused."""
+    questions = [{"prompt": f"\n\nHuman: Say something about {n}.\n\nAssistant:", "level": "easy"} for n in range(40)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    own = ("datasets=[files]", f"data_dir={tmp_path / 'asked.jsonl'}", "server_fraction=0", "n_test_examples=8")
+    options = (*own, "client_num_in_total=2", "comm_round=3", *ONLINE, "lr=0.01", "alpha=0", "warmup_steps=0")
+    refused = command_line(*options)
+    assert refused.code == 2 and "which prompts without responses do not have; use strategy=fedavg" in refused.err
+    result = command_line(*options, "strategy=fedavg", "batch_size=4", "online.n=4")
+    assert result.code == 0, result.err
+    assert "clients have 34 prompts (17 each), test prompts 4" in result.out, result.out
+    tested = lines(result.run, "test", "server")
+    assert [line["round"] for line in tested] == [0, 1, 2, 3] and "accuracy" not in tested[-1]
+    assert tested[0]["win_rate"] == 0.5 < tested[-1]["win_rate"]
+    assert not lines(result.run, "validation")
+    assert [line["prompts"] for line in lines(result.run, "online")] == [17] * 6
+
+
+def test_a_judge_reads_the_prompts_as_the_data_have_them(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, though the policy reads their ends only."""
+    seen: list[Any] = []
+    whole = ScoreJudge.judge
+
+    def spied(self: ScoreJudge, pairs: Sequence[Any], on_judged: Any) -> None:
+        seen.extend(pair.row.prompt for pair in pairs)
+        whole(self, pairs, on_judged)
+
+    monkeypatch.setattr(ScoreJudge, "judge", spied)
+    command_line("client_num_in_total=2", "comm_round=1", "n_train_examples=24", "n_test_examples=8", *ONLINE[:3],
+                 "max_length=40", "max_prompt_length=24")  # fmt: skip
+    assert seen and all(prompt.startswith("\n\nHuman:") and prompt.endswith("Assistant:") for prompt in seen)
+    assert min(map(len, seen)) > 24
 
 
 @pytest.mark.parametrize("reference", ["fixed", "previous"])
