@@ -55,7 +55,7 @@ class JobFile:
         """
         found = sorted(self.lines, key=self._key)
         with writing(self._out):
-            write_whole(self._out, "".join(map(_as_text, found)).encode())
+            write_whole(self._out, "".join(map(as_line, found)).encode())
             self._part.unlink()
         return found
 
@@ -110,11 +110,12 @@ class JobFile:
     def _append(self, lines: Iterable[Line]) -> None:
         assert self._file is not None
         with writing(self._part):
-            self._file.write("".join(map(_as_text, lines)).encode())
+            self._file.write("".join(map(as_line, lines)).encode())
             self._file.flush()
 
 
-def _as_text(line: Line) -> str:
+def as_line(line: Line) -> str:
+    """Return the line as it stands in a file."""
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 

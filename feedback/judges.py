@@ -11,11 +11,11 @@ from feedback.asking import Wanted
 from feedback.implicit_reward import ImplicitReward
 from feedback.judging import Judge, Orders, ScoreJudge
 from feedback.policies import Loading, find
+from feedback.reward_model import RewardModel
 from feedback.rules import Lexicon
 from feedback.server_judge import Answers, ServerJudge, judge_prompt
 
-LEXICON, POLICY = "lexicon", "policy:"
-LONGEST = 1024  # tokens of a response with its prompt, for a policy whose run is not known
+LEXICON, POLICY, REWARD = "lexicon", "policy:", "reward_model:"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class JudgeSettings:
     """The settings that name a judge; each field is read for one kind of judge only.
 
     Attributes:
-        judge: "lexicon", "policy:POLICY", or a prompt of feedback/judge_prompts/ or a YAML file for a served model.
+        judge: "lexicon", "policy:POLICY", "reward_model:MODEL", or a prompt of feedback/judge_prompts/ or a YAML file
+            for a served model.
         rule: Of lexicon.
         server: The served model.
         orders: The orders in which a served model sees a pair.
@@ -49,7 +50,7 @@ class JudgeSettings:
     @property
     def is_served(self) -> bool:
         """True if a served model judges."""
-        return self.judge != LEXICON and not self.judge.startswith(POLICY)
+        return self.judge != LEXICON and not self.judge.startswith((POLICY, REWARD))
 
 
 def judge_of(settings: JudgeSettings) -> Judge:
@@ -65,13 +66,26 @@ def judge_of(settings: JudgeSettings) -> Judge:
             raise ValueError('the judge lexicon needs a rule, e.g. rule="{sorry: -1}"')
         rule = Lexicon.read(settings.rule)
         return ScoreJudge(LEXICON, rule.score, rule.about)
-    if settings.judge.startswith(POLICY):
-        found = find(settings.judge.removeprefix(POLICY))
-        longest = settings.max_length or (found.config.max_length if found.config else LONGEST)
-        reward = ImplicitReward(found, Loading(settings.device, None, longest), Wanted(), settings.batch_size)
-        return ScoreJudge(f"implicit reward of {found.name}", reward.score, reward.about)
+    if settings.judge.startswith((POLICY, REWARD)):
+        return _of_model(settings)
     prompt = judge_prompt(settings.judge)
     if settings.server is None:
         raise ValueError(f"the judge {prompt.name} is a served model's; name it with model= and base_url=")
     client, model = Client(settings.server), settings.server.model
     return ServerJudge(client, prompt, model, settings.answers, settings.orders, settings.seed, settings.more)
+
+
+def _of_model(settings: JudgeSettings) -> Judge:
+    """Return a policy as a judge, or a reward model.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    kind, _, name = settings.judge.partition(":")
+    found = find(name)
+    how = found, Loading(settings.device, None, found.longest(settings.max_length)), Wanted(), settings.batch_size
+    if f"{kind}:" == REWARD:
+        scorer = RewardModel(*how)
+        return ScoreJudge(f"reward model {name}", scorer.score, scorer.about)
+    reward = ImplicitReward(*how)
+    return ScoreJudge(f"implicit reward of {name}", reward.score, reward.about)

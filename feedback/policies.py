@@ -19,6 +19,8 @@ from fed.seeding import seed_globals
 from fed.tracking.recorded import recorded_settings
 from fed.tracking.run_files import CHECKPOINTS, CONFIG, POLICY
 
+LONGEST = 1024  # tokens of a prompt and response, of a policy whose run is not known
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -65,6 +67,10 @@ class Found:
     def has_adapter(self) -> bool:
         """True if the policy with its adapter off is its own reference."""
         return self.adapter is not None or bool(self.lora and self.lora.r)
+
+    def longest(self, wanted: int | None) -> int:
+        """Return the tokens of the longest prompt and response together: as wanted, else as its run had it."""
+        return wanted or (LONGEST if self.config is None else self.config.max_length)
 
 
 def find(name: str, server_round: str | None = None) -> Found:
@@ -156,8 +162,8 @@ def merged(found: Found) -> Found:
     return replace(found, model=replace(found.model, adapter=found.adapter), adapter=None)
 
 
-def load(found: Found, how: Loading) -> Policy:
-    """Load a policy for reading; no gradient is computed for its weights.
+def load(found: Found, how: Loading, *, scores: bool = False) -> Policy:
+    """Load a policy for reading, or with `scores` a reward model; no gradient is computed for its weights.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -170,10 +176,10 @@ def load(found: Found, how: Loading) -> Policy:
     policy = load_policy(
         settings,
         Placement(how.device),
-        lora=found.lora,
-        trained=found.adapter,
+        lora=found.adapter or found.lora,
         layout=Layout(),
         max_length=how.max_length,
+        scores=scores,
     )
     if found.checkpoint is not None:
         _fill(policy, found.checkpoint)

@@ -44,6 +44,23 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
 
 
+def check_reward(config: Config) -> None:
+    """Refuse settings that a reward model cannot follow.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    refused = {
+        "sample_during_eval=true": config.sample_during_eval,
+        f"online.judge={config.online.judge}": config.online.judge is not None,
+    }
+    for setting, is_given in refused.items():
+        if is_given:
+            raise ValueError(f"{setting} has no effect with loss=reward: a reward model writes no responses")
+    if config.trainer != "BasicTrainer":
+        raise ValueError(f"trainer={config.trainer} cannot split a reward model yet; use trainer=BasicTrainer")
+
+
 def _check_needs_no_accuracy(strategy: Strategy, data: str) -> None:
     """Refuse a strategy that compares accuracies where data have no pairs to be right about.
 

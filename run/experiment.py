@@ -99,7 +99,8 @@ def _federations(plan: Plan, folder: Path, log: Log, console: Console, *, are_he
     initial = snapshot(model_tensors(plan.policy.model))
     model_hash = weights_hash(plan.policy)
     pairs = ReferencedPairs(plan.pairs, columns_of(plan, initial, model_hash, log))
-    steps.say(f"reading reference log-probs from {plan.config.cache_dir}, or computing them")
+    if not plan.policy.scores:  # which have no reference
+        steps.say(f"reading reference log-probs from {plan.config.cache_dir}, or computing them")
     with log.phase("reference"):
         # Clients elsewhere fill in their own pairs; those that a run may never meet get theirs at the first visit.
         pairs.fill_before_training(log.reference, clients=are_here and plan.meets_all)

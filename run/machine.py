@@ -34,8 +34,11 @@ def set_up_torch(config: Config) -> str:
     return set_up(config.num_threads, keep_freed=keep, processes=local_ranks(), temporary_weights=temporary)
 
 
-def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
-    """Load the model that the settings name, its weights drawn from the seed where they are random."""
+def make_policy(config: Config, device: torch.device, mesh: Mesh, *, scores: bool = False) -> Policy:
+    """Load the model that the settings name, its weights drawn from the seed where they are random.
+
+    With `scores` it is a reward model.
+    """
     seed_globals(config.seed, "model")
     policy = load_policy(
         replace(config.model, fsdp_policy_mp=config.precision or config.model.fsdp_policy_mp),
@@ -44,6 +47,7 @@ def make_policy(config: Config, device: torch.device, mesh: Mesh) -> Policy:
         layout=Layout(packing=config.packing, prefix_sharing=config.prefix_sharing, fused_head=config.fused_head),
         max_length=config.max_length,
         activation_checkpointing=config.activation_checkpointing,
+        scores=scores,
     )
     if config.chat_template not in (None, "none"):  # saved with the model, which is trained on it
         policy.tokenizer.chat_template = read_template(config.chat_template)  # type: ignore[attr-defined]

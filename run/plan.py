@@ -27,6 +27,7 @@ class Objective:
     beta: float  # scales reported rewards
     supervised: bool  # the loss reads chosen responses only
     by_pair: bool  # the loss of a pair does not depend on the pairs beside it
+    scores: bool = False  # the loss reads the scores of a reward model
 
 
 @dataclass(frozen=True)

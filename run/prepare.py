@@ -21,7 +21,7 @@ from fed.model.pretrained import quiet_libraries
 from fed.tracking import steps
 from losses.trial import stands_alone
 from run.data import OwnedRows, one_clients, reading_of, shared_out
-from run.data_checks import check_lengths, check_scoring
+from run.data_checks import check_lengths, check_reward, check_scoring
 from run.folder import is_finished
 from run.machine import choose_matmul, chosen_threads, make_policy, set_up_torch
 from run.online import judge_for
@@ -102,10 +102,12 @@ def _plan(
     mesh = arrange(config.clients_in_parallel if config.engine == "local" else 1, device)
     check_mesh(mesh, config, given)
     objective = objective_of(config, given)
+    if objective.scores:
+        check_reward(config)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
     judge = judge_for(config, mesh.world.count)
     rows = load_rows(objective)
-    policy = make_policy(config, device, mesh)
+    policy = make_policy(config, device, mesh, scores=objective.scores)
     library = choose_matmul(policy, config, mesh.world)
     cpu = [str(chosen_threads(policy, config, mesh.world)), memory, *([] if library is None else [str(library)])]
     return Plan(
@@ -133,6 +135,7 @@ def objective_of(config: Config, given: frozenset[str]) -> Objective:
         beta=float(config.loss.get("beta", 1.0)),
         supervised=getattr(loss.func, "supervised", False),
         by_pair=stands_alone(loss),
+        scores=getattr(loss.func, "scores", False),
     )
 
 

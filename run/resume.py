@@ -21,7 +21,7 @@ FINDS = on_resume("finds")  # keys that say which run to resume
 MAY_CHANGE = on_resume("free")
 # Modules whose classes and functions a run's folder may name.
 KNOWN_CODE = (
-    *("server.strategies", "losses.preference", "losses.sft", "fed.data.partition"),
+    *("server.strategies", "losses.preference", "losses.reward", "losses.sft", "fed.data.partition"),
     *("flwr.serverapp.strategy", "flwr.clientapp.mod", "flwr_datasets.partitioner"),
 )
 # The keys that environment.json must have, and their types.

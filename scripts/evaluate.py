@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feedback.policies import Found
 
 CLIENT = "client"
-LONGEST, BETA = 1024, 0.1  # of a policy whose run is not known
+BETA = 0.1  # of a policy whose run is not known
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _read(
     from feedback.policies import Loading
 
     wanted = Wanted(options.chat_template, options.system_prompt, options.text_as_chat, options.max_prompt_length)
-    longest = options.max_length or (found.config.max_length if found.config else LONGEST)
+    longest = found.longest(options.max_length)
     set_up(None, keep_freed=True)
     done = [0]
     count = steps.Count("{done} rows are scored")

@@ -19,7 +19,7 @@ class JudgeOptions(ServerOptions):
     judge: str | None = option(
         None,
         "Who judges: a prompt of feedback/judge_prompts/ or a YAML file, which a served model answers; lexicon; "
-        "policy:POLICY, by its implicit reward.",
+        "policy:POLICY, by its implicit reward; reward_model:MODEL, by its scores.",
     )
     rule: str | None = option(
         None,
@@ -35,9 +35,9 @@ class JudgeOptions(ServerOptions):
         "choice, by /v1/systemone of transformers serve.",
     )
     judge_seed: int = option(0, "Decides orders=random.")
-    batch_size: int = option(16, "For policy: responses at a time.")
-    max_length: int | None = option(None, "For policy: tokens of prompt and response; null: the run's, else 1024.")
-    device: str | None = option(None, "For policy: cpu, cuda, ...; null: cuda if there is one.")
+    batch_size: int = option(16, "For a policy or reward model: responses at a time.")
+    max_length: int | None = option(None, "For these: tokens of prompt and response; null: the run's, else 1024.")
+    device: str | None = option(None, "For these: cpu, cuda, ...; null: cuda if there is one.")
 
 
 def judge_of(options: JudgeOptions) -> Judge:
@@ -53,8 +53,8 @@ def judge_of(options: JudgeOptions) -> Judge:
 
     if options.judge is None:
         raise ValueError(
-            "judge= is missing; expected a prompt of feedback/judge_prompts/, lexicon or policy:POLICY, e.g. "
-            "judge=helpful"
+            "judge= is missing; expected a prompt of feedback/judge_prompts/, lexicon, policy:POLICY or "
+            "reward_model:MODEL, e.g. judge=helpful"
         )
     for name, value, known in (
         ("orders", options.orders, get_args(Orders)),

@@ -160,6 +160,8 @@ def _check_ties(found: Mapping[str, Evaluation]) -> None:
         CannotContinue: If they do not tie. Then no margin could be trusted.
     """
     for split, (metrics, margins) in found.items():
+        if "log_ratio" not in metrics:  # of a reward model
+            continue
         apart = sum(margin != 0 for margin in margins)
         if apart or metrics["log_ratio"] != 0:
             raise CannotContinue(

@@ -139,8 +139,8 @@ class OnlineSettings:
     judge: str | None = key(
         None,
         "Turns this on. Who judges the responses: `lexicon`, a rule over words; `policy:POLICY`, the implicit reward "
-        "of a trained policy; or a prompt of feedback/judge_prompts/, which a served model answers "
-        "([ai_feedback.md](ai_feedback.md)); null: clients train on the pairs of the data.",
+        "of a trained policy; `reward_model:MODEL`, its scores; or a prompt of feedback/judge_prompts/, which a served "
+        "model answers ([ai_feedback.md](ai_feedback.md)); null: clients train on the pairs of the data.",
     )
     rule: str | None = key(
         None,

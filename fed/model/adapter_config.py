@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from fed.config.groups import LoraSettings
 from fed.cpu.onednn import is_linear
 from fed.model.quantization import PackedLinear
+from fed.model.scorer import is_scorer
 
 # Their kernels read the weight of this layer beside an adapter of it; peft refuses it too.
 READ_BY_KERNELS = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj")
@@ -29,8 +30,9 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
     widest = max((size for layer in linear.values() for size in _sizes(layer)), default=settings.r)
     if settings.r > widest:
         raise ValueError(f"lora.r={settings.r} is above {widest}, the width of the model's widest layer; lower it")
+    beside = [*settings.modules_to_save, *(["score"] if is_scorer(model) else [])]
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_scorer(model) else "CAUSAL_LM",
         r=settings.r,
         lora_alpha=2 * settings.r if settings.alpha is None else settings.alpha,
         use_rslora=settings.use_rslora,
@@ -38,7 +40,7 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
         init_lora_weights="gaussian" if settings.init_lora_weights == "gaussian" else True,
         lora_dropout=settings.dropout,
         bias=settings.bias,
-        modules_to_save=_modules(model, settings.modules_to_save, left=linear),
+        modules_to_save=_modules(model, beside, left=linear),
         target_modules=_targets(model, linear, settings.target_modules),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),  # GPT-2 stores W transposed
     )
@@ -46,7 +48,8 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
 
 def adaptable_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
     """Return the layers that can have an adapter, by their dotted names: all linear ones but head and routers."""
-    head, unseen = model.get_output_embeddings(), READ_BY_KERNELS.get(model.config.model_type)
+    head = model.score if is_scorer(model) else model.get_output_embeddings()
+    unseen = READ_BY_KERNELS.get(model.config.model_type)
     return {
         name: module
         for name, module in model.named_modules()

@@ -22,6 +22,9 @@ class Evaluation(NamedTuple):
     margins: list[float]  # reward(chosen) - reward(rejected) of each pair, in order
 
 
+OF_LOG_PROBS = ("log_ratio", "logps_chosen", "logps_rejected")  # what scores do not have
+
+
 def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int) -> Metrics:
     """Return the metrics of `evaluate_pairs`."""
     return evaluate_pairs(policy, examples, loss=loss, beta=beta, batch_size=batch_size).metrics
@@ -50,6 +53,8 @@ def evaluate_pairs(
         return Evaluation({**response_metrics(policy_logps, gains, beta=beta), **mean_loss}, (beta * gains).tolist())
     chosen, rejected = _gains(policy_logps, reference)
     metrics = {**pair_metrics(policy_logps, reference, beta=beta), **mean_loss}
+    if policy.scores:
+        metrics = {name: value for name, value in metrics.items() if name not in OF_LOG_PROBS}
     return Evaluation(metrics, (beta * (chosen - rejected)).tolist())
 
 

@@ -20,6 +20,7 @@ from fed.model.pretrained import load_tokenizer
 from fed.model.probe import check_causal, check_positions, head_can_be_split, specimen, start_packing
 from fed.model.quantization import packed_layers
 from fed.model.randomness import switch_off
+from fed.model.scorer import is_scorer
 from fed.model.sharded import sharded_model
 from fed.model.whole import Source, whole_model
 
@@ -28,28 +29,30 @@ def load_policy(
     settings: ModelSettings,
     place: Placement,
     *,
-    lora: LoraSettings | None = None,
-    trained: str | None = None,
+    lora: LoraSettings | str | None = None,
     layout: Layout = PADDED,
     max_length: int = 512,
     activation_checkpointing: bool = False,
+    scores: bool = False,
 ) -> Policy:
     """Load the model and the tokenizer that `settings` name, with dropout off and an adapter if lora.r > 0.
 
     Args:
         settings: Names the files and the dtypes.
         place: Where the weights lie.
-        lora: The adapter that is to be trained; None: no adapter.
-        trained: A trained adapter, by directory or hub name, that is added for reading; None: no such.
+        lora: The adapter that is to be trained, or the directory or hub name of a trained one that is added for
+            reading; None: no adapter.
         layout: How batches are laid out. The policy does without those parts that the model cannot do, and its
             `remarks` say why.
         max_length: Tokens of the longest sequence.
         activation_checkpointing: Compute activations again in the backward pass to save memory.
+        scores: Load a reward model, or give the model a value head.
 
     Raises:
         ValueError: If something cannot be loaded or does not fit together.
     """
-    source, own = replace(_source(settings, lora), trained=trained), place.mesh.own
+    source, own = replace(_source(settings), scores=scores), place.mesh.own
+    source = replace(source, trained=lora) if isinstance(lora, str) else replace(source, lora=lora)
     is_whole = place.mesh.device_mesh is None
     model, root = (whole_model(source), None) if is_whole else sharded_model(source, place)
     _check_finite(model, settings, place)
@@ -75,7 +78,7 @@ def _check_finite(model: Any, settings: ModelSettings, place: Placement) -> None
         raise ValueError(f"{where} has numbers that are not finite, in {odd} for one; give other weights")
 
 
-def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
+def _source(settings: ModelSettings) -> Source:
     """Check the settings and load the tokenizer.
 
     Raises:
@@ -96,7 +99,7 @@ def _source(settings: ModelSettings, lora: LoraSettings | None) -> Source:
             raise ValueError(
                 f"{folder} holds an adapter, not a whole model; give model.name_or_path={base} model.adapter={folder}"
             )
-    return Source(settings, load_tokenizer(settings), dtype, compute, lora)
+    return Source(settings, load_tokenizer(settings), dtype, compute)
 
 
 def _set_checkpointing(model: Any, on: bool) -> None:
@@ -120,13 +123,16 @@ def _possible(layout: Layout, model: Any, trial: Any, max_length: int) -> tuple[
         ValueError: If the model sees the tokens that it should predict.
     """
     check_causal(trial)
-    split_head, remarks = head_can_be_split(trial), []
+    scores, remarks = is_scorer(model), []
+    split_head = scores or head_can_be_split(trial)
     if layout.packing and (problem := start_packing(trial, max_length)):
         layout = replace(layout, packing=False)
         remarks.append(f"{type(model).__name__} runs padded, not packed: {problem}")
     elif layout.packing:
         model.set_attn_implementation(trial.config._attn_implementation)
     head = type(model.get_output_embeddings())
+    if scores:
+        layout = replace(layout, fused_head=False)
     if layout.fused_head and not (split_head and head is nn.Linear):
         layout = replace(layout, fused_head=False)
         reason = f"is a {head.__name__}" if split_head else "does not make its logits alone"

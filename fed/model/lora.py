@@ -254,5 +254,6 @@ def _save_plain(model: Any, state: dict[str, Tensor], directory: Path, *, write:
         plain = type(model)(model.config)
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
-    plain.generation_config = model.generation_config
+    if hasattr(model, "generation_config"):  # a reward model has none
+        plain.generation_config = model.generation_config
     plain.save_pretrained(directory)

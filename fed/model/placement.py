@@ -8,6 +8,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 
 from fed.distributed.ranks import ONE_PROCESS, Mesh
+from fed.model.scorer import is_scorer
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,5 @@ def move(model: Any, device: torch.device) -> torch.device:
     whole = {"no_split_module_classes": model._no_split_modules}
     memory = get_balanced_memory(model, **whole)
     dispatch_model(model, infer_auto_device_map(model, max_memory=memory, **whole))
-    head: torch.device = model.get_output_embeddings().weight.device
+    head: torch.device = (model.score if is_scorer(model) else model.get_output_embeddings()).weight.device
     return head

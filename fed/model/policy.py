@@ -22,6 +22,7 @@ from fed.data.tokens import Tokenizer
 from fed.distributed.fsdp import Root, run
 from fed.distributed.ranks import ALONE, Ranks
 from fed.model.lora import save_model
+from fed.model.scorer import is_scorer, whole_responses
 from losses.fused import Head, blockwise_logps, blockwise_loss, product
 from losses.logps import Logps, summed_logps
 
@@ -64,15 +65,27 @@ class Policy:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
+    @property
+    def scores(self) -> bool:
+        """True for a reward model, whose scores stand where policies have log-probs."""
+        return is_scorer(self.model)
+
     def collate(self, examples: Sequence[Example], *, paired: bool = True) -> Batch:
         """Collate examples in this policy's layout, on its device."""
+        if self.scores:
+            examples = whole_responses(examples)
         return collate(examples, paired=paired, device=self.device, layout=self.layout)
 
 
 def response_logps(policy: Policy, batch: Batch) -> Logps:
-    """Compute the summed response log-probs of each sequence, float32; with gradient unless torch switches it off."""
+    """Compute the summed response log-probs of each sequence, float32; with gradient unless torch switches it off.
+
+    A reward model gives scores in their place.
+    """
 
     def compute() -> Logps:
+        if policy.scores:
+            return batch.as_logps(_scores(policy, batch))
         rows, head = _rows_and_head(policy, batch)
         if isinstance(head, Head) and not torch.is_grad_enabled():
             return batch.as_logps(blockwise_logps(rows, head, batch.targets, batch.sizes))
@@ -93,6 +106,9 @@ def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = 
     """
 
     def compute() -> tuple[Tensor, Logps]:
+        if policy.scores:
+            logps = batch.as_logps(_scores(policy, batch))
+            return loss(logps, batch.reference, batch.anchor).sum(), logps.detach()
         rows, head = _rows_and_head(policy, batch)
         if not isinstance(head, Head):
             logps = batch.as_logps(summed_logps(rows, head, batch.targets, batch.sizes))
@@ -112,15 +128,29 @@ def total_loss(policy: Policy, batch: Batch, loss: PairLoss, *, by_pair: bool = 
     return policy.compute(compute)
 
 
+def _scores(policy: Policy, batch: Batch) -> Tensor:
+    """Return the score of each sequence, float32, (N,), from the hidden state at the last token of its response."""
+    model = policy.model
+    ends = torch.tensor(batch.sizes, device=batch.rows.device).cumsum(0) - 1
+    hidden = model.base_model(**_inputs(batch)).last_hidden_state.flatten(0, 1)
+    found: Tensor = model.score(hidden.index_select(0, batch.rows[ends])).squeeze(-1).float()
+    return found
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """Return what a model reads of a batch."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.segments is not None:
+        inputs.update(position_ids=batch.position_ids, segments=batch.segments)
+    return inputs
+
+
 def _rows_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head | Callable[[Tensor], Tensor]]:
     """Return the rows that predict response tokens, (R, D), and the head that turns them into logits.
 
     If the model scales or caps its logits, the rows are those logits, (R, V), and the head is the identity.
     """
-    model = policy.model
-    inputs = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.segments is not None:
-        inputs.update(position_ids=batch.position_ids, segments=batch.segments)
+    model, inputs = policy.model, _inputs(batch)
     if not policy.split_head:
         if batch.segments is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
             return model(**inputs, logits_to_keep=batch.rows).logits[0], nn.Identity()
@@ -171,6 +201,8 @@ def pair_logps(
 
 def save_policy(policy: Policy, directory: Path, *, write: bool = True) -> None:
     """Write model and tokenizer as a directory that `AutoModelForCausalLM.from_pretrained(directory)` loads.
+
+    A reward model is for `AutoModelForSequenceClassification`.
 
     With LoRA only the adapter is written. If several processes hold the model, all call this and one has `write` set.
     """

@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fed.config.groups import ModelSettings
 from fed.config.places import check_model_folder, gguf_path, offline
 from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.randomness import put_back, without_randomness
+from fed.model.scorer import KIND, check_scorer
 
 # Transformers then names the weights that it left random; by default a log line or an exception names none.
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -59,8 +66,10 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> Any:
+def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype, *, scores: bool = False) -> Any:
     """Load the model with all its weights; the demo model is drawn from torch's generator.
+
+    With `scores` a reward model may be loaded, and without it is refused.
 
     Raises:
         ValueError: If weights are missing, or the tokenizer has more tokens than the model.
@@ -71,9 +80,15 @@ def load_model(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> A
     config = load_config(settings)
     load_generation_config(settings)  # transformers reads it too, and its errors do not name the file
     random = without_randomness(config)
+    is_reward_model = any(kind.endswith(KIND) for kind in config.architectures or ())
+    if is_reward_model and not scores:
+        raise ValueError(f"{name} is a reward model, which writes no responses; scripts.reward_model scores with it")
+    kind = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
     model, report = from_pretrained(
-        "model", AutoModelForCausalLM.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
+        "model", kind.from_pretrained, name, gguf, trust, config=config, dtype=dtype, **REPORT
     )
+    if is_reward_model:
+        check_scorer(model)
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacking:  # transformers would continue with random ones
         raise ValueError(

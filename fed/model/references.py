@@ -47,6 +47,8 @@ def with_reference(
     """
     if not examples:
         return Examples.of([])
+    if policy.scores:  # a score is compared with that of another response, not of another model
+        return Examples.of(examples).with_reference(np.zeros((len(examples), 2)))
     name, paired = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy", are_pairs(examples)
     column = None if cache is None else _read_column(cache / name, len(examples), paired=paired)
     found = all(policy.ranks.gather(column is not None))

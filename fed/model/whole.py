@@ -12,6 +12,7 @@ from fed.model.archive import load_archive
 from fed.model.lora import add_adapter, merge_adapter, open_adapter
 from fed.model.pretrained import load_model
 from fed.model.quantization import quantize
+from fed.model.scorer import as_scorer, is_scorer
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Source:
     tokenizer: Any
     dtype: torch.dtype  # of the weights
     compute_dtype: torch.dtype | None  # None: that of the weights
-    lora: LoraSettings | None
+    lora: LoraSettings | None = None  # the adapter that is to be trained
+    scores: bool = False  # the model gets a value head, or has one
     trained: str | None = None  # a trained adapter that is added for reading, by directory or hub name
 
 
@@ -32,11 +34,13 @@ def whole_model(source: Source) -> Any:
     Raises:
         ValueError: If something cannot be loaded or does not fit.
     """
-    model = load_model(source.settings, source.tokenizer, source.dtype)
+    model = load_model(source.settings, source.tokenizer, source.dtype, scores=source.scores)
     if source.settings.archive is not None:
         load_archive(model, Path(source.settings.archive).expanduser())
     if source.settings.adapter is not None:
         model = merge_adapter(model, source.settings.adapter)
+    if source.scores and not is_scorer(model):
+        model = as_scorer(model)
     if source.settings.quantization is not None:
         quantize(model, list(adaptable_layers(model)), source.settings.quantization)
     prepare(model, source)
