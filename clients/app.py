@@ -12,6 +12,7 @@ from clients.fresh import FreshPairs
 from clients.settings import RoundSettings
 from clients.state import ClientState, read_state, write_state
 from clients.trainer import NO_PAUSES, LocalTrainer
+from clients.winrate import ClientWinRate
 from fed.config.conditions import AT_LEAST_0
 from fed.config.flower import PARTITION_ID
 from fed.config.meaning import Limits
@@ -21,6 +22,7 @@ from fed.errors import CannotContinue
 from fed.grids.remote import CLIENT, MODEL, RUN, SETTINGS
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.tracking.log import Log
+from feedback.win_counts import win_rate_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Client:
             it sends on its own and on the test pairs; on the client's own the client does so, if it has to decay.
         strict: Refuse keys of a message's config that nothing reads. False: mods, which may read them, run around it.
         fresh: Makes the pairs that clients train on; None: those of the data.
+        win_rate: Measures the win rate of received weights; None: no client does.
     """
 
     trainer: LocalTrainer
@@ -63,6 +66,7 @@ class Client:
     accuracy_on: str = "server"
     strict: bool = False
     fresh: FreshPairs | None = None
+    win_rate: ClientWinRate | None = None
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer "train" with the trained weights and with metrics, as `client_app` lists them.
@@ -116,10 +120,16 @@ class Client:
         with self.log.phase("copy"):
             self._receive(message)
         with self.log.phase("evaluate"):
-            found = self.trainer.evaluate(own)
-        self.log.client(client_id, _server_round(config_of(message)), "held-out", found)
+            found = self.trainer.evaluate(own) if own else {}
         metrics: dict[str, MetricRecordValues] = {"num-examples": len(own)}
         metrics.update({name: found[name] for name in ("accuracy", "margin", "loss") if name in found})
+        if self.win_rate is not None:
+            with self.log.phase("sample"):
+                counts = self.win_rate.count(client_id, context.state)
+            metrics = {**metrics, "num-examples": len(own) or max(counts.judged, 1), **counts.as_metrics()}
+            if counts.judged:
+                found = {**found, "win_rate": win_rate_of(counts).value, "win_prompts": counts.judged}
+        self.log.client(client_id, _server_round(config_of(message)), "held-out", found)
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     def _with_fresh(

@@ -16,7 +16,6 @@ from fed.intervals import NORMAL, wilson
 
 Floats = NDArray[np.float64]
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}  # what a judgement counts for a
-BINS = 512  # of the length term, in which clients count
 RIDGE, LEAST_RIDGE = 1.0, 1e-6  # of each prompt's own term; of others, whose weights could else be infinite
 STEPS, PRECISION = 100, 1e-10
 
@@ -111,7 +110,7 @@ def length_controlled(found: Sequence[Battle]) -> Rate:
     weights = fitted(design, values, ridge)
     equal = design.copy()
     equal[:, 1] = 0.0
-    rates = _logistic(equal @ weights)
+    rates = logistic(equal @ weights)
     return _with_interval(design, values, ridge, weights, equal, rates, owners)
 
 
@@ -127,7 +126,7 @@ def fitted(design: Floats, values: Floats, ridge: Floats, counts: Floats | None 
     counts = np.ones(len(values)) if counts is None else counts
     weights = np.zeros(design.shape[1])
     for _ in range(STEPS):
-        rates = _logistic(design @ weights)
+        rates = logistic(design @ weights)
         gradient = design.T @ (counts * (rates - values)) + ridge * weights
         curvature = (design * (counts * rates * (1 - rates))[:, None]).T @ design + np.diag(ridge)
         step = np.linalg.solve(curvature, gradient)
@@ -137,7 +136,8 @@ def fitted(design: Floats, values: Floats, ridge: Floats, counts: Floats | None 
     return weights
 
 
-def _logistic(values: Floats) -> Floats:
+def logistic(values: Floats) -> Floats:
+    """Return 1 / (1 + e^-x) of each value."""
     found: Floats = 0.5 * (1.0 + np.tanh(values / 2))
     return found
 
@@ -146,7 +146,7 @@ def _with_interval(
     design: Floats, values: Floats, ridge: Floats, weights: Floats, equal: Floats, rates: Floats, owners: Any
 ) -> Rate:
     """Return the mean rate with its interval: the sandwich of the regression, and the spread of rates over prompts."""
-    fit = _logistic(design @ weights)
+    fit = logistic(design @ weights)
     curvature = (design * (fit * (1 - fit))[:, None]).T @ design + np.diag(ridge)
     slope = (equal * (rates * (1 - rates))[:, None]).mean(0)
     influence = (values - fit)[:, None] * (design @ np.linalg.solve(curvature, slope))[:, None] * len(values)
@@ -155,83 +155,6 @@ def _with_interval(
     error = math.sqrt(float((sums**2).sum())) / len(values)
     mean = float(rates.mean())
     return Rate(mean, max(mean - NORMAL * error, 0.0), min(mean + NORMAL * error, 1.0))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The judgements of a client as it tells them: how many there are of each kind, and no text.
-
-    Attributes:
-        wins: Judgements that a won.
-        ties: Ties.
-        losses: Judgements that b won.
-        unjudged: Pairs without a judgement.
-        lengths: Number, sum and sum of squares of the differences in length, (3,).
-        bins: Judgements by length term and by result, (BINS, 3): win, tie, loss; None in a first message, before the
-            standard deviation of all lengths is known.
-    """
-
-    wins: int
-    ties: int
-    losses: int
-    unjudged: int
-    lengths: tuple[float, float, float]
-    bins: Floats | None = None
-
-    @classmethod
-    def of(cls, found: Sequence[Battle], unjudged: int = 0, spread: float | None = None) -> "Counts":
-        """Count a client's judgements; with the standard deviation of all clients' lengths, also by length term."""
-        values = [battle.value for battle in found]
-        longer = np.array([battle.longer for battle in found])
-        bins = None
-        if spread is not None:
-            terms = length_term(longer, spread)
-            places = np.clip(((terms + 1) / 2 * BINS).astype(int), 0, BINS - 1)
-            bins = np.zeros((BINS, 3))
-            for place, value in zip(places, values, strict=True):
-                bins[place, {1.0: 0, 0.5: 1, 0.0: 2}[value]] += 1
-        lengths = (float(len(longer)), float(longer.sum()), float((longer**2).sum()))
-        return cls(values.count(1.0), values.count(0.5), values.count(0.0), unjudged, lengths, bins)
-
-
-def pooled(clients: Sequence[Counts]) -> Counts:
-    """Return the counts of all clients together."""
-    lengths = tuple(math.fsum(client.lengths[place] for client in clients) for place in range(3))
-    known = [client.bins for client in clients if client.bins is not None]
-    return Counts(
-        sum(client.wins for client in clients),
-        sum(client.ties for client in clients),
-        sum(client.losses for client in clients),
-        sum(client.unjudged for client in clients),
-        lengths,  # type: ignore[arg-type]
-        sum(known) if len(known) == len(clients) else None,  # type: ignore[arg-type]
-    )
-
-
-def spread_of(counts: Counts) -> float:
-    """Return the standard deviation of all differences in length."""
-    count, total, squares = counts.lengths
-    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
-
-
-def federated_win_rate(counts: Counts) -> float:
-    """Return the win rate of pooled counts, which equals that of the pooled judgements; NaN without any."""
-    judged = counts.wins + counts.ties + counts.losses
-    return (counts.wins + 0.5 * counts.ties) / judged if judged else math.nan
-
-
-def federated_length_controlled(counts: Counts) -> float:
-    """Return the length-controlled win rate of pooled counts.
-
-    It is that of `length_controlled` for prompts that are judged once, up to the width of a bin of the length term.
-    """
-    assert counts.bins is not None
-    centres = (np.arange(BINS) + 0.5) / BINS * 2 - 1
-    terms = np.repeat(centres, 3)
-    design = np.column_stack([np.ones(len(terms)), terms])
-    values = np.tile([1.0, 0.5, 0.0], BINS)
-    weights = fitted(design, values, np.full(2, LEAST_RIDGE), counts.bins.reshape(-1))
-    return float(_logistic(weights[:1])[0])
 
 
 def strengths(found: Sequence[Battle]) -> dict[str, float]:

@@ -18,6 +18,8 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         ValueError: If so.
     """
     lists = (pairs.validation, pairs.test, *(client.held_out for client in pairs.clients))
+    if config.online.client_eval_prompts:
+        _check_counts(config, pairs, strategy)
     if config.online.judge is not None and not any(lists):
         _check_needs_no_accuracy(strategy, "prompts without responses")
         return
@@ -42,6 +44,22 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"accuracy_on=server but {_no_pairs(config)}, or use accuracy_on=client")
     if config.score_on == "server" and not pairs.validation:
         raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
+
+
+def _check_counts(config: Config, pairs: Pairs, strategy: Strategy) -> None:
+    """Refuse a win rate on held-out prompts that nobody asks for, or that a client does not have.
+
+    Raises:
+        ValueError: If so.
+    """
+    setting = f"online.client_eval_prompts={config.online.client_eval_prompts}"
+    if not asks(strategy, "fraction_evaluate"):
+        raise ValueError(
+            f"{setting} has no effect with strategy.fraction_evaluate=0; give strategy.fraction_evaluate=1"
+        )
+    without = [k for k, client in enumerate(pairs.rows.split.clients) if not client.held_out]
+    if without:
+        raise ValueError(f"{setting} but client {without[0]} holds no prompt out; raise client_eval_fraction")
 
 
 def check_reward(config: Config) -> None:

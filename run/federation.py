@@ -27,6 +27,7 @@ from server.evaluate import ServerEvaluation
 from server.privacy import ledger_of
 from server.state import StrategyState
 from server.traits import asks, client_weights
+from server.winrate import pool_counts
 
 MODEL_HASH = "model before training (SHA-256)"  # a checkpoint is refused in a run where this value differs
 
@@ -52,7 +53,10 @@ class Federation:
     @functools.cached_property
     def strategy(self) -> Strategy:
         """The strategy, which is this federation's own."""
-        return self.plan.make_strategy()
+        strategy = self.plan.make_strategy()
+        if self.plan.config.online.client_eval_prompts:
+            pool_counts(strategy, lambda server_round, rates: self.log.server(server_round, "held-out", rates))
+        return strategy
 
     @functools.cached_property
     def evaluation(self) -> ServerEvaluation:

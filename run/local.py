@@ -19,7 +19,7 @@ from fed.model.arrays import to_tensors
 from fed.simulation import Processes, ignore_traffic, simulate
 from fed.tracking.log import Log, Recorder
 from run.federation import Federation
-from run.online import fresh_pairs
+from run.online import client_win_rate, fresh_pairs
 from run.plan import Plan, local_settings
 from server.strategies import StreamingFedAvg
 from server.traits import joins_groups, sampled, streams, takes_parts
@@ -39,8 +39,8 @@ def train_here(federation: Federation) -> ArrayRecord:
     journal = _journal(federation, recorder)
     mods = plan.mods if parts is None else [*plan.mods, in_parts(parts)]
     given, strict = budget(plan, trainer.schedule), not plan.mods
-    fresh = fresh_pairs(plan, federation.initial)
-    client = Client(trainer, federation.pairs, recorder, journal, given, config.accuracy_on, strict, fresh)
+    fresh, wins = fresh_pairs(plan, federation.initial), client_win_rate(plan, federation.initial)
+    client = Client(trainer, federation.pairs, recorder, journal, given, config.accuracy_on, strict, fresh, wins)
     shared = place.client_ids if mesh.groups.count > 1 else []  # the groups share the work
     work = [trainer.schedule.num_pairs(plan.pairs.clients[k].train, k)[0] for k in shared]
     return simulate(

@@ -1,13 +1,15 @@
 """Online federated DPO: the judge of a run, the fresh pairs of its clients and the win rate of its policy."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord
 
 from clients.fresh import FreshPairs
+from clients.winrate import ClientWinRate
 from fed.config.schema import Config
 from fed.data.chat import in_form
 from fed.data.examples import Example, Examples
@@ -15,10 +17,11 @@ from fed.data.prompts import Prompt, prompts_of, turn_ends
 from fed.data.rows import Chat, Preference
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.generation import Draws
-from fed.model.lora import has_adapter
-from fed.model.policy import pair_logps
+from fed.model.lora import adapter_off, has_adapter
+from fed.model.policy import Policy, pair_logps
 from fed.model.references import with_reference
 from feedback.api import Server
+from feedback.contest import Contest
 from feedback.judges import JudgeSettings, judge_of
 from feedback.judging import Judge
 from run.pairs import chat_settings, lengths_of
@@ -88,14 +91,8 @@ def fresh_pairs(plan: Plan, initial: ArrayRecord) -> FreshPairs | None:
         if config.online.reference == "previous":
             column = pair_logps(policy, examples, batch_size=size)
             return Examples.of(examples).with_reference(np.asarray(column, dtype=np.float64))
-        if has_adapter(policy.model):
+        with before_training(policy, initial):
             return with_reference(policy, examples, batch_size=size, cache=None, weights_hash="")
-        received = snapshot(model_tensors(policy.model))
-        load_arrays(policy.model, initial)
-        try:
-            return with_reference(policy, examples, batch_size=size, cache=None, weights_hash="")
-        finally:
-            load_arrays(policy.model, received)
 
     @functools.cache
     def prompts(client_id: int) -> list[Prompt]:
@@ -104,10 +101,45 @@ def fresh_pairs(plan: Plan, initial: ArrayRecord) -> FreshPairs | None:
     return FreshPairs(policy, judge, config.online, draws_of(plan), fill, prompts)
 
 
+@contextmanager
+def before_training(policy: Policy, initial: ArrayRecord) -> Iterator[None]:
+    """Give the model the weights before training inside the context, and then those back that it had."""
+    if has_adapter(policy.model):
+        with adapter_off(policy.model):
+            yield
+        return
+    received = snapshot(model_tensors(policy.model))
+    load_arrays(policy.model, initial)
+    try:
+        yield
+    finally:
+        load_arrays(policy.model, received)
+
+
+def client_win_rate(plan: Plan, initial: ArrayRecord) -> ClientWinRate | None:
+    """Return the measurement of the clients' win rates on their held-out prompts; None if there is none.
+
+    Args:
+        plan: The run.
+        initial: The weights before training.
+    """
+    judge, count = plan.judge, plan.config.online.client_eval_prompts
+    if judge is None or not count:
+        return None
+    draws, policy = draws_of(plan), plan.client_policy
+
+    @functools.cache
+    def contest(client_id: int) -> Contest:
+        prompts = prompts_in(plan, plan.pairs.rows.split.clients[client_id].held_out)[:count]
+        return Contest(prompts, draws, judge, (client_id,))
+
+    return ClientWinRate(policy, contest, lambda: before_training(policy, initial))
+
+
 def win_rate_of(plan: Plan) -> WinRate | None:
     """Return the measurement of the win rate on test prompts; None if there is no judge or no prompt."""
     count = plan.config.online.eval_prompts
     if plan.judge is None or not count:
         return None
     prompts = prompts_in(plan, plan.pairs.rows.split.test)[:count]
-    return WinRate(prompts, draws_of(plan), plan.judge) if prompts else None
+    return WinRate(Contest(prompts, draws_of(plan), plan.judge)) if prompts else None

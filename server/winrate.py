@@ -1,28 +1,30 @@
-"""The win rate of the global policy against the policy before training, on the server's test prompts."""
+"""The win rate of the global policy against the policy before training: the server's own, and that of all clients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fed.data.prompts import Prompt
+from flwr.app import Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
 from fed.model.evaluation import Metrics
-from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
-from feedback.judging import Judge, Judgement, Pair
-from feedback.winrates import VALUES, Battle, length_controlled, win_rate
+from feedback.contest import Contest
+from feedback.win_counts import BINS, LENGTHS, NAMES, WinCounts, length_controlled_of, pooled, win_rate_of
+from feedback.winrates import Rate, length_controlled, win_rate
+
+OnCounts = Callable[[int, Metrics], None]  # called with a round and the rates of all clients together
 
 
 class WinRate:
-    """A measurement that is made at each evaluation, with the same prompts, random numbers and judge.
+    """A measurement on the server's test prompts that is made at each evaluation.
 
     Args:
-        prompts: What is asked.
-        draws: How responses are drawn.
-        judge: Who judges. Equal responses tie, and he is not asked.
+        contest: The prompts. The first call sees the policy before training.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], draws: Draws, judge: Judge) -> None:
-        self._prompts, self._draws, self._judge = prompts, draws, judge
-        self._reference: list[str] = []  # the responses of the policy before training, which the first call sees
+    def __init__(self, contest: Contest) -> None:
+        self._contest = contest
+        self._before: list[str] = []  # the responses of the policy before training
 
     def measure(self, policy: Policy) -> Metrics:
         """Return the win rate, a tie counting half, and the length-controlled one, each with its 95 % interval.
@@ -30,34 +32,57 @@ class WinRate:
         Before training all responses tie, and the rate is 0.5. Pairs that the judge says nothing of are left out and
         counted as `win_unjudged`.
         """
-        responses = generate(policy, [prompt.ids for prompt in self._prompts], self._draws)
-        new = [policy.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
-        self._reference = old = self._reference or new
-        asked = [place for place in range(len(new)) if new[place].strip() != old[place].strip()]
-        values = dict.fromkeys({*range(len(new))} - {*asked}, VALUES["tie"])
-
-        def on_judged(number: int, judgement: Judgement) -> None:
-            if judgement.winner is not None:
-                values[asked[number]] = VALUES[judgement.winner]
-
-        self._judge.judge([Pair(self._prompts[place].row, new[place], old[place]) for place in asked], on_judged)
-        battles = [
-            Battle(place, "policy", "reference", value, float(len(new[place]) - len(old[place])))
-            for place, value in sorted(values.items())
-        ]
-        found: Metrics = {"win_unjudged": len(new) - len(battles)}
-        if not battles:
-            return found
-        plain, controlled = win_rate(battles), length_controlled(battles)
-        found.update(win_rate=plain.value, win_rate_low=plain.low, win_rate_high=plain.high)
-        found.update(length_controlled=controlled.value)
-        found.update(length_controlled_low=controlled.low, length_controlled_high=controlled.high)
-        return {**found, "win_prompts": len(battles)}
+        new = self._contest.responses(policy)
+        self._before = self._before or new
+        found, unjudged = self._contest.battles(new, self._before)
+        rates = _metrics(win_rate(found), length_controlled(found)) if found else {}
+        return {"win_unjudged": unjudged, **rates, "win_prompts": len(found)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the responses of the policy before training, which a resumed run cannot draw again."""
-        return {"reference": self._reference}
+        return {"before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._reference = list(state["reference"])
+        self._before = list(state["before"])
+
+
+def _metrics(plain: Rate, controlled: Rate) -> Metrics:
+    named = {"win_rate": plain, "length_controlled": controlled}
+    return {f"{name}{end}": value for name, rate in named.items() for end, value in _ends(rate)}
+
+
+def _ends(rate: Rate) -> Iterable[tuple[str, float]]:
+    return ("", rate.value), ("_low", rate.low), ("_high", rate.high)
+
+
+def pool_counts(strategy: Strategy, on_counts: OnCounts) -> None:
+    """Have the strategy's `aggregate_evaluate` take the clients' counts out of their replies, and report their rates.
+
+    They are sums, of which a strategy would make means.
+
+    Args:
+        strategy: Any.
+        on_counts: Is told the rates of each round.
+    """
+    aggregate = strategy.aggregate_evaluate
+
+    def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        replies = list(replies)
+        counts = [found for reply in replies if not reply.has_error() and (found := _taken_out(reply)) is not None]
+        if counts:
+            every = pooled(counts)
+            rates = _metrics(win_rate_of(every), length_controlled_of(every)) if every.judged else {}
+            on_counts(server_round, {"win_unjudged": every.unjudged, **rates, "win_prompts": every.judged})
+        return aggregate(server_round, replies)
+
+    strategy.aggregate_evaluate = aggregate_evaluate  # type: ignore[method-assign]
+
+
+def _taken_out(reply: Message) -> WinCounts | None:
+    """Return the counts of a reply, which then has them no longer; None if it has none."""
+    for metrics in reply.content.metric_records.values():
+        if BINS in metrics:
+            own = {name: metrics.pop(name) for name in (*NAMES, LENGTHS, BINS)}
+            return WinCounts.of_metrics(own)
+    return None

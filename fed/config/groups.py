@@ -202,6 +202,13 @@ class OnlineSettings:
         AT_LEAST_0,
         idle=(NOT_ONLINE,),
     )
+    client_eval_prompts: int = key(
+        0,
+        "Held-out prompts of its own on which each client measures the win rate and tells counts only, whenever the "
+        "strategy has clients evaluate (`strategy.fraction_evaluate`); 0: none.",
+        AT_LEAST_0,
+        idle=(NOT_ONLINE,),
+    )
 
 
 @dataclass

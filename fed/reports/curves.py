@@ -28,7 +28,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": COLOURS[2], "linestyle": ":", "marker": "^"},
     "validation": {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
     "test": {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
+    "held-out": {"color": COLOURS[3], "linestyle": "-.", "marker": "D"},
 }
+POOLED = {"held-out": "held-out, counts of all clients"}  # what the server learns of clients; not drawn for clients
 MANY_CLIENTS = 30  # from here on lines would hide each other, and points are drawn
 
 
@@ -84,7 +86,7 @@ def series_of(lines: Sequence[Line], metric: str) -> list[Series]:
         from_server = [line for line in of_split if line.who == "server"]
         if from_server:
             found.append(_of_server(from_server, split, metric))
-        elif of_split:
+        elif of_split and split not in POOLED:
             # Counted for all panels alike, so that the legend names each split once.
             tied = num_tied(line.metrics for line in lines if line.split == split == "train")
             found.append(_of_clients(of_split, split, metric, tied))
@@ -103,8 +105,8 @@ def _of_server(lines: Sequence[Line], split: str, metric: str) -> Series:
     lines = sorted(lines, key=lambda line: line.server_round)
     values = _column(lines, metric)
     # One label for all panels, though only one of them has a band, so that the legend names each split once.
-    has_band = any("accuracy_low" in line.metrics for line in lines)
-    label = f"{split} (band: 95 % interval)" if has_band else split
+    has_band = any(name.endswith("_low") for line in lines for name in line.metrics)
+    label = f"{POOLED.get(split, split)}{' (band: 95 % interval)' if has_band else ''}"
     ends = (_column(lines, f"{metric}_{end}") for end in ("low", "high"))
     return Series(label, split, _rounds(lines), values, *ends)
 

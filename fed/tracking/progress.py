@@ -159,7 +159,7 @@ class RoundFigures:
 
     def texts(self) -> Iterator[str]:
         """Yield the parts of the round's line."""
-        last = next(reversed(self.server), None)  # the test pairs where there are any
+        last = next((split for split in ("test", "validation") if split in self.server), None)
         for split, metrics in self.server.items():
             if "accuracy" in metrics:
                 yield _accuracy_text(split, [metrics], shows_interval=True)
@@ -168,7 +168,8 @@ class RoundFigures:
                     yield f"{split} {shown} {metrics[name]:.3f}"
             if "win_rate_low" in metrics:
                 low, high = metrics["win_rate_low"], metrics["win_rate_high"]
-                yield f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}]"
+                whose = "clients' " if split == "held-out" else ""
+                yield f"{whose}win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}]"
         for split, found in self.clients.items():
             who = "clients'" if len(found) > 1 else f"client-{next(iter(found))}"
             yield f"{who} {_accuracy_text(split, list(found.values()))}"

@@ -2,20 +2,17 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from feedback.win_counts import WinCounts, counted, length_controlled_of, pooled, win_rate_of
 from feedback.winrates import (
     Battle,
-    Counts,
-    federated_length_controlled,
-    federated_win_rate,
     fitted,
     length_controlled,
-    pooled,
-    spread_of,
     standard_error,
     strengths,
     turned,
@@ -97,12 +94,20 @@ def test_clients_that_send_counts_only_give_the_rate_of_all_judgements(clients: 
     own = [
         [battle for battle, owner in zip(found, owners, strict=True) if owner == client] for client in range(clients)
     ]
-    first = pooled([Counts.of(each, unjudged=1) for each in own])
-    assert federated_win_rate(first) == win_rate(found).value and first.unjudged == clients
-    assert spread_of(first) == pytest.approx(float(np.std([battle.longer for battle in found])), rel=1e-9)
-    again = pooled([Counts.of(each, spread=spread_of(first)) for each in own])
-    assert federated_length_controlled(again) == pytest.approx(length_controlled(found).value, abs=1e-3)
-    assert math.isnan(federated_win_rate(pooled([])))
+    told = [json.loads(json.dumps(counted(each, unjudged=1).as_metrics())) for each in own]
+    assert {type(value) for client in told for name in client for value in np.ravel(client[name]).tolist()} <= {
+        int,
+        float,
+    }
+    all_of_them = pooled([WinCounts.of_metrics(client) for client in told])
+    plain, controlled = win_rate(found), length_controlled(found)
+    assert win_rate_of(all_of_them) == plain and all_of_them.unjudged == clients
+    for ours, theirs in zip(
+        asdict(length_controlled_of(all_of_them)).values(), asdict(controlled).values(), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    with pytest.raises(ValueError, match="no pair has a judgement"):
+        win_rate_of(pooled([]))
 
 
 def test_three_models_are_ranked_by_their_strength() -> None:
