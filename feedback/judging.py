@@ -12,7 +12,7 @@ from fed.seeding import generator
 
 Side = Literal["a", "b", "tie"]
 Order = Literal["ab", "ba"]
-Orders = Literal["both", "random", "given"]
+Orders = Literal["both", "mean", "random", "given"]
 OnJudged = Callable[[int, "Judgement"], None]  # called with the number of a pair, in the order of the judgements
 
 
@@ -81,6 +81,17 @@ class Judge(Protocol):
         """
 
 
+def by_mean(opinions: Sequence[Opinion]) -> Judgement:
+    """Return what the mean probability over both orders says, in which a preference for a place cancels out.
+
+    It is the balanced position calibration of arXiv 2305.17926.
+    """
+    share = Judgement(None, opinions).share
+    if share is None:
+        return Judgement(None, opinions, "an answer without probabilities")
+    return Judgement("tie" if share == 0.5 else "a" if share > 0.5 else "b", opinions)
+
+
 def agreed(opinions: Sequence[Opinion]) -> Judgement:
     """Return what opinions on both orders of a pair, or on one, make of it: they agree, or it is a tie."""
     if any(opinion.winner is None for opinion in opinions):
@@ -91,7 +102,7 @@ def agreed(opinions: Sequence[Opinion]) -> Judgement:
 
 def orders_of(pair: Pair, orders: Orders, seed: int) -> Sequence[Order]:
     """Return the orders in which a pair is shown: both, one drawn from the prompt, or that of the data."""
-    if orders == "both":
+    if orders in ("both", "mean"):
         return ("ab", "ba")
     if orders == "given":
         return ("ab",)

@@ -26,6 +26,7 @@ from feedback.judging import (
     Side,
     agreed,
     as_text,
+    by_mean,
     mirrored,
     orders_of,
 )
@@ -158,7 +159,7 @@ class ServerJudge:
         answers: "text": the prompt's own way; "json": JSON that the server enforces; "letters": the probabilities of
             the letters a and b as its first token, and the letter itself where the server has no probabilities;
             "choice": the probabilities that `/v1/systemone` of transformers' server gives.
-        orders: The orders in which pairs are shown.
+        orders: The orders in which pairs are shown, and whether both must agree or their mean probability decides.
         seed: Decides orders that are drawn.
         settings: More arguments of each call.
     """
@@ -188,6 +189,13 @@ class ServerJudge:
             "settings": dict(self.settings or {}),
         }
 
+    def __post_init__(self) -> None:
+        if self.orders == "mean" and self.answers not in ("letters", "choice"):
+            raise ValueError(
+                f"orders=mean needs probabilities, which answers={self.answers} has not; give answers=letters, or "
+                "answers=choice"
+            )
+
     def judge(self, pairs: Sequence[Pair], on_judged: OnJudged) -> None:
         """Ask about all pairs; a pair is judged when the answers to all its orders are there.
 
@@ -210,8 +218,9 @@ class ServerJudge:
                 found.setdefault(place, []).append(self._opinion(order, answer))
             if not left[place]:
                 opinions = sorted(found.get(place, ()), key=lambda opinion: opinion.order)
+                judgement = by_mean(opinions) if self.orders == "mean" else agreed(opinions)
                 problem = refused.get(place)
-                on_judged(place, Judgement(None, opinions, problem) if problem else agreed(opinions))
+                on_judged(place, Judgement(None, opinions, problem) if problem else judgement)
 
         self.client.ask_all([self._question(pairs[place], order) for place, order in shown], heard)
 

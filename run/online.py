@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 
 from clients.fresh import FreshPairs
 from clients.winrate import ClientWinRate
+from fed.config.groups import OnlineSettings
 from fed.config.schema import Config
 from fed.data.chat import in_form
 from fed.data.examples import Example, Examples
@@ -45,13 +46,32 @@ def judge_for(config: Config, processes: int) -> Judge | None:
         online.rule,
         server,
         answers=online.answers,  # type: ignore[arg-type]
+        orders=online.orders,  # type: ignore[arg-type]
         seed=config.seed,
     )
-    if settings.is_served and processes > 1:
+    if not settings.is_served:
+        _check_unserved(config)
+    elif processes > 1:
         raise ValueError(
             f"online.judge={online.judge} asks a server, which needs a run of one process; it has {processes}"
         )
     return judge_of(settings)
+
+
+def _check_unserved(config: Config) -> None:
+    """Refuse keys of a served model with a judge that is none.
+
+    Raises:
+        ValueError: Naming one.
+    """
+    default = OnlineSettings()
+    for name in ("model", "base_url", "answers", "orders"):
+        value = getattr(config.online, name)
+        if value != getattr(default, name):
+            raise ValueError(
+                f"online.{name}={value} has no effect with online.judge={config.online.judge}, which asks no server; "
+                "leave it out"
+            )
 
 
 def prompts_in(plan: Plan, rows: Sequence[Preference]) -> list[Prompt]:

@@ -27,7 +27,9 @@ class JudgeOptions(ServerOptions):
         "word adds.",
     )
     orders: str = option(
-        "both", "For a served model: both, and what is judged otherwise in each is a tie; random; given."
+        "both",
+        "For a served model: both, and what is judged otherwise in each is a tie; mean, of its probabilities in both; "
+        "random; given.",
     )
     answers: str = option(
         "text",

@@ -157,6 +157,13 @@ class OnlineSettings:
         choices=("text", "json", "letters", "choice"),
         idle=(NOT_ONLINE,),
     )
+    orders: str = key(
+        "both",
+        "It sees each pair in both orders. `both`: what it judges otherwise in each is a tie; `mean`: the mean of its "
+        "probabilities decides.",
+        choices=("both", "mean"),
+        idle=(NOT_ONLINE,),
+    )
     n: int = key(
         2,
         "Responses that a client draws to a prompt; the best is preferred to the worst.",

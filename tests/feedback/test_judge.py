@@ -12,7 +12,7 @@ import pytest
 from fed.data.rows import Preference
 from fed.data.source import Reading
 from fed.tracking.line_files import read_lines
-from feedback.judging import Opinion, agreed, as_text
+from feedback.judging import Opinion, agreed, as_text, by_mean
 from feedback.rules import Lexicon
 from feedback.server_judge import PROMPTS, judge_prompt
 from load_data import load, load_file
@@ -274,7 +274,8 @@ def test_opinions_and_texts_by_hand() -> None:
         ((), "judge= is missing"),
         (("judge=helpfull",), "judge=helpfull is unknown; expected alpaca_letters"),
         (("judge=helpful",), "model= is missing"),
-        (("judge=helpful", "model=m", "orders=one"), "orders=one is unknown; expected both, random, given"),
+        (("judge=helpful", "model=m", "orders=one"), "orders=one is unknown; expected both, mean, random, given"),
+        (("judge=helpful", "model=m", "orders=mean"), "orders=mean needs probabilities, which answers=text has not"),
         (("judge=helpful", "model=m", "rule={a: 1}"), "a rule has no effect on another judge than lexicon"),
         (("judge=lexicon",), "the judge lexicon needs a rule"),
         (("judge=policy:./nowhere",), "nowhere"),
@@ -284,3 +285,14 @@ def test_opinions_and_texts_by_hand() -> None:
 def test_mistakes_are_told_in_one_line(judged, arguments: tuple[str, ...], told: str) -> None:
     code, lines, _, err = judged("two.jsonl", *arguments)
     assert code == 2 and told in err and err.count("\n") == 1 and lines == []
+
+
+def test_the_mean_over_both_orders_cancels_a_preference_for_a_place() -> None:
+    """It likes the first place, and b a little: in one order a, in the other b, and in the mean b."""
+    opinions = [Opinion("ab", "a", "", 0.8), Opinion("ba", "b", "", 0.1)]
+    assert agreed(opinions).winner == "tie"
+    found = by_mean(opinions)
+    assert found.winner == "b" and found.share == pytest.approx(0.45)
+    assert by_mean([Opinion("ab", "a", "", 0.75), Opinion("ba", "b", "", 0.25)]).winner == "tie"
+    lacking = by_mean([Opinion("ab", "a", "a"), Opinion("ba", "b", "", 0.1)])
+    assert lacking.winner is None and lacking.problem == "an answer without probabilities"

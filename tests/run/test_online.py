@@ -272,6 +272,12 @@ def test_no_text_leaves_a_client(command_line: CommandLine, monkeypatch: pytest.
         (("online.judge=lexicon", RULE, "engine=ray"), "needs engine=local"),
         (("online.judge=lexicon", RULE, "mode=centralized"), "mode=centralized has no clients that make pairs"),
         (("online.judge=lexicon", RULE, "online.mix=1"), "online.mix=1"),
+        (("online.judge=lexicon", RULE, "online.model=m"), "online.model=m has no effect with online.judge=lexicon"),
+        (("online.judge=lexicon", RULE, "online.orders=mean"), "online.orders=mean has no effect"),
+        (
+            ("online.judge=helpful", "online.model=m", "online.base_url=http://x", "online.orders=mean"),
+            "orders=mean needs probabilities",
+        ),
         (
             ("online.judge=lexicon", RULE, "online.client_eval_prompts=2"),
             "online.client_eval_prompts=2 has no effect with strategy.fraction_evaluate=0",
