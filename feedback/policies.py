@@ -78,7 +78,8 @@ def find(name: str, server_round: str | None = None) -> Found:
 
     Args:
         name: The folder of a run, a directory of weights or of an adapter, or a name on the hub.
-        server_round: A round of which the run has a checkpoint, or "best"; None: the trained policy.
+        server_round: A round of which the run has a checkpoint, or "best"; "0": what the run began with; None: the
+            trained policy.
 
     Raises:
         ValueError: If there is none.
@@ -116,6 +117,8 @@ def _of_run(name: str, folder: Path, server_round: str | None) -> Found:
     """
     config = recorded_settings(folder)
     reference = Found(f"the reference of {name}", config.model, run=folder, config=config)
+    if server_round in ("0", "round-0"):
+        return replace(reference, name=name)
     if server_round is not None:
         return replace(reference, name=name, checkpoint=_checkpoint(folder, server_round), lora=config.lora)
     policy = folder / POLICY

@@ -89,9 +89,14 @@ def carry_out(plain: list[str], options: Options) -> None:
         policy = load(found, Loading(device, options.dtype, trust_remote_code=options.trust_remote_code))
         asking = how_to_ask(found, policy, wanted, options.max_new_tokens)
         count, began = steps.Count("{done} responses are drawn"), time.monotonic()
-        skipped = draw_responses(policy, prompts, asking, draws, file, name, count.reached)
+        skipped = draw_responses(policy, prompts, asking, draws, file, _generator(name, options), count.reached)
         _report(options, file.lines[before:], time.monotonic() - began, skipped)
         file.finish()
+
+
+def _generator(name: str, options: Options) -> str:
+    """Return the name that stands beside responses: POLICY, or POLICY@ROUND."""
+    return name if options.round is None else f"{name}@{options.round}"
 
 
 def _report(options: Options, drawn: Sequence[Mapping[str, Any]], seconds: float, skipped: Mapping[str, int]) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fed.config.explain import counted
+from fed.config.explain import counted, listed
 from fed.reports.statistics import with_interval
+from fed.reports.winrate_png import winrate_picture
 from fed.tracking import steps
 from scripts.command import Command, write_json
 from scripts.options import option
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
 class Options:
     """The options of the command."""
 
-    model: str | None = option(None, "The generator whose wins are counted, against each other; null: each first one.")
+    model: str | None = option(
+        None,
+        "The generator whose wins are counted, against each other; null: of two rounds the later, else each first one.",
+    )
     by: str | None = option(None, "A column whose values are counted apart too; group for one.")
     out: str | None = option(None, "A file for all numbers, as JSON; null: none.")
+    picture: str | None = option(
+        None,
+        "A file for the rates against rounds, NAME.png: of models that scripts.generate round=N has named MODEL@N; "
+        "null: none.",
+    )
 
 
 COMMAND = Command(
@@ -34,8 +43,12 @@ COMMAND = Command(
         ("python -m scripts.judge new.jsonl old.jsonl judge=helpful model=NAME out=judged.jsonl", "first, the judge"),
         ("python -m scripts.winrate judged.jsonl", "one pair of models"),
         ("python -m scripts.winrate ab.jsonl bc.jsonl ac.jsonl out=rates.json", "three models"),
+        ("python -m scripts.winrate round1.jsonl round2.jsonl picture=rates.png", "a curve over rounds"),
     ),
-    (("OUT", "win rates with their intervals, the counts behind them, and strengths"),),
+    (
+        ("OUT", "win rates with their intervals, the counts behind them, and strengths"),
+        ("PICTURE", "plain and length-controlled rates against rounds"),
+    ),
     page=("docs/ai_feedback.md", "asking, judging and what to do with it"),
     names=("FILE",),
     needed=1,
@@ -68,11 +81,12 @@ def carry_out(files: list[str], options: Options) -> None:
         raise ValueError(f"model={options.model} is none of the generators: {', '.join(models)}")
     pairs: dict[tuple[str, str], list[Battle]] = {}
     for battle in found:
-        first = options.model or min(battle.a, battle.b, key=models.index)
+        first = options.model or _first(battle.a, battle.b, models)
         battle = battle if battle.a == first else turned(battle)
         if battle.a == first:
             pairs.setdefault((battle.a, battle.b), []).append(battle)
     rates = [_rate(a, b, each) for (a, b), each in pairs.items()]
+    by_round = _by_round(rates) if options.picture is not None else []
     report: dict[str, Any] = {"unjudged": len(lines) - len(found), "rates": rates}
     if options.by is not None:
         report["by"] = _by(options.by, lines, options.model or models[0])
@@ -81,6 +95,9 @@ def carry_out(files: list[str], options: Options) -> None:
     _print(report)
     if options.out is not None:
         write_json(Path(options.out), report)
+    if options.picture is not None:
+        winrate_picture(by_round, Path(options.picture))
+        print(f"picture: {options.picture}")
 
 
 def _lines(file: str) -> list[dict[str, Any]]:
@@ -122,6 +139,38 @@ def _rate(a: str, b: str, found: "Sequence[Battle]") -> dict[str, Any]:
         "length_controlled_high": controlled.high,
         "mean_characters_more": sum(battle.longer for battle in found) / len(found),
     }
+
+
+def _first(a: str, b: str, models: Sequence[str]) -> str:
+    """Return the model whose wins are counted: of two rounds the later one, else the one that was named first."""
+    if (of_a := _round_of(a)) is not None and (of_b := _round_of(b)) is not None:
+        return a if of_a > of_b else b
+    return min(a, b, key=models.index)
+
+
+def _round_of(model: str) -> int | None:
+    """Return the round in a name as scripts.generate gives it, MODEL@ROUND; None if there is none."""
+    name, _, number = model.rpartition("@")
+    number = number.removeprefix("round-")
+    return int(number) if name and number.isdecimal() else None
+
+
+def _by_round(rates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rates of models that are named by a round, with it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    rounds = [_round_of(rate["model"]) for rate in rates]
+    found = [
+        {**rate, "model": rate["model"].rpartition("@")[0], "round": number}
+        for rate, number in zip(rates, rounds, strict=True)
+        if number is not None
+    ]
+    if not found:
+        names = listed([rate["model"] for rate in rates])
+        raise ValueError(f"picture= draws rates against rounds, but no model is named MODEL@ROUND: {names}")
+    return found
 
 
 def _by(column: str, lines: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_a_run_is_opened_with_its_reference(command_line: CommandLine, gpt2: Pat
         assert not any(parameter.requires_grad for parameter in policy.model.parameters())
     last, first = (load(find(str(run), server_round), HOW) for server_round in ("2", "1"))
     assert close(logps(last), logps(policy)) and not close(logps(first), logps(policy))
+    assert close(logps(load(find(str(run), "0"), HOW)), began)
     of_files = find(str(run / "policy"))
     assert of_files.config is None and close(logps(load(of_files, HOW)), logps(policy))
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,9 +154,31 @@ def test_the_command_counts_one_model_from_both_sides(judged: str, capsys: pytes
     assert main([judged, "model=old"]) == 0 and "old against new: win rate 0.368" in capsys.readouterr().out
 
 
+def test_later_rounds_are_drawn_against_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for server_round, won in ((1, 6), (2, 9)):
+        lines = [
+            {"prompt": f"p{n}", "response_a": "x", "response_b": "yy", "winner": "b" if n < won else "a",
+             "generator_a": "run@0", "generator_b": f"run@round-{server_round}"}
+            for n in range(10)
+        ]  # fmt: skip
+        Path(f"{server_round}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn: list[Any] = []
+    monkeypatch.setattr("scripts.winrate.winrate_picture", lambda rates, path: drawn.extend(rates))
+    assert main(["1.jsonl", "2.jsonl", "picture=rates.png"]) == 0
+    assert [(rate["model"], rate["round"], rate["win_rate"]) for rate in drawn] == [("run", 1, 0.6), ("run", 2, 0.9)]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["1.jsonl", "2.jsonl", "picture=rates.png"]) == 0 and "picture: rates.png" in capsys.readouterr().out
+    assert Path("rates.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("judged.jsonl", "picture=rates.png"), "no model is named MODEL@ROUND: old"),
         (("judged.jsonl", "model=other"), "model=other is none of the generators: old, new"),
         (("judged.jsonl", "by=nothing"), "by=nothing names no column"),
         (("none.jsonl",), "there is no file none.jsonl"),
