@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from fed.config.groups import OnlineSettings
+from fed.config.online import OnlineSettings
 from fed.data.examples import Example, Examples
 from fed.data.prompts import Prompt
+from fed.data.tokens import text_ids
 from fed.errors import Failed
 from fed.model.evaluation import Metrics
 from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
 from fed.seeding import generator
-from feedback.judging import Judge, Judgement, Pair
+from feedback.asking import until
+from feedback.judging import Judge, Judgement, Pair, settled
 
 KEPT = "online"  # the record of a client's context that holds its last fresh pairs
 WORTH = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}  # what a judgement is worth to both responses
@@ -41,7 +43,7 @@ class FreshPairs:
         policy: The run's one model; it holds the weights that the client received when `of` is called.
         judge: Who judges.
         settings: How many responses are drawn, how often, and what they are mixed with.
-        draws: How responses are drawn.
+        draws: How responses are drawn; stop strings end them and are no part of them.
         fill: Fills in the reference column, and leaves the weights as they are.
         prompts: Returns the prompts of a client, each once.
     """
@@ -124,26 +126,29 @@ class FreshPairs:
         responses = generate(self._policy, asked, self._draws, numbers=numbers)
         found = []
         for number, place in enumerate(places):
-            own = responses[number * n : (number + 1) * n]
-            found.append(Drawn(prompts[place], own, [self._text(response) for response in own]))
+            own = [self._ended(response) for response in responses[number * n : (number + 1) * n]]
+            found.append(Drawn(prompts[place], [ids for ids, _ in own], [text for _, text in own]))
         return found
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self._policy.tokenizer.decode(ids, skip_special_tokens=True)
+    def _ended(self, response: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+        """Return a response and what it says; one that a stop string has ended ends as the data's responses do."""
+        tokenizer = self._policy.tokenizer
+        whole = tokenizer.decode(response, skip_special_tokens=True)
+        text = until(whole, self._draws.stop_strings)
+        if text != whole:
+            (ids,) = text_ids([text], tokenizer)
+            response = (*ids, tokenizer.eos_token_id)
+        return response, text
 
     def _judged(self, drawn: Sequence[Drawn]) -> tuple[list[np.ndarray], list[bool]]:
-        """Return what each response is worth against the others to its prompt, and which prompts have a judgement.
-
-        Equal responses are worth the same, and nobody is asked about them. A response that says nothing loses.
-        """
+        """Return what each response is worth against the others to its prompt, and which prompts have a judgement."""
         worths = [np.zeros(len(one.texts)) for one in drawn]
         asked: list[tuple[int, int, int]] = []  # the prompt, and two of its responses
         pairs: list[Pair] = []
         for place, one in enumerate(drawn):
             for i, j in combinations(range(len(one.texts)), 2):
                 a, b = one.texts[i], one.texts[j]
-                if a.strip() == b.strip() or not (a.strip() and b.strip()):
-                    side = "tie" if a.strip() == b.strip() else "a" if a.strip() else "b"
+                if (side := settled(a, b)) is not None:
                     worths[place][[i, j]] += WORTH[side]
                 else:
                     asked.append((place, i, j))

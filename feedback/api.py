@@ -178,7 +178,7 @@ class Client:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._end(f"refuses the key ({error.status_code}): set {KEY}") from error
         except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
-            return self._refused(error)
+            return self._refused(error, question)
         except openai.RateLimitError as error:
             raise self._end(f"still asks to wait {times} (429)") from error
         except openai.APITimeoutError as error:
@@ -220,13 +220,15 @@ class Client:
         except (AttributeError, IndexError, TypeError) as error:
             raise self._end(f"answers with something that is no completion: {str(found)[:100]}") from error
 
-    def _refused(self, error: Any) -> Skip:
+    def _refused(self, error: Any, question: Question) -> Skip:
         """Return why the server does not answer this question.
 
         Raises:
             CannotContinue: If it would answer none, because it does not serve the model.
         """
         served = self._served()
+        if error.status_code == 404 and question.choices and self._server.model in served:
+            raise self._end("has no /v1/systemone: answers=choice needs transformers serve") from error
         if error.status_code == 404 or (served and self._server.model not in served):
             has = f"; it serves {', '.join(served[:5])}" if served else ""
             raise self._end(f"does not serve model={self._server.model} ({_one_line(error)}){has}") from error

@@ -77,9 +77,33 @@ def how_to_ask(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int
     template = set_template(found, policy, wanted)
     has_template = template != "none" and bool(getattr(tokenizer, "chat_template", None))
     chat = _chat(config, wanted, template, text_as_chat=has_template if found.config is None else config.text_as_chat)
-    longest = wanted.max_prompt_length or (LONGEST_PROMPT if found.config is None else config.max_prompt_length)
+    longest = _longest_prompt(found, policy, wanted, max_new_tokens)
     lengths = Lengths(longest + max_new_tokens, longest, config.truncation)
     return Asking(chat, lengths, turn_ends(tokenizer, chat) if has_template else (), wanted.stop_strings)
+
+
+def longest_read(found: Found, wanted: Wanted, max_new_tokens: int) -> int:
+    """Return the tokens of the longest prompt with its response, as far as the model's positions are not known yet."""
+    prompt = LONGEST_PROMPT if found.config is None else found.config.max_prompt_length
+    return (prompt if wanted.max_prompt_length is None else wanted.max_prompt_length) + max_new_tokens
+
+
+def _longest_prompt(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int) -> int:
+    """Return the tokens of the longest prompt: as wanted, else as the run had it, else as many as the model can read.
+
+    Raises:
+        ValueError: If the model has fewer positions.
+    """
+    longest = longest_read(found, wanted, max_new_tokens) - max_new_tokens
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or longest + max_new_tokens <= positions:
+        return longest
+    if wanted.max_prompt_length is None and found.config is None and max_new_tokens < positions:
+        return int(positions - max_new_tokens)
+    raise ValueError(
+        f"max_new_tokens={max_new_tokens} behind a prompt of {longest} tokens needs more than the model's {positions} "
+        "positions; lower it, or max_prompt_length="
+    )
 
 
 def how_to_read(found: Found, policy: Policy, wanted: Wanted, max_length: int) -> Asking:
@@ -92,24 +116,25 @@ def how_to_read(found: Found, policy: Policy, wanted: Wanted, max_length: int) -
     """
     config = found.config or Config()
     chat = _chat(config, wanted, set_template(found, policy, wanted), text_as_chat=config.text_as_chat)
-    prompt = wanted.max_prompt_length or (max_length // 2 if found.config is None else config.max_prompt_length)
+    prompt = max_length // 2 if found.config is None else config.max_prompt_length
+    prompt = prompt if wanted.max_prompt_length is None else wanted.max_prompt_length
     return Asking(chat, Lengths(max_length, prompt, config.truncation))
 
 
 def _chat(config: Config, wanted: Wanted, template: str | None, *, text_as_chat: bool) -> ChatSettings:
     """Return how conversations become text: as the user wants it, else as the run had it."""
     as_chat = text_as_chat if wanted.text_as_chat is None else wanted.text_as_chat
-    system = wanted.system_prompt or config.system_prompt
+    system = config.system_prompt if wanted.system_prompt is None else wanted.system_prompt
     return ChatSettings(template, config.chat_template_kwargs or {}, system, as_chat)
 
 
 def set_template(found: Found, policy: Policy, wanted: Wanted) -> str | None:
     """Give the policy's tokenizer the chat template that is asked for, and return the setting that names it."""
-    template = found.config.chat_template if wanted.chat_template is None and found.config else wanted.chat_template
-    was_saved = wanted.chat_template is None and found.checkpoint is None
-    if template not in (None, "none") and not was_saved:
-        cast(Any, policy.tokenizer).chat_template = read_template(template)
-    return template
+    if wanted.chat_template is None:
+        return None if found.config is None else found.config.chat_template
+    if wanted.chat_template != "none":
+        cast(Any, policy.tokenizer).chat_template = read_template(wanted.chat_template)
+    return wanted.chat_template
 
 
 def marked(rows: Sequence[Preference]) -> bool:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fed.seeding import generator
+from feedback.winrates import Floats, logistic
 
-Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 ARMS = 100
 TRUE_REWARDS: Floats = np.arange(ARMS, dtype=np.float64)
@@ -100,15 +100,9 @@ def reward_gradient(rewards: Floats, preferred: Floats) -> Floats:
         rewards: The reward of each arm, (A,).
         preferred: The counts that `preferences` returns, (A, A).
     """
-    mistaken = preferred * sigmoid(rewards[None, :] - rewards[:, None])
+    mistaken = preferred * logistic(rewards[None, :] - rewards[:, None])
     gradient: Floats = (mistaken.sum(axis=0) - mistaken.sum(axis=1)) / preferred.sum()
     return gradient
-
-
-def sigmoid(values: Floats) -> Floats:
-    """Return 1 / (1 + exp(-values)), of the same shape; no value overflows."""
-    found: Floats = 0.5 * (1.0 + np.tanh(values / 2))
-    return found
 
 
 def fitted_rewards(preferred: Floats, steps: int, lr: float) -> Floats:

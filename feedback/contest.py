@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from fed.data.prompts import Prompt
 from fed.model.generation import Draws, generate
 from fed.model.policy import Policy
-from feedback.judging import Judge, Judgement, Pair
+from feedback.asking import until
+from feedback.judging import Judge, Judgement, Pair, settled
 from feedback.winrates import VALUES, Battle
 
 
@@ -14,8 +15,8 @@ class Contest:
 
     Args:
         prompts: What is asked.
-        draws: How responses are drawn.
-        judge: Who judges. Equal responses tie, and he is not asked.
+        draws: How responses are drawn; stop strings end them and are no part of them.
+        judge: Who judges what is not settled without a judge.
         number: Tells the draws from those of other contests.
     """
 
@@ -26,12 +27,14 @@ class Contest:
         """Draw the policy's response to each prompt. If several processes share the policy, all of them call this."""
         numbers = [(*self._number, place) for place in range(len(self.prompts))]
         drawn = generate(policy, [prompt.ids for prompt in self.prompts], self._draws, numbers=numbers)
-        return [policy.tokenizer.decode(response, skip_special_tokens=True) for response in drawn]
+        texts = (policy.tokenizer.decode(response, skip_special_tokens=True) for response in drawn)
+        return [until(text, self._draws.stop_strings) for text in texts]
 
     def battles(self, new: Sequence[str], old: Sequence[str]) -> tuple[list[Battle], int]:
         """Return the judgements of new responses against old ones, and how many pairs have none."""
-        asked = [place for place in range(len(new)) if new[place].strip() != old[place].strip()]
-        values = dict.fromkeys({*range(len(new))} - {*asked}, VALUES["tie"])
+        known = [settled(*both) for both in zip(new, old, strict=True)]
+        values = {place: VALUES[side] for place, side in enumerate(known) if side is not None}
+        asked = [place for place, side in enumerate(known) if side is None]
 
         def on_judged(number: int, judgement: Judgement) -> None:
             if judgement.winner is not None:

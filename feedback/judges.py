@@ -25,15 +25,15 @@ class JudgeSettings:
     Attributes:
         judge: "lexicon", "policy:POLICY", "reward_model:MODEL", or a prompt of feedback/judge_prompts/ or a YAML file
             for a served model.
-        rule: Of lexicon.
+        rule: The rule of the judge lexicon.
         server: The served model.
-        orders: The orders in which a served model sees a pair.
+        orders: The orders in which a served model sees a pair, and what they make of it.
         answers: How a served model answers.
         seed: Decides orders that are drawn.
         more: More arguments of each call to a served model.
-        device: Of a policy.
-        max_length: Tokens of a prompt and response that a policy reads; None: as its run had it.
-        batch_size: Responses at a time, of a policy.
+        device: Where a policy or reward model computes.
+        max_length: Tokens of a prompt and response that such a model reads; None: as its run had it.
+        batch_size: Responses that such a model reads at a time.
     """
 
     judge: str
@@ -51,6 +51,25 @@ class JudgeSettings:
     def is_served(self) -> bool:
         """True if a served model judges."""
         return self.judge != LEXICON and not self.judge.startswith((POLICY, REWARD))
+
+
+def check_unserved(judge: str, given: Mapping[str, Any], default: Any, prefix: str = "") -> None:
+    """Refuse options of a served model with a judge that asks no server.
+
+    Args:
+        judge: As it was typed.
+        given: The options by name.
+        default: Has the value of each that stands for none.
+        prefix: Stands before the options' names where they are typed.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name, value in given.items():
+        if value != getattr(default, name):
+            raise ValueError(
+                f"{prefix}{name}={value} has no effect with {prefix}judge={judge}, which asks no server; leave it out"
+            )
 
 
 def judge_of(settings: JudgeSettings) -> Judge:

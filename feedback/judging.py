@@ -1,4 +1,4 @@
-"""Pairs of responses and their judgement: who is asked, in which order, and what his answers make of a pair.
+"""Pairs of responses and their judgement: who is asked, in which order, and what the answers make of a pair.
 
 The first response of a pair is a, the second b, whatever order a judge sees them in.
 """
@@ -30,9 +30,9 @@ class Opinion:
 
     Attributes:
         order: "ab": a stood first.
-        winner: Of the two; None: his answer could not be read.
-        raw: His answer as he gave it, or the scores behind it.
-        share: The probability that a is better, where he gives one.
+        winner: The better response, or a tie; None if the answer could not be read.
+        raw: The answer as it was given, or the scores behind it.
+        share: The probability that a is better, where the judge gives one.
     """
 
     order: Order
@@ -47,7 +47,7 @@ class Judgement:
 
     Attributes:
         winner: The better response; "tie" also if a judge prefers whatever stands in one place; None: there is none.
-        opinions: What he answered.
+        opinions: The answers behind it.
         problem: Why there is no judgement; "" if there is one.
     """
 
@@ -126,6 +126,14 @@ def as_text(prompt: str | Chat) -> str:
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt.turns)
 
 
+def settled(a: str, b: str) -> Side | None:
+    """Return what needs no judge: equal responses tie, and one that says nothing loses; None: a judge must say."""
+    a, b = a.strip(), b.strip()
+    if a == b:
+        return "tie"
+    return None if a and b else "a" if a else "b"
+
+
 # Scores responses to prompts; the same response has the same score.
 Score = Callable[[Sequence[Preference]], Sequence[float]]
 
@@ -150,9 +158,11 @@ class ScoreJudge:
         """Judge all pairs; equal scores are a tie."""
         for start in range(0, len(pairs), self.batch):
             part = pairs[start : start + self.batch]
-            rows = [response_row(pair.row, text) for pair in part for text in (pair.a, pair.b)]
-            scores = self.score(rows)
-            for place, (a, b) in enumerate(zip(scores[::2], scores[1::2], strict=True), start=start):
+            both = [[response_row(pair.row, text) for text in (pair.a, pair.b)] for pair in part]
+            different = list(dict.fromkeys(row for rows in both for row in rows))  # best of n meets each several times
+            scores = dict(zip(different, self.score(different), strict=True))
+            for place, (one, other) in enumerate(both, start=start):
+                a, b = scores[one], scores[other]
                 winner: Side = "tie" if a == b else "a" if a > b else "b"
                 on_judged(place, Judgement(winner, (Opinion("ab", winner, f"{a:.6g} {b:.6g}"),)))
 

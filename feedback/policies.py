@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from fed.config.explain import listed
 from fed.config.groups import LoraSettings, ModelSettings
 from fed.config.schema import Config
+from fed.data.chat import read_template
 from fed.data.collate import Layout
 from fed.model import weight_files
 from fed.model.loading import load_policy
@@ -70,7 +72,9 @@ class Found:
 
     def longest(self, wanted: int | None) -> int:
         """Return the tokens of the longest prompt and response together: as wanted, else as its run had it."""
-        return wanted or (LONGEST if self.config is None else self.config.max_length)
+        if wanted is not None:
+            return wanted
+        return LONGEST if self.config is None else self.config.max_length
 
 
 def find(name: str, server_round: str | None = None) -> Found:
@@ -186,6 +190,9 @@ def load(found: Found, how: Loading, *, scores: bool = False) -> Policy:
     )
     if found.checkpoint is not None:
         _fill(policy, found.checkpoint)
+    template = None if found.config is None or found.reference is not None else found.config.chat_template
+    if template not in (None, "none"):  # a run saves it with its trained policy only
+        cast(Any, policy.tokenizer).chat_template = read_template(template)
     if not found.has_adapter:
         policy.model.requires_grad_(False)
     return policy
@@ -202,3 +209,5 @@ def _fill(policy: Policy, checkpoint: Path) -> None:
     if odd:
         raise ValueError(f"{checkpoint} is of another model than the run's settings name: {odd[0]} does not fit")
     policy.model.load_state_dict(state, strict=False)
+    if policy.scores and "score.weight" in state:
+        policy.model.head_is_drawn = False

@@ -1,7 +1,7 @@
 """Pairs of responses from files of them, and their judgements as records of data that train as they are."""
 
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,11 @@ class Matched:
     alone: int  # prompts without a second response
     same: int  # pairs of equal responses
 
+    def digest(self) -> str:
+        """Return a hash of all pairs."""
+        content = [(as_json(two.pair.row), two.pair.a, two.pair.b, two.generators) for two in self.pairs]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
 
 def pairs_of(files: Sequence[Sequence[Preference]], which: Literal["first", "all"]) -> Matched:
     """Return the pairs of responses that files hold.
@@ -49,8 +54,9 @@ def pairs_of(files: Sequence[Sequence[Preference]], which: Literal["first", "all
     """
     holds_pairs = [any(row.rejected is not None for row in rows) for rows in files]
     if len(files) == 1 and holds_pairs[0]:
-        found = [_two(row, said(row.chosen), said(row.rejected or ""), ("chosen", "rejected")) for row in files[0]]
-        return _without_same(found, 0)
+        whole = [(row, row.rejected) for row in files[0] if row.rejected is not None]
+        found = [_two(row, said(row.chosen), said(rejected), ("chosen", "rejected")) for row, rejected in whole]
+        return _without_same(found, len(files[0]) - len(whole))
     if len(files) > 2 or any(holds_pairs):
         raise ValueError("expected one file of responses, two of them, or one file of pairs")
     groups = [_by_prompt(rows) for rows in files]
@@ -59,9 +65,17 @@ def pairs_of(files: Sequence[Sequence[Preference]], which: Literal["first", "all
     first, second = groups
     found, alone = [], len(first.keys() ^ second.keys())
     for prompt, rows in first.items():
-        both = list(zip(rows, second.get(prompt, ()), strict=False))
+        both = _side_by_side(rows, second.get(prompt, ()))
         found += [_of_rows(one, other) for one, other in (both[:1] if which == "first" else both)]
     return _without_same(found, alone)
+
+
+def _side_by_side(rows: Sequence[Preference], others: Sequence[Preference]) -> list[tuple[Preference, Preference]]:
+    """Return the responses of two files to one prompt: those of one draw where they tell it, else in their order."""
+    by_draw = {row.extra.get("draw"): row for row in others}
+    if None in by_draw or any(row.extra.get("draw") is None for row in rows):
+        return list(zip(rows, others, strict=False))
+    return [(row, by_draw[draw]) for row in rows if (draw := row.extra.get("draw")) in by_draw]
 
 
 def _of_one(groups: Mapping[Any, Sequence[Preference]], which: Literal["first", "all"]) -> Matched:
@@ -96,7 +110,7 @@ def _without_same(found: Sequence[Two], alone: int) -> Matched:
 
 def judge_pairs(
     judge: Judge, pairs: Sequence[Two], file: JobFile, on_done: Callable[[int], None] = lambda done: None
-) -> Counter[str]:
+) -> None:
     """Judge the pairs that `file` does not have yet.
 
     Args:
@@ -105,24 +119,18 @@ def judge_pairs(
         file: Gets a line for each judgement, see `record`.
         on_done: Is told how many judgements are there.
 
-    Returns:
-        How many pairs have no judgement, by reason.
-
     Raises:
         CannotContinue: If the judge cannot be asked any more; judgements that were there are in the file.
     """
-    done, problems = file.done, Counter[str]()
+    done = file.done
     left = [(number, two) for number, two in enumerate(pairs) if number not in done]
 
     def write(place: int, judgement: Judgement) -> None:
         number, two = left[place]
-        if judgement.problem:
-            problems[judgement.problem] += 1
         file.add([record(number, two, judgement, judge)])
         on_done(len(file.lines))
 
     judge.judge([two.pair for _, two in left], write)
-    return problems
 
 
 def record(number: int, two: Two, judgement: Judgement, judge: Judge) -> dict[str, Any]:

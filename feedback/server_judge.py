@@ -91,7 +91,7 @@ class JudgePrompt:
         return [{"role": "system", "content": self.system}, asked] if self.system else [asked]
 
     def read(self, text: str) -> Side | None:
-        """Return whether an answer prefers what stood first (a) or second (b), or neither; None: it cannot be told."""
+        """Return the side that the answer prefers: a is the response shown first; None if it cannot be read."""
         if self.ranking:
             return _ranked(text)
         sides: dict[Side, str] = {"a": self.first, "b": self.second, "tie": self.tie}
@@ -135,6 +135,7 @@ def judge_prompt(name: str) -> JudgePrompt:
         ValueError,
         KeyError,
         IndexError,
+        AttributeError,
         re.error,
     ) as error:
         raise ValueError(
@@ -190,6 +191,10 @@ class ServerJudge:
         }
 
     def __post_init__(self) -> None:
+        if self.prompt.ranking and self.answers != "text":
+            raise ValueError(
+                f"answers={self.answers} asks for a or b, and {self.prompt.name} for a ranking; give answers=text"
+            )
         if self.orders == "mean" and self.answers not in ("letters", "choice"):
             raise ValueError(
                 f"orders=mean needs probabilities, which answers={self.answers} has not; give answers=letters, or "

@@ -18,11 +18,10 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         ValueError: If so.
     """
     lists = (pairs.validation, pairs.test, *(client.held_out for client in pairs.clients))
-    if config.online.client_eval_prompts:
-        _check_counts(config, pairs, strategy)
-    if config.online.judge is not None and not any(lists):
-        _check_needs_no_accuracy(strategy, "prompts without responses")
-        return
+    if config.online.judge is not None:
+        _check_online(config, pairs, strategy)
+        if not any(lists):
+            return
     if not all(map(are_pairs, lists)):
         _check_needs_no_accuracy(strategy, "single responses")
     if asks(strategy, "fraction_evaluate") or config.accuracy_on == "client":
@@ -46,12 +45,18 @@ def check_scoring(config: Config, pairs: Pairs, strategy: Strategy) -> None:
         raise ValueError(f"score_on=server but {_no_pairs(config)}, or use score_on=client")
 
 
-def _check_counts(config: Config, pairs: Pairs, strategy: Strategy) -> None:
-    """Refuse a win rate on held-out prompts that nobody asks for, or that a client does not have.
+def _check_online(config: Config, pairs: Pairs, strategy: Strategy) -> None:
+    """Refuse to mix pairs in that no client has, and a win rate on prompts that no client holds out or is asked about.
 
     Raises:
-        ValueError: If so.
+        ValueError: If so, or if the strategy weighs clients by an accuracy that prompts do not have.
     """
+    if not any((pairs.validation, pairs.test, *(client.held_out for client in pairs.clients))):
+        _check_needs_no_accuracy(strategy, "prompts without responses")
+    if config.online.mix and not any(client.train for client in pairs.clients):
+        raise ValueError(f"online.mix={config.online.mix} has no effect: the data have prompts only; leave it out")
+    if not config.online.client_eval_prompts:
+        return
     setting = f"online.client_eval_prompts={config.online.client_eval_prompts}"
     if not asks(strategy, "fraction_evaluate"):
         raise ValueError(

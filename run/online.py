@@ -6,32 +6,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord
 
 from clients.fresh import FreshPairs
 from clients.winrate import ClientWinRate
-from fed.config.groups import OnlineSettings
+from fed.config.online import OnlineSettings
 from fed.config.schema import Config
 from fed.data.chat import in_form
 from fed.data.examples import Example, Examples
 from fed.data.prompts import Prompt, prompts_of, turn_ends
-from fed.data.rows import Chat, Preference
+from fed.data.rows import HUMAN, Chat, Preference
 from fed.model.arrays import load_arrays, model_tensors, snapshot
 from fed.model.generation import Draws
 from fed.model.lora import adapter_off, has_adapter
 from fed.model.policy import Policy, pair_logps
 from fed.model.references import with_reference
 from feedback.api import Server
+from feedback.asking import marked
 from feedback.contest import Contest
-from feedback.judges import JudgeSettings, judge_of
+from feedback.judges import JudgeSettings, check_unserved, judge_of
 from feedback.judging import Judge
 from run.pairs import chat_settings, lengths_of
 from run.plan import Plan
 from server.winrate import WinRate
 
 
-def judge_for(config: Config, processes: int) -> Judge | None:
+def judge_for(config: Config, device: torch.device, processes: int) -> Judge | None:
     """Return the judge of the run; None if clients train on the pairs of the data.
+
+    Args:
+        config: The settings.
+        device: The device of a policy or reward model that judges.
+        processes: The processes of the run.
 
     Raises:
         ValueError: If there is no such judge, or the run's processes cannot share it.
@@ -48,30 +55,16 @@ def judge_for(config: Config, processes: int) -> Judge | None:
         answers=online.answers,  # type: ignore[arg-type]
         orders=online.orders,  # type: ignore[arg-type]
         seed=config.seed,
+        device=device,
     )
     if not settings.is_served:
-        _check_unserved(config)
+        given = {name: getattr(online, name) for name in ("model", "base_url", "answers", "orders")}
+        check_unserved(online.judge, given, OnlineSettings(), "online.")
     elif processes > 1:
         raise ValueError(
             f"online.judge={online.judge} asks a server, which needs a run of one process; it has {processes}"
         )
     return judge_of(settings)
-
-
-def _check_unserved(config: Config) -> None:
-    """Refuse keys of a served model with a judge that is none.
-
-    Raises:
-        ValueError: Naming one.
-    """
-    default = OnlineSettings()
-    for name in ("model", "base_url", "answers", "orders"):
-        value = getattr(config.online, name)
-        if value != getattr(default, name):
-            raise ValueError(
-                f"online.{name}={value} has no effect with online.judge={config.online.judge}, which asks no server; "
-                "leave it out"
-            )
 
 
 def prompts_in(plan: Plan, rows: Sequence[Preference]) -> list[Prompt]:
@@ -84,7 +77,8 @@ def draws_of(plan: Plan) -> Draws:
     """Return how responses are drawn, by clients and to measure the win rate."""
     config, split, chat = plan.config, plan.pairs.rows.split, chat_settings(plan.config)
     longest = config.online.max_new_tokens or config.max_length - config.max_prompt_length
-    talks = any(isinstance(in_form(row, chat).prompt, Chat) for row in (*split.pool, *split.test))
+    rows = [in_form(row, chat) for row in (*split.pool, *split.test)]
+    talks = any(isinstance(row.prompt, Chat) for row in rows)
     return Draws(
         longest,
         config.eval_batch_size,
@@ -92,6 +86,7 @@ def draws_of(plan: Plan) -> Draws:
         temperature=config.online.temperature,
         top_p=config.online.top_p,
         stop=turn_ends(plan.policy.tokenizer, chat) if talks else (),
+        stop_strings=(HUMAN,) if marked(rows) else (),
     )
 
 

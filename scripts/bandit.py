@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from feedback.bandit import Floats, Outcome
+    from feedback.bandit import Outcome
+    from feedback.winrates import Floats
 
 MOST_PAIRS = 10_000_000  # more would need gigabytes
 LOOKS = {  # colour and dashes of each policy

@@ -7,21 +7,17 @@ from typing import Any
 
 from fed.tracking import steps
 from scripts.command import Command
-from scripts.options import at_least, option
-from scripts.policies import PolicyOptions
+from scripts.options import option
+from scripts.policies import DrawOptions, PolicyOptions, check_draws
 
 LEAVE, ANEW = ("/quit", "/exit"), "/new"
 
 
 @dataclass(frozen=True)
-class Options(PolicyOptions):
+class Options(PolicyOptions, DrawOptions):
     """The options of the command."""
 
     compare: bool = option(False, "The reference answers too: what the policy was before it was trained.")
-    temperature: float = option(0.7, "Divides the logits; 0 takes the likeliest token.")
-    top_p: float = option(0.9, "Only the likeliest tokens are drawn, as many as have this share of the probability.")
-    max_new_tokens: int = option(256, "Tokens of the longest response.")
-    seed: int = option(0, "Seed of the draws.")
     system_prompt: str | None = option(None, "A system text before the conversation; null: the run's.")
     chat_template: str | None = option(
         None, "A file, or none, which writes turns with HH's markers; null: the run's, else the tokenizer's, else none."
@@ -54,13 +50,12 @@ def carry_out(plain: list[str], options: Options) -> None:
     Raises:
         ValueError: For a mistake of the user's.
     """
-    at_least(1, max_new_tokens=options.max_new_tokens)
-    at_least(0, seed=options.seed)
+    check_draws(options)
     steps.say_loading()
     from fed.cpu.runtime import set_up
     from fed.distributed import launch
     from fed.model.generation import Draws
-    from feedback.asking import Wanted
+    from feedback.asking import Wanted, longest_read
     from feedback.conversation import Conversation, sides
     from feedback.policies import Loading, find
 
@@ -70,7 +65,8 @@ def carry_out(plain: list[str], options: Options) -> None:
     set_up(None, keep_freed=True)
     with launch.joined(options.device, 60) as device:
         steps.say(f"loading {plain[0]}")
-        loading = Loading(device, options.dtype, trust_remote_code=options.trust_remote_code)
+        longest = longest_read(found, wanted, options.max_new_tokens)
+        loading = Loading(device, options.dtype, longest, options.trust_remote_code)
         both = sides(found, loading, wanted, draws, compare=options.compare)
         _talk(lambda: Conversation(both, draws), both)
 

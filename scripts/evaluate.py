@@ -40,7 +40,9 @@ class Options(PolicyOptions, RowOptions):
     )
     beta: float | None = option(None, "Scales rewards, and the loss; null: the run's, else 0.1.")
     max_length: int | None = option(None, "Tokens of prompt and response together; null: the run's, else 1024.")
-    max_prompt_length: int | None = option(None, "Tokens of the longest prompt; null: the run's, else 512.")
+    max_prompt_length: int | None = option(
+        None, "Tokens of the longest prompt; null: the run's, else half of max_length."
+    )
     chat_template: str | None = option(None, "A file, or none; null: the run's, else the tokenizer's.")
     system_prompt: str | None = option(None, "A system text before prompts without one; null: the run's.")
     text_as_chat: bool | None = option(None, "Pairs that are text become conversations; null: as the run had it.")
@@ -51,7 +53,7 @@ class Options(PolicyOptions, RowOptions):
 COMMAND = Command(
     "python -m scripts.evaluate POLICY [FILE...]",
     "Scores a policy (a run's folder, a model's directory or a hub name) on pairs of files or of a data set, without "
-    "any on the run's test pairs: accuracy, margin, loss and perplexity with 95 % intervals.",
+    "any on the run's test pairs: accuracy, margin and loss with 95 % intervals, and perplexity.",
     Options,
     (
         ("python -m scripts.evaluate data/fedpo/DATE_TIME", "the run's own test pairs"),
@@ -81,6 +83,8 @@ def carry_out(plain: list[str], options: Options) -> None:
     name, *files = plain
     check_rows(options, files)
     at_least(1, batch_size=options.batch_size)
+    if options.max_length is not None:
+        at_least(2, max_length=options.max_length)
     if CLIENT in options.by and (files or options.datasets):
         raise ValueError("by=[client] is for the run's own pairs; leave the files and datasets= out")
     steps.say_loading()
@@ -188,17 +192,23 @@ def _reference(options: Options, found: "Found") -> "Found | None":
 
 def _loss(options: Options, found: "Found") -> tuple[Any, float]:
     """Return the loss and what scales rewards: those of the run, else DPO's."""
+    from dataclasses import replace
     from functools import partial
 
     from losses.preference import dpo
     from run.prepare import objective_of
     from run.resume import check_code
 
-    if found.config is None or found.run is None or options.beta is not None:
+    if found.config is None or found.run is None:
         beta = BETA if options.beta is None else options.beta
         return partial(dpo, beta=beta), beta
-    check_code(found.run, found.config, trusts=options.trust_code, key="trust_code")
-    objective = objective_of(found.config, frozenset())
+    config = found.config
+    check_code(found.run, config, trusts=options.trust_code, key="trust_code")
+    if options.beta is not None:
+        if "beta" not in config.loss:
+            raise ValueError(f"beta={options.beta:g} has no effect on the loss of {found.name}; leave it out")
+        config = replace(config, loss={**config.loss, "beta": options.beta})
+    objective = objective_of(config, frozenset())
     return objective.loss, objective.beta
 
 

@@ -99,6 +99,10 @@ def _check(options: Options, out: Path) -> str:
         raise ValueError(f"out={out} exists; give a folder that does not")
     if options.push is not None and options.push.count("/") != 1:
         raise ValueError(f"push={options.push} is no name on the hub; expected owner/name")
+    if not options.merge and options.dtype is not None:
+        raise ValueError(
+            f"dtype={options.dtype} has no effect with merge=false, which copies the adapter; leave it out"
+        )
     if options.gguf is None:
         if options.converter is not None:
             raise ValueError("converter= has no effect without gguf=")
@@ -146,7 +150,9 @@ def _write_card(found: "Found", options: Options, out: Path, *, is_adapter: bool
         shutil.copyfile(curve, out / CURVES)
     name, began = options.push or out.name, found.reference
     base = options.base or (_hub_name(began.model.name_or_path) if began is not None else None)
-    number = int(options.round) if options.round is not None and options.round.isdecimal() else None
+    # A folder `best` leads to that of its round.
+    round_name = None if found.checkpoint is None else found.checkpoint.resolve().name.removeprefix("round-")
+    number = int(round_name) if round_name is not None and round_name.isdecimal() else None
     card = Card(name, options.licence, base, is_adapter, CURVES if curve.is_file() else None, number)
     (out / "README.md").write_text(model_card(Run(found.run), card), encoding="utf-8")
 
@@ -185,6 +191,8 @@ def _push(options: Options, folder: Path) -> None:
     api: Any = HfApi()
     try:
         api.create_repo(options.push, private=options.private, exist_ok=True)
+        if options.private and not api.repo_info(options.push).private:
+            raise ValueError("it is public already; give private=false")
         done = api.upload_folder(repo_id=options.push, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -5,29 +5,30 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
-from scripts.policies import PolicyOptions
+from scripts.policies import DrawOptions, PolicyOptions, check_draws
 from scripts.prompts import PromptOptions, check_prompts, rows_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from feedback.policies import Loading
 
 
 @dataclass(frozen=True)
-class Options(PolicyOptions, PromptOptions):
+class Options(PolicyOptions, PromptOptions, DrawOptions):
     """The options of the command."""
 
     out: str = option("responses.jsonl", "The file to write; a job that was killed goes on where it was.")
     n: int = option(1, "Responses to each prompt.")
-    temperature: float = option(0.7, "Divides the logits; 0 takes the likeliest token.")
-    top_p: float = option(0.9, "Only the likeliest tokens are drawn, as many as have this share of the probability.")
-    max_new_tokens: int = option(256, "Tokens of the longest response.")
     stop: list[str] | None = option(
         None, "Texts that end a response; null: the next turn of the human where prompts have HH's markers."
     )
     batch_size: int = option(32, "Responses at a time.")
-    seed: int = option(0, "Seed of the draws; a response depends on it, its prompt and the number of its draw.")
     shard: str | None = option(None, "i/n: this job draws for every n-th prompt from number i on, counted from 0.")
 
 
@@ -68,9 +69,9 @@ def carry_out(plain: list[str], options: Options) -> None:
     from fed.data.rows import HUMAN
     from fed.distributed import launch
     from fed.model.generation import Draws
-    from feedback.asking import Wanted, how_to_ask, marked
+    from feedback.asking import Wanted, how_to_ask, longest_read, marked
     from feedback.job_files import JobFile
-    from feedback.policies import Loading, find, load
+    from feedback.policies import find, load
     from feedback.responses import Prompts, draw_responses, key_of
 
     found = find(name, options.round)
@@ -86,12 +87,19 @@ def carry_out(plain: list[str], options: Options) -> None:
         if before := len(file.lines):
             steps.remark(f"going on behind {before} responses of {options.out}.part")
         steps.say(f"loading {name}")
-        policy = load(found, Loading(device, options.dtype, trust_remote_code=options.trust_remote_code))
+        policy = load(found, _loading(options, device, longest_read(found, wanted, options.max_new_tokens)))
         asking = how_to_ask(found, policy, wanted, options.max_new_tokens)
         count, began = steps.Count("{done} responses are drawn"), time.monotonic()
         skipped = draw_responses(policy, prompts, asking, draws, file, _generator(name, options), count.reached)
         _report(options, file.lines[before:], time.monotonic() - began, skipped)
         file.finish()
+
+
+def _loading(options: Options, device: "torch.device", max_length: int) -> "Loading":
+    """Return how the policy is loaded."""
+    from feedback.policies import Loading
+
+    return Loading(device, options.dtype, max_length, options.trust_remote_code)
 
 
 def _generator(name: str, options: Options) -> str:
@@ -116,12 +124,8 @@ def check(options: Options) -> None:
     Raises:
         ValueError: If one cannot work.
     """
-    at_least(1, n=options.n, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size)
-    at_least(0, seed=options.seed)
-    if options.temperature < 0:
-        raise ValueError(f"temperature={options.temperature:g} is below 0")
-    if not 0 < options.top_p <= 1:
-        raise ValueError(f"top_p={options.top_p:g} is no share; expected more than 0 and at most 1")
+    at_least(1, n=options.n, batch_size=options.batch_size)
+    check_draws(options)
 
 
 if __name__ == "__main__":

@@ -69,19 +69,18 @@ def carry_out(files: list[str], options: Options) -> int:
     matched = read_pairs(files, options)
     judge = judge_of(options)
     decides = {
-        **{name: value for name, value in asdict(options).items() if name in ("pairs", "limit")},
-        "files": list(map(str, files)),
-        "count": len(matched.pairs),
+        **{name: value for name, value in asdict(options).items() if name in ("pairs", "limit", "max_length")},
+        "digest": matched.digest(),
         **judge.about,
     }
     with JobFile(Path(options.out), decides, lambda line: line["number"]) as file:
         if file.lines:
             steps.remark(f"going on behind {len(file.lines)} judgements of {options.out}.part")
-        problems = judge_pairs(judge, matched.pairs, file, steps.Count("{done} pairs are judged").reached)
+        judge_pairs(judge, matched.pairs, file, steps.Count("{done} pairs are judged").reached)
         lines = file.finish()
     if options.annotations is not None:
         write_json(Path(options.annotations), list(annotations(lines, matched.pairs)))
-    return report(options.out, lines, problems)
+    return report(options.out, lines)
 
 
 def read_pairs(files: Sequence[str], options: Options) -> "Matched":
@@ -97,7 +96,12 @@ def read_pairs(files: Sequence[str], options: Options) -> "Matched":
     from load_data import load_file
 
     reading = Reading(needs="responses")
-    matched = pairs_of([load_file(file, reading=reading).rows for file in files], options.pairs)  # type: ignore[arg-type]
+    loaded = [load_file(file, reading=reading) for file in files]
+    for file, found in zip(files, loaded, strict=True):
+        if found.skipped:
+            left_out = ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
+            steps.remark(f"{file}: left out: {left_out}")
+    matched = pairs_of([found.rows for found in loaded], options.pairs)  # type: ignore[arg-type]
     if matched.alone:
         steps.remark(f"{counted(matched.alone, 'prompt')} without a second response")
     if matched.same:
@@ -107,13 +111,13 @@ def read_pairs(files: Sequence[str], options: Options) -> "Matched":
     return replace(matched, pairs=matched.pairs[: options.limit])
 
 
-def report(out: str, lines: Sequence[Mapping[str, Any]], problems: Mapping[str, int]) -> int:
+def report(out: str, lines: Sequence[Mapping[str, Any]]) -> int:
     """Print what was judged; return 1 if nothing was."""
     from fed.intervals import wilson
 
     counts = Counter(line["winner"] for line in lines)
     a, b, ties = counts["a"], counts["b"], counts["tie"]
-    for reason, number in problems.items():
+    for reason, number in Counter(line["problem"] for line in lines if "problem" in line).items():
         steps.remark(f"{counted(number, 'pair')} without a judgement: {reason}")
     judged = a + b + ties
     steps.remark(f"{out}: {counted(judged, 'pair')} judged: a {a}, b {b}, ties {ties}")

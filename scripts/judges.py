@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
@@ -29,7 +30,7 @@ class JudgeOptions(ServerOptions):
     orders: str = option(
         "both",
         "For a served model: both, and what is judged otherwise in each is a tie; mean, of its probabilities in both; "
-        "random; given.",
+        "random, one drawn from the prompt; given, the first response first.",
     )
     answers: str = option(
         "text",
@@ -48,6 +49,7 @@ def judge_of(options: JudgeOptions) -> Judge:
     Raises:
         ValueError: If they name none, or one that cannot be asked.
     """
+    from fed.cpu.runtime import set_up
     from fed.distributed import launch
     from feedback import judges
     from feedback.judging import Orders
@@ -58,13 +60,7 @@ def judge_of(options: JudgeOptions) -> Judge:
             "judge= is missing; expected a prompt of feedback/judge_prompts/, lexicon, policy:POLICY or "
             "reward_model:MODEL, e.g. judge=helpful"
         )
-    for name, value, known in (
-        ("orders", options.orders, get_args(Orders)),
-        ("answers", options.answers, get_args(Answers)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value} is unknown; expected {', '.join(known)}")
-    at_least(1, batch_size=options.batch_size)
+    _check(options, {"orders": get_args(Orders), "answers": get_args(Answers)})
     settings = judges.JudgeSettings(
         judge=options.judge,
         rule=options.rule,
@@ -78,5 +74,22 @@ def judge_of(options: JudgeOptions) -> Judge:
         judge_prompt(options.judge)
         check_server(options)
         return judges.judge_of(replace(settings, server=server_of(options), more=more_of(options)))
+    names = ("model", "base_url", "extra_body", "answers", "orders")
+    judges.check_unserved(options.judge, {name: getattr(options, name) for name in names}, JudgeOptions())
+    set_up(None, keep_freed=True)
     with launch.joined(options.device, 60) as device:
         return judges.judge_of(replace(settings, device=device))
+
+
+def _check(options: JudgeOptions, known: Mapping[str, Sequence[str]]) -> None:
+    """Check words and numbers.
+
+    Raises:
+        ValueError: If one cannot work.
+    """
+    for name, words in known.items():
+        if (value := getattr(options, name)) not in words:
+            raise ValueError(f"{name}={value} is unknown; expected {', '.join(words)}")
+    at_least(1, batch_size=options.batch_size)
+    if options.max_length is not None:
+        at_least(2, max_length=options.max_length)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scripts.options import option
+from scripts.options import at_least, option
 
 
 @dataclass(frozen=True)
@@ -16,3 +16,27 @@ class PolicyOptions:
     dtype: str | None = option(None, "Type of the weights; null: the run's, else float32.")
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; null: cuda if there is one.")
     trust_remote_code: bool = option(False, "Run Python code that lies beside the weights.")
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """The options of drawing responses."""
+
+    temperature: float = option(0.7, "Divides the logits; 0 takes the likeliest token.")
+    top_p: float = option(0.9, "Only the likeliest tokens are drawn, as many as have this share of the probability.")
+    max_new_tokens: int = option(256, "Tokens of the longest response.")
+    seed: int = option(0, "Seed of the draws; a response depends on it, its prompt and the number of its draw.")
+
+
+def check_draws(options: DrawOptions) -> None:
+    """Check the numbers.
+
+    Raises:
+        ValueError: If one cannot work.
+    """
+    at_least(1, max_new_tokens=options.max_new_tokens)
+    at_least(0, seed=options.seed)
+    if not 0 <= options.temperature < float("inf"):
+        raise ValueError(f"temperature={options.temperature:g} is out of range; expected a number of at least 0")
+    if not 0 < options.top_p <= 1:
+        raise ValueError(f"top_p={options.top_p:g} is no share; expected more than 0 and at most 1")

@@ -1,4 +1,4 @@
-"""Score responses with a reward model: `python -m scripts.reward_model MODEL FILE... OPTION=VALUE ...`."""
+"""Score responses with a reward model: `python -m scripts.reward_model MODEL [FILE...] OPTION=VALUE ...`."""
 
 import sys
 from collections.abc import Sequence
@@ -60,12 +60,16 @@ def carry_out(plain: list[str], options: Options) -> None:
     name, *files = plain
     check_rows(options, files)
     at_least(1, batch_size=options.batch_size)
+    if options.max_length is not None:
+        at_least(2, max_length=options.max_length)
     steps.say_loading()
+    from fed.cpu.runtime import set_up
     from fed.distributed import launch
     from feedback.asking import Wanted
     from feedback.policies import Loading, find
     from feedback.reward_model import RewardModel
 
+    set_up(None, keep_freed=True)
     found = find(name, options.round)
     rows = rows_of(options, files, found, "responses")
     with launch.joined(options.device, 60) as device:

@@ -48,12 +48,14 @@ class WinRate:
 
 
 def _metrics(plain: Rate, controlled: Rate) -> Metrics:
-    named = {"win_rate": plain, "length_controlled": controlled}
-    return {f"{name}{end}": value for name, rate in named.items() for end, value in _ends(rate)}
-
-
-def _ends(rate: Rate) -> Iterable[tuple[str, float]]:
-    return ("", rate.value), ("_low", rate.low), ("_high", rate.high)
+    return {
+        "win_rate": plain.value,
+        "win_rate_low": plain.low,
+        "win_rate_high": plain.high,
+        "length_controlled": controlled.value,
+        "length_controlled_low": controlled.low,
+        "length_controlled_high": controlled.high,
+    }
 
 
 def pool_counts(strategy: Strategy, on_counts: OnCounts) -> None:

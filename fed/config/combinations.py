@@ -37,6 +37,11 @@ def _check_online(config: Config) -> None:
         return
     if config.engine != "local":
         raise ValueError(f"online.judge={config.online.judge} needs engine=local: clients elsewhere do not judge yet")
+    if (longest := config.online.max_new_tokens or 0) > (room := config.max_length - config.max_prompt_length):
+        raise ValueError(
+            f"online.max_new_tokens={longest} is more than the {room} tokens that max_length={config.max_length} "
+            f"leaves beside max_prompt_length={config.max_prompt_length}; lower it, or raise max_length"
+        )
     if config.mode == "centralized":
         raise ValueError(
             "mode=centralized has no clients that make pairs of their own; use mode=federated or mode=local"

@@ -17,8 +17,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from fed.config.conditions import OWN_DATA
-from fed.config.groups import ColumnSettings, LoraSettings, ModelSettings, OnlineSettings, PrivacySettings
+from fed.config.groups import ColumnSettings, LoraSettings, ModelSettings, PrivacySettings
 from fed.config.meaning import Key
+from fed.config.online import OnlineSettings
 from fed.config.sections.computing import ComputingKeys
 from fed.config.sections.data import DataKeys
 from fed.config.sections.federation import FederationKeys

@@ -37,8 +37,7 @@ def with_reference(
         policy: The reference.
         examples: The pairs, in the order that decides their batches.
         batch_size: Pairs at a time.
-        cache: Folder of computed columns, named by a hash of the weights, the tokens and all else that decides the
-            bits. An unreadable column is computed again. None: no cache.
+        cache: Folder of columns, named by a hash of all that decides the bits; unreadable ones are made again.
         weights_hash: The result of `weights_hash` for this policy.
         on_pairs: Called with the number of pairs that were just done.
 
@@ -47,7 +46,7 @@ def with_reference(
     """
     if not examples:
         return Examples.of([])
-    if policy.scores:  # a score is compared with that of another response, not of another model
+    if policy.scores:  # they are compared with those of other responses, not of another model
         return Examples.of(examples).with_reference(np.zeros((len(examples), 2)))
     name, paired = f"reference-{_content_hash(policy, examples, batch_size, weights_hash)}.npy", are_pairs(examples)
     column = None if cache is None else _read_column(cache / name, len(examples), paired=paired)

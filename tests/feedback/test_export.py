@@ -127,6 +127,9 @@ def test_a_folder_is_pushed_to_the_hub(gpt2: Path, tmp_path: Path) -> None:
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert hub.files == written and "model.safetensors" in written
     assert "owner/name" in done.stdout and "hf_secret" not in done.stdout + done.stderr
+    with stub_hub(is_public=True) as hub:
+        public = push(hub.url, "public")
+    assert public.returncode == 2 and "it is public already; give private=false" in public.stderr and not hub.files
     with stub_hub(refuses=True) as hub:
         refused = push(hub.url, "again")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr

@@ -106,7 +106,7 @@ def test_a_model_with_a_template_is_asked_through_it(asked) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("temperature=-1",), "temperature=-1 is below 0"),
+        (("temperature=-1",), "temperature=-1 is out of range"),
         (("top_p=0",), "top_p=0 is no share"),
         (("n=0",), "n=0 is too small"),
         (("shard=3/3",), "shard=3/3 is no share"),

@@ -11,52 +11,17 @@ import pytest
 
 from fed.data.rows import Preference
 from fed.data.source import Reading
-from fed.tracking.line_files import read_lines
-from feedback.judging import Opinion, agreed, as_text, by_mean
+from feedback.judging import Opinion, agreed, as_text
 from feedback.rules import Lexicon
 from feedback.server_judge import PROMPTS, judge_prompt
 from load_data import load, load_file
 from scripts.judge import main
 from support.command_line import SMALL, CommandLine
+from support.judged_files import good_or_bad, judged, responses
 from support.records import ANSWER, USER, chat
 from support.stub_server import Reply, stub_server
 
-
-def responses(path: str, texts: Callable[[int, int], str], *, n: int = 2, count: int = 4, name: str = "m") -> None:
-    """Write `n` responses to each of some prompts."""
-    lines = [
-        {
-            "prompt": [{"role": "user", "content": f"question {index}"}],
-            "completion": texts(index, draw),
-            "group": f"g{index % 2}",
-            "generator": name,
-            "index": index,
-            "draw": draw,
-        }
-        for index in range(count)
-        for draw in range(n)
-    ]
-    Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def good_or_bad(index: int, draw: int) -> str:
-    """Return a good response in draw 0 of even questions, and in draw 1 of odd ones."""
-    return f"{'good' if (index + draw) % 2 == 0 else 'bad'} {draw}"
-
-
-@pytest.fixture
-def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Return a function that has files judged, and returns exit code, records, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    responses("two.jsonl", good_or_bad)
-
-    def call(*arguments: str, out: str = "out.jsonl") -> tuple[int, list[dict[str, Any]], str, str]:
-        code = main([*arguments, f"out={out}"])
-        captured = capsys.readouterr()
-        return code, list(read_lines(Path(out))), captured.out, captured.err
-
-    return call
+__all__ = ["judged"]
 
 
 def says(text: str) -> Callable[[Any, int], Reply]:
@@ -275,6 +240,8 @@ def test_opinions_and_texts_by_hand() -> None:
         (("judge=helpfull",), "judge=helpfull is unknown; expected alpaca_letters"),
         (("judge=helpful",), "model= is missing"),
         (("judge=helpful", "model=m", "orders=one"), "orders=one is unknown; expected both, mean, random, given"),
+        (("judge=alpaca_ranking", "model=m", "answers=letters"), "answers=letters asks for a or b, and alpaca_ranking"),
+        (("judge=lexicon", "rule={a: 1}", "answers=json"), "answers=json has no effect with judge=lexicon"),
         (("judge=helpful", "model=m", "orders=mean"), "orders=mean needs probabilities, which answers=text has not"),
         (("judge=helpful", "model=m", "rule={a: 1}"), "a rule has no effect on another judge than lexicon"),
         (("judge=lexicon",), "the judge lexicon needs a rule"),
@@ -285,14 +252,3 @@ def test_opinions_and_texts_by_hand() -> None:
 def test_mistakes_are_told_in_one_line(judged, arguments: tuple[str, ...], told: str) -> None:
     code, lines, _, err = judged("two.jsonl", *arguments)
     assert code == 2 and told in err and err.count("\n") == 1 and lines == []
-
-
-def test_the_mean_over_both_orders_cancels_a_preference_for_a_place() -> None:
-    """It likes the first place, and b a little: in one order a, in the other b, and in the mean b."""
-    opinions = [Opinion("ab", "a", "", 0.8), Opinion("ba", "b", "", 0.1)]
-    assert agreed(opinions).winner == "tie"
-    found = by_mean(opinions)
-    assert found.winner == "b" and found.share == pytest.approx(0.45)
-    assert by_mean([Opinion("ab", "a", "", 0.75), Opinion("ba", "b", "", 0.25)]).winner == "tie"
-    lacking = by_mean([Opinion("ab", "a", "a"), Opinion("ba", "b", "", 0.1)])
-    assert lacking.winner is None and lacking.problem == "an answer without probabilities"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 import clients.app
 from clients.fresh import FreshPairs
-from fed.config.groups import OnlineSettings
+from fed.config.online import OnlineSettings
 from fed.data.examples import Example, Examples
 from fed.data.prompts import Prompt
 from fed.data.rows import Preference
@@ -22,24 +22,16 @@ from fed.model.demo import demo_model, demo_tokenizer
 from fed.model.evaluation import Metrics
 from fed.model.generation import Draws
 from fed.model.policy import Policy, pair_logps
-from feedback.contest import Contest
 from feedback.judging import Judgement, Opinion, ScoreJudge
-from feedback.winrates import length_controlled, win_rate
 from support.command_line import CommandLine
+from support.online_runs import ONLINE, RULE, lines
 from support.pairs import examples
 from support.separate_runs import launch, only_run
 
-RULE = 'online.rule="{per_word: 1}"'
-ONLINE = ("online.judge=lexicon", RULE, "online.max_new_tokens=16", "max_length=112", "max_prompt_length=96")
 LEARNS = (
     *("client_num_in_total=4", "comm_round=4", "n_train_examples=240", "n_test_examples=48", "lr=0.01", "alpha=0"),
     *("warmup_steps=0", "batch_size=8", "online.n=4", "online.max_new_tokens=24", "num_threads=1"),
 )
-
-
-def lines(run: Path, split: str, who: str = "client") -> list[dict[str, Any]]:
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in found if line["split"] == split and line["who"].startswith(who)]
 
 
 def fresh_pairs(policy: Policy, score: Any, asked: Sequence[Example] = tuple(examples(6)), **how: Any) -> FreshPairs:
@@ -68,6 +60,16 @@ def test_the_best_response_is_preferred_to_the_worst(policy: Policy) -> None:
     assert list(again) == list(found)
     for other in ((1, 1), (0, 2)):
         assert list(fresh_pairs(policy, len, n=4).of(*other, stored, RecordDict())[0]) != list(found)
+
+
+def test_a_response_that_a_stop_string_ends_ends_like_those_of_the_data(policy: Policy) -> None:
+    tokenizer = policy.tokenizer
+    maker = fresh_pairs(policy, len)
+    maker._draws = replace(maker._draws, stop_strings=("\n\nHuman:",))
+    ids = tuple(tokenizer([" Yes.\n\nHuman: and"])["input_ids"][0])
+    ended, text = maker._ended(ids)
+    assert text == " Yes." and tokenizer.decode(ended, skip_special_tokens=True) == " Yes."
+    assert ended[-1] == tokenizer.eos_token_id and maker._ended(ended) == (ended, " Yes.")
 
 
 def test_ties_and_prompts_without_a_judgement_make_no_pair(policy: Policy) -> None:
@@ -147,60 +149,6 @@ def test_a_judge_reads_the_prompts_as_the_data_have_them(
     assert min(map(len, seen)) > 24
 
 
-COUNTS = (
-    *("client_num_in_total=3", "comm_round=2", "n_train_examples=90", "n_test_examples=8", "client_eval_fraction=0.3"),
-    *("strategy=fedavg", "strategy.fraction_evaluate=1", "online.client_eval_prompts=6", "lr=0.01", "alpha=0"),
-    *("warmup_steps=0", "batch_size=8", "online.n=4"),
-)
-
-
-@pytest.mark.parametrize("adapter", [(), ("lora.r=2",)])
-def test_clients_tell_counts_and_the_server_knows_the_rate_of_all(
-    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, adapter: tuple[str, ...]
-) -> None:
-    seen: list[Any] = []
-    judged: list[Any] = []
-    answer, battles = clients.app.Client.evaluate, Contest.battles
-
-    def evaluate(self: Any, message: Any, context: Any) -> Any:
-        seen.append(deepcopy(reply := answer(self, message, context)))
-        return reply
-
-    def spied(self: Any, new: Any, old: Any) -> Any:
-        found = battles(self, new, old)
-        judged.extend(found[0] if len(new) == 6 else [])
-        return found
-
-    monkeypatch.setattr(clients.app.Client, "evaluate", evaluate)
-    monkeypatch.setattr(Contest, "battles", spied)
-    result = command_line(*COUNTS, *ONLINE, *adapter)
-    assert result.code == 0, result.err
-    lines_of_all = lines(result.run, "held-out", "server")
-    assert [line["round"] for line in lines_of_all] == [1, 2] and "clients' win rate" in result.out
-    every = [battle._replace(prompt=place) for place, battle in enumerate(judged)]
-    for line, own in zip(lines_of_all, (every[:18], every[18:]), strict=True):
-        assert line["win_prompts"] == len(own) == 18
-        assert line["win_rate"] == pytest.approx(win_rate(own).value, abs=1e-12)
-        assert line["length_controlled"] == pytest.approx(length_controlled(own).value, abs=1e-3)
-    assert len(seen) == 6
-    for reply in seen:
-        assert set(reply.content) == {"metrics"}
-        values = [np.ravel(value).tolist() for value in reply.content["metrics"].values()]
-        assert all(isinstance(number, int | float) for each in values for number in each)
-
-
-def test_a_run_with_counts_goes_on_to_the_same_figures(tmp_path: Path) -> None:
-    options = (*COUNTS, *ONLINE, "output_dir=runs", "cache_dir=cache", "num_threads=1")
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-    assert launch(tmp_path / "whole", *options).code == 0
-    assert launch(tmp_path / "cut", *options, "comm_round=1").code == 0
-    cut, whole = only_run(tmp_path / "cut"), only_run(tmp_path / "whole")
-    assert cut is not None and whole is not None
-    assert launch(tmp_path / "cut", f"resume={cut}", "comm_round=2").code == 0
-    assert lines(cut, "held-out") == lines(whole, "held-out")
-
-
 @pytest.mark.parametrize("reference", ["fixed", "previous"])
 @pytest.mark.parametrize("adapter", [(), ("lora.r=2",)])
 def test_the_reference_is_the_policy_before_training_or_the_one_received(
@@ -272,6 +220,10 @@ def test_no_text_leaves_a_client(command_line: CommandLine, monkeypatch: pytest.
         (("online.judge=lexicon", RULE, "engine=ray"), "needs engine=local"),
         (("online.judge=lexicon", RULE, "mode=centralized"), "mode=centralized has no clients that make pairs"),
         (("online.judge=lexicon", RULE, "online.mix=1"), "online.mix=1"),
+        (
+            ("online.judge=lexicon", RULE, "max_length=64", "max_prompt_length=60", "online.max_new_tokens=5"),
+            "online.max_new_tokens=5 is more than the 4 tokens",
+        ),
         (("online.judge=lexicon", RULE, "online.model=m"), "online.model=m has no effect with online.judge=lexicon"),
         (("online.judge=lexicon", RULE, "online.orders=mean"), "online.orders=mean has no effect"),
         (

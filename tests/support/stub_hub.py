@@ -12,9 +12,9 @@ from typing import Any
 class Hub(ThreadingHTTPServer):
     """The server, with the repositories that were made and the files that were committed."""
 
-    def __init__(self, refuses: bool) -> None:
+    def __init__(self, refuses: bool, is_public: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.refuses = refuses
+        self.refuses, self.is_public = refuses, is_public
         self.created: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
@@ -25,9 +25,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def stub_hub(*, refuses: bool = False) -> Iterator[Hub]:
-    """Serve inside the context; with `refuses` every request is answered by 403."""
-    hub = Hub(refuses)
+def stub_hub(*, refuses: bool = False, is_public: bool = False) -> Iterator[Hub]:
+    """Serve inside the context; with `refuses` every request is answered by 403, repositories may be public already."""
+    hub = Hub(refuses, is_public)
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
     try:
@@ -64,7 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {})  # the check of the card's front matter
 
     def do_GET(self) -> None:
-        self._answer(404, {"error": "nothing here"})
+        name = self.path.removeprefix("/api/models/")
+        if self.server.created and name == "owner/name":
+            self._answer(200, {"id": name, "private": not self.server.is_public, "siblings": []})
+        else:
+            self._answer(404, {"error": "nothing here"})
 
     def _answer(self, code: int, content: Any) -> None:
         text = json.dumps(content).encode()
