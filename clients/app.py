@@ -138,7 +138,8 @@ class Client:
         """Return the client's pairs with fresh ones to train on, by the weights it has received."""
         with self.log.phase("sample"):
             train, told = fresh.of(client_id, server_round, pairs.train, context.state)
-        self.log.client(client_id, server_round, "online", told)
+        if self.pauses.point() is None:  # else the draws were reported when the training began
+            self.log.client(client_id, server_round, "online", told)
         return replace(pairs, train=train)
 
     def _check(self, message: Message) -> None:

@@ -74,8 +74,8 @@ class FreshPairs:
         Raises:
             Failed: If no prompt has responses of which one is better.
         """
-        found, told = self._last(kept), Metrics()
-        if found is None or (server_round - 1) % self._settings.every == 0:
+        found, drawn, told = *self._last(kept), Metrics()
+        if found is None or server_round - drawn >= self._settings.every:
             fresh, told = self._fresh(client_id, server_round)
             if not fresh:
                 raise Failed(
@@ -83,7 +83,7 @@ class FreshPairs:
                     f"responses that tie, and {told['unjudged']:g} no judgement"
                 )
             found = self._fill(fresh)
-            _keep(kept, found)
+            _keep(kept, found, server_round)
         elif self._settings.reference == "previous":
             found = self._fill(found)
         own = self._stored(client_id, server_round, stored, len(found))
@@ -165,16 +165,18 @@ class FreshPairs:
         self._judge.judge(pairs, on_judged)
         return worths, judged
 
-    def _last(self, kept: RecordDict) -> Examples | None:
-        """Return the fresh pairs that the context holds; None before the first draw."""
+    def _last(self, kept: RecordDict) -> tuple[Examples | None, int]:
+        """Return the fresh pairs that the context holds, None before the first draw, and the round of their draw."""
         record = kept.array_records.get(KEPT)
         if record is None:
-            return None
+            return None, 0
         arrays = {name: array.numpy() for name, array in record.items()}
-        return Examples(arrays["ids"].astype(np.uint32), arrays["ends"], arrays["reference"])
+        examples = Examples(arrays["ids"].astype(np.uint32), arrays["ends"], arrays["reference"])
+        return examples, int(arrays["round"][0])
 
 
-def _keep(kept: RecordDict, found: Examples) -> None:
+def _keep(kept: RecordDict, found: Examples, server_round: int) -> None:
     assert found.reference is not None
     columns = {"ids": found.ids.astype(np.int64), "ends": found.ends.astype(np.int64), "reference": found.reference}
+    columns["round"] = np.array([server_round])
     kept[KEPT] = ArrayRecord({name: Array(column) for name, column in columns.items()})

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from fed.data.rows import Skip
 from fed.errors import CannotContinue
@@ -103,7 +104,7 @@ class Client:
         key = os.environ.get(KEY)
         if not key and base_url is None:
             raise ValueError(f"OpenAI's server needs a key: set {KEY}, or give base_url= of another server")
-        self._server, self.place = server, base_url or "https://api.openai.com/v1"
+        self._server, self.place = server, _shown(base_url or "https://api.openai.com/v1")
         self._cache = None if server.cache is None else server.cache.absolute()
         self._client = OpenAI(
             api_key=key or "none", base_url=base_url, timeout=server.timeout, max_retries=server.retries
@@ -214,6 +215,8 @@ class Client:
             choice, usage = found.choices[0], found.usage
             text = choice.message.content or ""
             first = choice.logprobs.content[0].top_logprobs if choice.logprobs and choice.logprobs.content else []
+            if not isinstance(text, str):
+                raise TypeError
             letters = {token.token: float(token.logprob) for token in first}
             counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
             return Answer(text, str(choice.finish_reason), counts[0], counts[1], letters)
@@ -242,6 +245,18 @@ class Client:
 
     def _end(self, what: str) -> CannotContinue:
         return CannotContinue(f"the server at {self.place} {what}")
+
+
+def _shown(base_url: str) -> str:
+    """Return an address without the name and the password that may stand in it.
+
+    Raises:
+        ValueError: If it is no address.
+    """
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url={base_url:.60} is no address; expected such as http://127.0.0.1:8000/v1")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _one_line(error: Exception) -> str:

@@ -33,11 +33,13 @@ class Read:
         rows: Those that have token ids.
         logps: The summed log-probs of their responses, float64, (N,).
         dropped: How many rows have none, by reason.
+        cut: How many rows lost tokens, because they are longer than what is read.
     """
 
     rows: Sequence[Preference]
     logps: Logps
     dropped: Mapping[str, int]
+    cut: int = 0
 
 
 def read(policy: Policy, rows: Sequence[Preference], asking: Asking, *, batch_size: int, on_pairs: OnPairs) -> Read:
@@ -54,7 +56,7 @@ def read(policy: Policy, rows: Sequence[Preference], asking: Asking, *, batch_si
     paired = are_pairs(found.examples)
     logps = pair_logps(policy, found.examples, batch_size=batch_size, paired=paired, on_pairs=on_pairs)
     columns = as_tensors(found.examples, [one.chosen for one in logps], [one.rejected for one in logps])
-    return Read(kept, columns, found.cuts.dropped)
+    return Read(kept, columns, found.cuts.dropped, found.cuts.pairs)
 
 
 def both(found: Found, reference: Found | None, how: Loading, work: Callable[[Policy], T]) -> tuple[T, T | None]:

@@ -100,12 +100,18 @@ class JobFile:
         if not whole:
             self._append([{"settings": self._settings}])
             return
-        begun = json.loads(whole[0])["settings"]
-        if begun != self._settings:
+        try:
+            begun, *lines = (json.loads(text) for text in whole)
+            settings = begun["settings"]
+            for line in lines:
+                self._key(line)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self._part} is damaged; remove it to begin anew") from error
+        if settings != self._settings:
             raise ValueError(
-                f"{self._part} was begun with {_difference(begun, self._settings)}; remove it to begin anew"
+                f"{self._part} was begun with {_difference(settings, self._settings)}; remove it to begin anew"
             )
-        self.lines = [json.loads(text) for text in whole[1:]]
+        self.lines = lines
 
     def _append(self, lines: Iterable[Line]) -> None:
         assert self._file is not None

@@ -163,8 +163,9 @@ class ScoreJudge:
             scores = dict(zip(different, self.score(different), strict=True))
             for place, (one, other) in enumerate(both, start=start):
                 a, b = scores[one], scores[other]
-                winner: Side = "tie" if a == b else "a" if a > b else "b"
-                on_judged(place, Judgement(winner, (Opinion("ab", winner, f"{a:.6g} {b:.6g}"),)))
+                winner: Side | None = "tie" if a == b else "a" if a > b else "b" if a < b else None
+                problem = "" if winner else "a score that is no number"
+                on_judged(place, Judgement(winner, (Opinion("ab", winner, f"{a:.6g} {b:.6g}"),), problem))
 
 
 def response_row(row: Preference, text: str) -> Preference:

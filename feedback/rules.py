@@ -1,5 +1,6 @@
 """A rule over words as a judge, for tests and demonstrations: it is known who is right."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class Lexicon:
         try:
             found = yaml.safe_load(text)
             weights = {str(phrase): float(weight) for phrase, weight in found.items()}
+            odd = any(isinstance(weight, bool) for weight in found.values()) or not all(map(str.strip, weights))
+            if odd or not all(map(math.isfinite, weights.values())):
+                raise ValueError
         except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f'rule={text!r:.60} is no rule; expected phrases with numbers: "{{sorry: -1}}"') from error
         per_word = weights.pop(PER_WORD, 0.0)

@@ -108,6 +108,8 @@ def length_controlled_of(counts: WinCounts) -> Rate:
     """
     if not counts.judged:
         raise ValueError("no pair has a judgement")
+    if counts.judged in (counts.wins, counts.ties, counts.losses):
+        return win_rate_of(counts)
     places = np.arange(-SIDE, SIDE + 1)
     middles = np.sign(places) * np.expm1((np.abs(places) - 0.5).clip(0) / SIDE * FURTHEST)
     terms = np.repeat(length_term(middles, _spread(counts)), len(RESULTS))

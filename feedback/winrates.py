@@ -94,8 +94,11 @@ def length_controlled(found: Sequence[Battle]) -> Rate:
     rate is its mean with the length term at 0. AlpacaEval takes the prompts' terms from a file that many models fitted
     (arXiv 2404.04475, equation 2); here they are fitted to the judgements at hand.
 
-    The interval is by the delta method, with prompts as the independent units.
+    The interval is by the delta method, with prompts as the independent units. Where all judgements are the same,
+    length explains nothing, and rate and interval are the plain ones.
     """
+    if len({battle.value for battle in found}) == 1:
+        return win_rate(found)
     longer = np.array([battle.longer for battle in found])
     values = np.array([battle.value for battle in found])
     _, owners = np.unique([str(battle.prompt) for battle in found], return_inverse=True)
@@ -157,12 +160,34 @@ def _with_interval(
     return Rate(mean, max(mean - NORMAL * error, 0.0), min(mean + NORMAL * error, 1.0))
 
 
+def _decides(found: Sequence[Battle]) -> bool:
+    """Return True if from each model a chain of wins and ties leads to every other."""
+    beaten: dict[str, set[str]] = {}
+    for battle in found:
+        for one, other, value in ((battle.a, battle.b, battle.value), (battle.b, battle.a, 1 - battle.value)):
+            beaten.setdefault(one, set()).update({other} if value > 0 else ())
+    for model in beaten:
+        reached, left = {model}, [model]
+        while left:
+            new = beaten[left.pop()] - reached
+            reached |= new
+            left += new
+        if reached != beaten.keys():
+            return False
+    return True
+
+
 def strengths(found: Sequence[Battle]) -> dict[str, float]:
     """Return the Bradley-Terry strength of each model, with mean 1 over the models, strongest first.
+
+    {} if the judgements do not decide them: however the models are divided in two, some of each part must have won
+    against some of the other, or tied.
 
     Raises:
         ValueError: If the package evalica is not installed.
     """
+    if not _decides(found):
+        return {}
     try:
         import evalica
     except ImportError as error:

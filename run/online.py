@@ -32,13 +32,14 @@ from run.plan import Plan
 from server.winrate import WinRate
 
 
-def judge_for(config: Config, device: torch.device, processes: int) -> Judge | None:
+def judge_for(config: Config, device: torch.device, processes: int, *, supervised: bool) -> Judge | None:
     """Return the judge of the run; None if clients train on the pairs of the data.
 
     Args:
         config: The settings.
         device: The device of a policy or reward model that judges.
         processes: The processes of the run.
+        supervised: The loss reads one response of a pair.
 
     Raises:
         ValueError: If there is no such judge, or the run's processes cannot share it.
@@ -46,6 +47,10 @@ def judge_for(config: Config, device: torch.device, processes: int) -> Judge | N
     online = config.online
     if online.judge is None:
         return None
+    if supervised and online.reference != "fixed":
+        raise ValueError(
+            f"online.reference={online.reference} has no effect on a loss without a reference; leave it out"
+        )
     cache = Path(config.cache_dir) / "answers"
     server = None if online.model is None else Server(online.model, online.base_url, cache=cache)
     settings = JudgeSettings(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from clients.app import ClientPairs
 from fed.config.schema import Config
-from fed.data.chat import ChatSettings
+from fed.data.chat import ChatSettings, in_form
 from fed.data.examples import Examples
+from fed.data.prompts import prompt_ids
 from fed.data.rows import Chat, Preference, said
 from fed.data.splits import ClientRows
 from fed.data.token_cache import tokenize_once
@@ -33,7 +34,7 @@ def all_pairs(rows: OwnedRows, policy: Policy, config: Config, *, supervised: bo
     With a supervised loss single responses count as pairs; rows of an online run that have no pair are prompts only.
 
     Raises:
-        ValueError: If pairs cannot be tokenized, or none of a client's to train on is left.
+        ValueError: If pairs or prompts cannot be tokenized, or none of a client's to train on is left.
     """
     split = rows.split
     lists = [
@@ -45,6 +46,8 @@ def all_pairs(rows: OwnedRows, policy: Policy, config: Config, *, supervised: bo
     _check_has_conversations(config, every, getattr(policy.tokenizer, "chat_template", None) or "")
     is_online = config.online.judge is not None
     if is_online:
+        talks = [row for row in every if isinstance(in_form(row, chat_settings(config)).prompt, Chat)]
+        prompt_ids(talks[:1], policy.tokenizer, lengths=lengths_of(config), chat=chat_settings(config))
         lists = [[row for row in part if _is_answered(row, supervised)] for part in lists]
         every = [row for part in lists for row in part]
     found = _tokenizer(policy, config, "tokens_of_runs", most=ENTRIES)(every)

@@ -105,7 +105,7 @@ def _plan(
     if objective.scores:
         check_reward(config)
     mods = [*privacy_mods(config.privacy), *(_mod(path) for path in config.client_mods)]
-    judge = judge_for(config, device, mesh.world.count)
+    judge = judge_for(config, device, mesh.world.count, supervised=objective.supervised)
     rows = load_rows(objective)
     policy = make_policy(config, device, mesh, scores=objective.scores)
     library = choose_matmul(policy, config, mesh.world)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fed.config.explain import counted
 from fed.tracking import steps
@@ -11,6 +12,9 @@ from scripts.command import Command
 from scripts.options import at_least, option
 from scripts.prompts import RowOptions, check_rows, rows_of
 from scripts.servers import ServerOptions, check_server, more_of, server_of
+
+if TYPE_CHECKING:
+    from fed.data.rows import Preference
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,16 @@ def carry_out(files: list[str], options: Options) -> int:
         ValueError: For a mistake of the user's.
         CannotContinue: If the server cannot be used, or the disk refuses a file.
     """
-    check_server(options)
-    check_rows(options, files)
-    at_least(1, n=options.n, max_tokens=options.max_tokens)
-    at_least(0, seed=options.seed)
-    if not files and not options.datasets:
-        raise ValueError("nothing says what to read: give files, or datasets=")
+    _check(options, files)
     from feedback.api import Client
-    from feedback.completions import Asked, as_asked, complete, messages_of
+    from feedback.completions import Asked, complete
     from feedback.job_files import JobFile
     from feedback.responses import Prompts, key_of
 
     client, more = Client(server_of(options)), more_of(options)
-    rows = rows_of(options, files)
-    longest = options.longest_prompt
-    sizes = (sum(len(message["content"]) for message in messages_of(as_asked(row))) for row in rows)
-    short = [row for row, size in zip(rows, sizes, strict=True) if longest is None or size <= longest]
-    if len(short) < len(rows):
-        steps.remark(f"{len(rows) - len(short)} prompts of more than {longest} characters are left out")
-    prompts = Prompts.of(short, options.limit, options.shard, options.n)
+    prompts = Prompts.of(
+        _short(rows_of(options, files), options.longest_prompt), options.limit, options.shard, options.n
+    )
     settings = {"temperature": options.temperature, "max_tokens": options.max_tokens, **more}
     how = Asked(str(options.model), settings, options.seed, options.system_prompt, options.require_stop)
     decides = {**asdict(options), **dict.fromkeys(NOT_DECIDING), "prompts": prompts.digest()}
@@ -96,6 +91,41 @@ def carry_out(files: list[str], options: Options) -> int:
             f"{told.prompt_tokens:,} tokens asked, {told.completion_tokens:,} answered; {told.kept} answers were kept"
         )
         return 0 if file.lines and file.finish() else 1
+
+
+def _check(options: Options, files: Sequence[str]) -> None:
+    """Check the options.
+
+    Raises:
+        ValueError: If one cannot work.
+    """
+    check_server(options)
+    check_rows(options, files)
+    at_least(1, n=options.n, max_tokens=options.max_tokens)
+    at_least(0, seed=options.seed)
+    if not 0 <= options.temperature < float("inf"):
+        raise ValueError(f"temperature={options.temperature:g} is out of range; expected a number of at least 0")
+    if options.longest_prompt is not None:
+        at_least(1, longest_prompt=options.longest_prompt)
+    if not files and not options.datasets:
+        raise ValueError("nothing says what to read: give files, or datasets=")
+
+
+def _short(rows: "list[Preference]", longest: int | None) -> "list[Preference]":
+    """Return the rows whose prompts have at most so many characters.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from feedback.completions import as_asked, messages_of
+
+    sizes = (sum(len(message["content"]) for message in messages_of(as_asked(row))) for row in rows)
+    short = [row for row, size in zip(rows, sizes, strict=True) if longest is None or size <= longest]
+    if len(short) < len(rows):
+        steps.remark(f"{len(rows) - len(short)} prompts of more than {longest} characters are left out")
+    if not short:
+        raise ValueError("no prompt is left to ask")
+    return short
 
 
 # Options that say how a job runs, not what comes of it.

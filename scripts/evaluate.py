@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed.tracking import steps
 from scripts.command import Command, write_json
-from scripts.options import at_least, option
+from scripts.options import at_least, no_folder, option
 from scripts.policies import PolicyOptions
 from scripts.prompts import RowOptions, check_rows, client_rows, rows_of
 
@@ -82,6 +82,7 @@ def carry_out(plain: list[str], options: Options) -> None:
     """
     name, *files = plain
     check_rows(options, files)
+    no_folder(out=options.out)
     at_least(1, batch_size=options.batch_size)
     if options.max_length is not None:
         at_least(2, max_length=options.max_length)

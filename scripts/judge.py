@@ -11,7 +11,7 @@ from fed.config.explain import counted
 from fed.tracking import steps
 from scripts.command import Command, write_json
 from scripts.judges import JudgeOptions, judge_of
-from scripts.options import at_least, option
+from scripts.options import at_least, no_folder, option
 
 if TYPE_CHECKING:
     from feedback.preferences import Matched
@@ -59,6 +59,7 @@ def carry_out(files: list[str], options: Options) -> int:
         ValueError: For a mistake of the user's.
         CannotContinue: If the judge cannot be asked any more, or the disk refuses a file.
     """
+    no_folder(out=options.out, annotations=options.annotations)
     if options.pairs not in ("first", "all"):
         raise ValueError(f"pairs={options.pairs} is unknown; expected first or all")
     if options.limit is not None:

@@ -78,6 +78,17 @@ def split(kind: type, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, [argument for argument in arguments if argument not in own]
 
 
+def no_folder(**files: str | None) -> None:
+    """Refuse names of folders where files are to be written.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name, file in files.items():
+        if file is not None and Path(file).is_dir():
+            raise ValueError(f"{name}={file} is a folder; give a file")
+
+
 def at_least(least: int, **values: int) -> None:
     """Refuse whole numbers that are too small.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed.tracking import steps
 from scripts.command import Command
-from scripts.options import at_least, option
+from scripts.options import at_least, no_folder, option
 from scripts.policies import PolicyOptions
 from scripts.prompts import RowOptions, check_rows, rows_of
 
@@ -32,8 +32,7 @@ COMMAND = Command(
     "classification with one label. Of pairs it counts how often the chosen response has the higher score.",
     Options,
     (
-        ("python main.py loss=reward strategy=fedavg lr=1e-5 warmup_ratio=0.1", "first, a federated reward model"),
-        ("python -m scripts.reward_model data/fedpo/DATE_TIME", "the run's own test pairs"),
+        ("python -m scripts.reward_model data/fedpo/DATE_TIME", "the own test pairs of a run of main.py loss=reward"),
         ("python -m scripts.reward_model data/fedpo/DATE_TIME responses.jsonl out=scored.jsonl", "other responses"),
         ("python -m scripts.judge new.jsonl old.jsonl judge=reward_model:data/fedpo/DATE_TIME", "it judges"),
     ),
@@ -59,6 +58,7 @@ def carry_out(plain: list[str], options: Options) -> None:
     """
     name, *files = plain
     check_rows(options, files)
+    no_folder(out=options.out)
     at_least(1, batch_size=options.batch_size)
     if options.max_length is not None:
         at_least(2, max_length=options.max_length)
@@ -89,6 +89,7 @@ def _summary(scored: "Read") -> str:
 
     scores, count = scored.logps, len(scored.rows)
     left_out = "".join(f"; left out: {number} {reason}" for reason, number in scored.dropped.items())
+    left_out += f"; cut to max_length: {scored.cut}" if scored.cut else ""
     if not _are_pairs(scored) or scores.rejected is None:
         spread = float(scores.chosen.std()) if count > 1 else 0.0
         return f"{count} responses, mean score {float(scores.chosen.mean()):.3f}, deviation {spread:.3f}{left_out}"

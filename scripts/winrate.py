@@ -1,7 +1,7 @@
 """Win rates of judgements: `python -m scripts.winrate FILE... OPTION=VALUE ...`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from fed.reports.statistics import with_interval
 from fed.reports.winrate_png import winrate_picture
 from fed.tracking import steps
 from scripts.command import Command, write_json
-from scripts.options import option
+from scripts.options import no_folder, option
 
 if TYPE_CHECKING:
     from feedback.winrates import Battle
@@ -56,6 +56,26 @@ COMMAND = Command(
 )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_prompt(value: Any) -> bool:
+    turns = value if isinstance(value, list) else []
+    return _is_text(value) or all(
+        isinstance(turn, dict) and _is_text(turn.get("role")) and _is_text(turn.get("content")) for turn in turns or [0]
+    )
+
+
+# What a judgement must hold.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "prompt": _is_prompt,
+    "response_a": _is_text,
+    "response_b": _is_text,
+    "winner": lambda value: value is None or (_is_text(value) and value in ("a", "b", "tie")),
+}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code."""
     return COMMAND.main(arguments, carry_out)
@@ -68,36 +88,63 @@ def carry_out(files: list[str], options: Options) -> None:
         ValueError: For a mistake of the user's.
         CannotWrite: If the disk refuses the file.
     """
-    from feedback.winrates import battles, strengths, turned
+    from feedback.winrates import strengths
 
+    no_folder(out=options.out, picture=options.picture)
     lines = [line for file in files for line in _lines(file)]
-    found = battles(lines)
-    if not found:
-        raise ValueError(f"{' and '.join(files)}: no pair has a judgement")
-    if all(battle.a == battle.b for battle in found):
-        raise ValueError(f"{' and '.join(files)}: both responses of each pair are of one generator, {found[0].a}")
+    found = _judged(files, lines)
     models = list(dict.fromkeys(name for battle in found for name in (battle.a, battle.b)))
     if options.model is not None and options.model not in models:
         raise ValueError(f"model={options.model} is none of the generators: {', '.join(models)}")
-    pairs: dict[tuple[str, str], list[Battle]] = {}
-    for battle in found:
-        first = options.model or _first(battle.a, battle.b, models)
-        battle = battle if battle.a == first else turned(battle)
-        if battle.a == first:
-            pairs.setdefault((battle.a, battle.b), []).append(battle)
-    rates = [_rate(a, b, each) for (a, b), each in pairs.items()]
+    rates = [_rate(a, b, each) for (a, b), each in _by_pair(found, options.model, models).items()]
     by_round = _by_round(rates) if options.picture is not None else []
-    report: dict[str, Any] = {"unjudged": len(lines) - len(found), "rates": rates}
+    report: dict[str, Any] = {"unjudged": sum(line["winner"] is None for line in lines), "rates": rates}
     if options.by is not None:
         report["by"] = _by(options.by, lines, options.model or models[0])
     if len(models) > 2:
         report["strengths"] = strengths(found)
+        if not report["strengths"]:
+            steps.remark("no strengths: some model never lost or never won, or some never met; judge more pairs")
     _print(report)
     if options.out is not None:
         write_json(Path(options.out), report)
     if options.picture is not None:
         winrate_picture(by_round, Path(options.picture))
         print(f"picture: {options.picture}")
+
+
+def _judged(files: Sequence[str], lines: Sequence[dict[str, Any]]) -> "list[Battle]":
+    """Return the judgements of two models' responses.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from feedback.winrates import battles
+
+    judged = battles(lines)
+    if not judged:
+        raise ValueError(f"{' and '.join(files)}: no pair has a judgement")
+    found = [battle for battle in judged if battle.a != battle.b]
+    if not found:
+        raise ValueError(f"{' and '.join(files)}: both responses of each pair are of one generator, {judged[0].a}")
+    if len(found) < len(judged):
+        steps.remark(f"left out: {counted(len(judged) - len(found), 'pair')} of one generator's own responses")
+    return found
+
+
+def _by_pair(
+    found: "Sequence[Battle]", model: str | None, models: Sequence[str]
+) -> "dict[tuple[str, str], list[Battle]]":
+    """Return the judgements of each pair of models, as wins of the first; of `model` alone if it is given."""
+    from feedback.winrates import turned
+
+    pairs: dict[tuple[str, str], list[Battle]] = {}
+    for battle in found:
+        first = model or _first(battle.a, battle.b, models)
+        battle = battle if battle.a == first else turned(battle)
+        if battle.a == first:
+            pairs.setdefault((battle.a, battle.b), []).append(battle)
+    return pairs
 
 
 def _lines(file: str) -> list[dict[str, Any]]:
@@ -112,9 +159,11 @@ def _lines(file: str) -> list[dict[str, Any]]:
         raise ValueError(f"there is no file {file}; give files that scripts.judge wrote")
     found = list(records_of(Path(file)))
     for where, fields in found:
-        for name in ("prompt", "response_a", "response_b", "winner"):
+        for name, is_right in FIELDS.items():
             if name not in fields:
                 raise ValueError(f"{where}: no field {name!r}; give files that scripts.judge wrote")
+            if not is_right(fields[name]):
+                raise ValueError(f"{where}: {name} is {fields[name]!r:.60}; give files that scripts.judge wrote")
     return [dict(fields) for _, fields in found]
 
 

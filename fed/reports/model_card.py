@@ -20,7 +20,10 @@ from fed.reports.runs import Run
 from fed.reports.statistics import with_interval
 
 TEMPLATE = "model_card.md.jinja"
-PRIVATE = {*of_role("place", "upkeep"), "data_dir", "chat_template", "partition.client_data"}  # keys that hold paths
+PRIVATE = {  # keys that hold paths or addresses
+    *of_role("place", "upkeep"),
+    *("data_dir", "chat_template", "partition.client_data", "online.judge", "online.model", "online.base_url"),
+}
 OF_MODEL = ("model.name_or_path", "model.tokenizer_name_or_path", "model.archive", "model.gguf_file", "model.adapter")
 DPO = """@inproceedings{rafailov2023direct,
   title = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},

@@ -58,7 +58,7 @@ class Row:
     best: Mean | Share  # after the round that was best on each run's test pairs, round 0 excluded
     margin: Mean
     loss: Mean
-    log_ratio: Mean
+    log_ratio: Mean | None  # None: of reward models
     clients_sd: float | None  # mode=local: standard deviation of the final accuracy over clients
     pairs_to_near: float | None  # trained until NEAR of the final accuracy of the centralised run of the same seed
     num_near: int  # runs that came so near; the mean is over them
@@ -128,7 +128,7 @@ def cells(row: Row) -> dict[str, str]:
         "best on test": str(row.best),
         "margin": str(row.margin),
         "loss": str(row.loss),
-        "log-ratio": str(row.log_ratio),
+        "log-ratio": "-" if row.log_ratio is None else str(row.log_ratio),
         "pairs to 95 %": _pairs_to_near(row),
         "wall-clock": _duration(row.wall_seconds),
         "traffic": "-" if row.traffic is None else _size(row.traffic),
@@ -172,7 +172,7 @@ def _row(method: Method, aims: Mapping[int, float]) -> Row:
         best=accuracy([max(point.metrics["accuracy"] for point in own) for own in points], num_pairs),
         margin=mean_and_se(last["margin"]),
         loss=mean_and_se(last["loss"]),
-        log_ratio=mean_and_se(last["log_ratio"]),
+        log_ratio=mean_and_se(last["log_ratio"]) if any("log_ratio" in own[-1].metrics for own in points) else None,
         clients_sd=fmean(spreads) if spreads else None,
         pairs_to_near=fmean(reached) if reached else None,
         num_near=len(reached),
