@@ -42,6 +42,8 @@ def _check_online(config: Config) -> None:
             f"online.max_new_tokens={longest} is more than the {room} tokens that max_length={config.max_length} "
             f"leaves beside max_prompt_length={config.max_prompt_length}; lower it, or raise max_length"
         )
+    if config.mode == "local" and config.online.client_eval_prompts:
+        raise ValueError("online.client_eval_prompts has no effect with mode=local, where no server asks; leave it out")
     if config.mode == "centralized":
         raise ValueError(
             "mode=centralized has no clients that make pairs of their own; use mode=federated or mode=local"

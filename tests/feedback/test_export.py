@@ -64,6 +64,15 @@ def test_a_card_says_what_the_run_knows_and_no_path(
     assert str(tmp_path) not in text and "runs/" not in text and "output_dir" not in text
 
 
+def test_a_card_of_an_online_run_has_no_address_and_no_path(command_line: CommandLine, tmp_path: Path) -> None:
+    judge = command_line(*SMALL, "loss=reward", "max_length=112").run
+    online = (f"online.judge=reward_model:{judge}", "online.max_new_tokens=8", "online.prompts=4")
+    result = command_line(*SMALL, *online, "max_length=112", "max_prompt_length=64", "strategy=fedavg")
+    assert main([str(result.run), f"out={tmp_path / 'out'}"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "online.prompts: 4" in text and "reward_model" not in text and str(tmp_path) not in text
+
+
 def test_a_policy_of_no_run_is_written_without_a_card(
     gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,3 +54,15 @@ def test_shards_hold_each_item_once() -> None:
     for wrong in ("8/8", "1", "-1/2", "a/b", "1/0", "1/2/3"):
         with pytest.raises(ValueError, match=f"shard={wrong} is no share; expected i/n"):
             part_of(items, wrong)
+
+
+@pytest.mark.parametrize(
+    "content", ["garbage\n", "[1]\n", '{"settings": {"n": 1}}\n[1]\n', '{"settings": {"n": 1}}\n{}\n']
+)
+def test_a_damaged_part_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "out.jsonl.part").write_text(content)
+    with (
+        pytest.raises(ValueError, match=r"out.jsonl.part is damaged; remove it to begin anew"),
+        JobFile(tmp_path / "out.jsonl", {"n": 1}, lambda line: line["number"]),
+    ):
+        pass

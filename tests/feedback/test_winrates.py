@@ -125,6 +125,26 @@ def test_three_models_are_ranked_by_their_strength() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("won", "is_decided"),
+    [
+        ([("x", "y", 1.0), ("y", "z", 1.0), ("z", "x", 1.0)], True),
+        ([("x", "y", 0.5), ("y", "z", 0.5)], True),
+        ([("x", "y", 1.0), ("x", "z", 1.0), ("y", "z", 0.5)], False),  # x never loses
+        ([("x", "y", 0.5), ("z", "w", 0.5)], False),  # two groups that never meet
+    ],
+)
+def test_strengths_are_told_where_the_judgements_decide_them(won: list[Any], is_decided: bool) -> None:
+    assert bool(strengths([Battle(n, a, b, value, 0.0) for n, (a, b, value) in enumerate(won)])) == is_decided
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_judgements_that_are_all_the_same_have_a_plain_interval(value: float) -> None:
+    found = [Battle(n, "a", "b", value, float(n)) for n in range(6)]
+    assert length_controlled(found) == win_rate(found) == length_controlled_of(counted(found))
+    assert win_rate(found).high - win_rate(found).low > 0.3
+
+
 @pytest.fixture
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Write judgements of two models on 20 prompts: 12 won, 4 ties, 3 lost, 1 without a judgement."""
@@ -185,6 +205,10 @@ def test_later_rounds_are_drawn_against_earlier_ones(
         (("pairs.jsonl",), "no field 'response_a'; give files that scripts.judge wrote"),
         (("same.jsonl",), "both responses of each pair are of one generator, m"),
         (("null.jsonl",), "null.jsonl: no pair has a judgement"),
+        (("number.jsonl",), "response_a is 3; give files that scripts.judge wrote"),
+        (("list.jsonl",), "winner is ['a']; give files"),
+        (("turns.jsonl",), "prompt is [{'role': 'user'}]; give files"),
+        (("judged.jsonl", "out=."), "out=. is a folder; give a file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -194,6 +218,9 @@ def test_mistakes_are_told_in_one_line(
     line = {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "a", "generator_a": "m", "generator_b": "m"}
     Path("same.jsonl").write_text(json.dumps(line) + "\n")
     Path("null.jsonl").write_text(json.dumps({**line, "winner": None}) + "\n")
+    Path("number.jsonl").write_text(json.dumps({**line, "response_a": 3}) + "\n")
+    Path("list.jsonl").write_text(json.dumps({**line, "winner": ["a"]}) + "\n")
+    Path("turns.jsonl").write_text(json.dumps({**line, "prompt": [{"role": "user"}]}) + "\n")
     assert main([*arguments]) == 2
     err = capsys.readouterr().err
     assert told in err and err.count("\n") == 1

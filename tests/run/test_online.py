@@ -96,6 +96,13 @@ def test_rounds_without_a_draw_train_on_the_last_pairs(policy: Policy) -> None:
     assert len(behind[0]), "a client that joins later draws at once"
 
 
+def test_a_client_that_is_drawn_in_some_rounds_only_still_draws(policy: Policy) -> None:
+    """With every=2 it draws in rounds 2 and 4, though both are even, and in round 5 trains on the last ones."""
+    kept, maker = RecordDict(), fresh_pairs(policy, len, n=3, every=2)
+    told = {number: maker.of(0, number, examples(6), kept)[1] for number in (2, 4, 5)}
+    assert ["prompts" in told[number] for number in (2, 4, 5)] == [True, True, False]
+
+
 @pytest.mark.parametrize(("mix", "share"), [(0.0, 0.0), (0.5, 0.5), (0.25, 0.25)])
 def test_pairs_of_the_data_are_mixed_in(policy: Policy, mix: float, share: float) -> None:
     stored = list(Examples.of(examples(12)).with_reference(np.zeros((12, 2))))
@@ -129,6 +136,15 @@ def test_prompts_without_responses_are_enough(command_line: CommandLine, tmp_pat
     assert tested[0]["win_rate"] == 0.5 < tested[-1]["win_rate"]
     assert not lines(result.run, "validation")
     assert [line["prompts"] for line in lines(result.run, "online")] == [17] * 6
+
+
+def test_conversations_without_a_template_are_refused(command_line: CommandLine, tmp_path: Path) -> None:
+    asked = [{"prompt": [{"role": "user", "content": f"Say something about {n}."}]} for n in range(12)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
+    result = command_line(
+        "datasets=[files]", f"data_dir={tmp_path / 'chats.jsonl'}", "client_num_in_total=2", *ONLINE, "strategy=fedavg"
+    )
+    assert result.code == 2 and "chat template" in result.err and result.err.count("\n") == 1, result.err
 
 
 def test_a_judge_reads_the_prompts_as_the_data_have_them(
@@ -220,6 +236,12 @@ def test_no_text_leaves_a_client(command_line: CommandLine, monkeypatch: pytest.
         (("online.judge=lexicon", RULE, "engine=ray"), "needs engine=local"),
         (("online.judge=lexicon", RULE, "mode=centralized"), "mode=centralized has no clients that make pairs"),
         (("online.judge=lexicon", RULE, "online.mix=1"), "online.mix=1"),
+        (("online.judge=lexicon", 'online.rule="{per_word: .nan}"'), "is no rule; expected phrases with numbers"),
+        (("online.judge=lexicon", RULE, "loss=sft", "online.reference=previous"), "online.reference=previous has no"),
+        (
+            ("online.judge=lexicon", RULE, "mode=local", "online.client_eval_prompts=2"),
+            "online.client_eval_prompts has no effect with mode=local",
+        ),
         (
             ("online.judge=lexicon", RULE, "max_length=64", "max_prompt_length=60", "online.max_new_tokens=5"),
             "online.max_new_tokens=5 is more than the 4 tokens",

@@ -118,6 +118,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("adapter", [(), ("lora.r=2",)])
+def test_a_round_of_a_run_scores(
+    command_line: CommandLine, capsys: pytest.CaptureFixture[str], adapter: tuple[str, ...]
+) -> None:
+    result = command_line(*REWARD, *FEW, *adapter)
+    assert reward_model.main([str(result.run), "round=1"]) == 0
+    accuracy = result.lines(split="test")[-1]["accuracy"]
+    assert f"16 pairs, accuracy {accuracy:.3f} [" in capsys.readouterr().out
+
+
 @pytest.fixture
 def trained(command_line: CommandLine) -> Result:
     return command_line(*REWARD, *FEW)

@@ -31,6 +31,11 @@ CASES = {
     "every client alone": ["mode=local"],
     "responses drawn": ["sample_during_eval=true", "n_eval_model_samples=2"],
     "fresh pairs": ["online.judge=lexicon", 'online.rule="{per_word: 1}"', "online.every=2", "max_length=112"],
+    "clients that count wins": [
+        *("online.judge=lexicon", 'online.rule="{per_word: 1}"', "online.client_eval_prompts=2", "max_length=112"),
+        *("strategy=fedavg", "strategy.fraction_evaluate=1"),
+    ],
+    "a reward model": ["loss=reward", "lr=1e-3"],
     "clients that fail": ["faults.dropout_rate=0.2", "faults.nan_rate=0.2"],
     "two processes that share a model": ["trainer=FSDPTrainer", "trainer_processes=2"],
     "two clients at once": ["clients_in_parallel=2", "client_optimizer=persist"],
