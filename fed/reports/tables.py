@@ -189,6 +189,8 @@ def _trained(run: Run) -> list[Point]:
         raise ValueError(
             f"{run.folder} has no evaluation on test pairs after training; run it with frequency_of_test=1"
         )
+    if "accuracy" not in found[0].metrics:
+        raise ValueError(f"{run.folder} measured no accuracy, by which runs are compared; its test data are no pairs")
     return found
 
 

@@ -137,6 +137,13 @@ def test_a_run_that_was_never_evaluated_after_training_is_refused(tmp_path: Path
         rows([Method("a", [run(tmp_path / "a-0", [0])])])
 
 
+def test_a_run_without_accuracies_is_refused(tmp_path: Path):
+    """As an online run on prompts without responses is."""
+    made = with_metrics(run(tmp_path / "a-0", [0, 0.5]), accuracy=[None, None])
+    with pytest.raises(ValueError, match="a-0 measured no accuracy, by which runs are compared"):
+        rows([Method("a", [made])])
+
+
 def test_the_csv_has_a_line_for_each_evaluation(tmp_path: Path):
     methods = two_seeds(tmp_path)
     write_csv(methods, tmp_path / "compare.csv")
