@@ -28,7 +28,7 @@ ENTRIES = 8  # runs whose token ids are kept
 Tokenize = Callable[[Sequence[Preference]], Tokenized]
 
 
-def all_pairs(rows: OwnedRows, policy: Policy, config: Config, *, supervised: bool) -> Pairs:
+def all_pairs(rows: OwnedRows, policy: Policy, config: Config, *, supervised: bool = False) -> Pairs:
     """Tokenize the pairs of the server, the test and all clients, and print how far this has come.
 
     With a supervised loss single responses count as pairs; rows of an online run that have no pair are prompts only.
