@@ -1,5 +1,6 @@
 """Randomness is off in two ways, each of them alone: no configuration hides any, and modules are in evaluation mode."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,6 @@ def test_drawing_responses_leaves_every_module_in_its_mode() -> None:
 def test_a_model_that_processes_split_has_no_dropout_and_keeps_its_own_in_its_files(gpt2: Path) -> None:
     stored = AutoConfig.from_pretrained(gpt2)
     assert stored.resid_pdrop > 0
-    model = sharded._empty_model(loading._source(ModelSettings(name_or_path=str(gpt2)), LoraSettings()))
+    model = sharded._empty_model(replace(loading._source(ModelSettings(name_or_path=str(gpt2))), lora=LoraSettings()))
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0}
     assert model.config.resid_pdrop == stored.resid_pdrop
