@@ -107,6 +107,10 @@ class JobFile:
                 self._key(line)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self._part} is damaged; remove it to begin anew") from error
+        if not lines:  # whoever began it has left nothing
+            self._file.truncate(0)
+            self._append([{"settings": self._settings}])
+            return
         if settings != self._settings:
             raise ValueError(
                 f"{self._part} was begun with {_difference(settings, self._settings)}; remove it to begin anew"

@@ -159,7 +159,8 @@ def _forms(plan: Plan, rows: Sequence[Preference]) -> Iterator[str]:
         )
     if roles := unknown_roles(rows):
         yield f"roles that most chat templates do not know: {_names(roles)}; docs/data.md lists those that are known"
-    if config.model.name_or_path == "demo" and "files" in config.datasets:
+    is_named = any(key.partition(".")[0] == "model" for key in plan.given)
+    if config.model.name_or_path == "demo" and "files" in config.datasets and not is_named:
         yield "warning: no model is given, so the demo's toy is trained; model=smollm2-135m is a real one"
     if found := _spelt(plan, rows):
         yield f"the text spells special tokens such as {found}, which stay text; docs/data.md says how to give chats"

@@ -125,7 +125,9 @@ def report(out: str, lines: Sequence[Mapping[str, Any]]) -> int:
     both_orders = [line for line in lines if "raw_ab" in line and "raw_ba" in line]
     if both_orders and judged:
         steps.remark(f"  asked in both orders; a judge that goes by the place gives ties: {ties / judged:.1%}")
-    if a + b:
+    if judged and all((line["generator_a"], line["generator_b"]) == ("chosen", "rejected") for line in lines):
+        steps.remark(f"  agrees with the choice in {a} of {counted(judged, 'pair')}, {a / judged:.3f}")
+    elif a + b:
         low, high = wilson(a / (a + b), a + b)
         steps.remark(f"  a wins {a / (a + b):.3f} [{low:.3f}, {high:.3f}] of those that are no ties")
     return 0 if judged else 1

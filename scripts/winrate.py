@@ -126,7 +126,10 @@ def _judged(files: Sequence[str], lines: Sequence[dict[str, Any]]) -> "list[Batt
         raise ValueError(f"{' and '.join(files)}: no pair has a judgement")
     found = [battle for battle in judged if battle.a != battle.b]
     if not found:
-        raise ValueError(f"{' and '.join(files)}: both responses of each pair are of one generator, {judged[0].a}")
+        raise ValueError(
+            f"{' and '.join(files)}: both responses of each pair are of one generator, {judged[0].a}; "
+            "have scripts.judge compare two files, one of each policy"
+        )
     if len(found) < len(judged):
         steps.remark(f"left out: {counted(len(judged) - len(found), 'pair')} of one generator's own responses")
     return found

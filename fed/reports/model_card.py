@@ -87,6 +87,7 @@ def model_card(run: Run, card: Card) -> str:
         summary=_summary(run, card, config),
         base=_base(card),
         results=[" | ".join(row.cells()) for row in rows],
+        wins=list(_wins(run, card)),
         curve=card.curve,
         training=list(_training(run, config)),
         settings=_settings(run, config),
@@ -120,6 +121,31 @@ def _results(run: Run, card: Card) -> Iterator[_Result]:
     for line in lines:
         if line.server_round == last and line.metrics.get("loss") is not None:
             yield _Result(line.split, {name: value for name, value in line.metrics.items() if value is not None})
+
+
+def _wins(run: Run, card: Card) -> Iterator[str]:
+    """Yield the win rates over the model that training began with, of an online run."""
+    whose = {"test": "the server's prompts", "held-out": "prompts of the clients"}
+    lines = [line for line in run.lines if line.who == "server" and line.metrics.get("win_rate") is not None]
+    last = max((line.server_round for line in lines), default=0) if card.server_round is None else card.server_round
+    for line in lines:
+        if line.server_round == last and line.split in whose:
+            found = line.metrics
+            rates = [
+                with_interval(found[name], found[f"{name}_low"], found[f"{name}_high"])
+                for name in ("win_rate", "length_controlled")
+            ]
+            yield f"{rates[0]}, at equal length {rates[1]}, on {found['win_prompts']:g} of {whose[line.split]}"
+
+
+def _judge(config: Mapping[str, Any]) -> str:
+    """Return who judged, without a path or an address."""
+    kind, colon, _ = str(config["online.judge"]).partition(":")
+    if kind == "lexicon":
+        return f"the rule {config['online.rule']}"
+    if colon:
+        return {"policy": "a policy's implicit reward", "reward_model": "a reward model"}.get(kind, "a model")
+    return f"a served model with the prompt {Path(kind).stem}"
 
 
 def _data(run: Run, card: Card, rows: Sequence[_Result]) -> ModelCardData:
@@ -172,6 +198,8 @@ def _training(run: Run, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "data", listed(run.config["datasets"]) or "the clients' own"
     pairs = max((line.pairs for line in run.lines), default=0)
     yield "pairs trained on", f"{pairs:,}, every epoch counted"
+    if config.get("online.judge"):
+        yield "preferences", f"{config['online.n']} own responses to each prompt, judged by {_judge(config)}"
     if run.mode == "federated":
         strategy = chosen("strategy", config) or str(config["strategy._target_"])
         each = config.get("clients_per_round") or config["client_num_in_total"]

@@ -71,6 +71,10 @@ def test_a_card_of_an_online_run_has_no_address_and_no_path(command_line: Comman
     assert main([str(result.run), f"out={tmp_path / 'out'}"]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "online.prompts: 4" in text and "reward_model" not in text and str(tmp_path) not in text
+    won = result.lines(split="test")[-1]
+    told = "Win rate over the model that the run began with, by the judge that it was trained with"
+    assert f"{told}: {won['win_rate']:.3f} [" in text
+    assert "| preferences | 2 own responses to each prompt, judged by a reward model |" in text
 
 
 def test_a_policy_of_no_run_is_written_without_a_card(

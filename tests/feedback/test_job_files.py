@@ -66,3 +66,12 @@ def test_a_damaged_part_is_told(tmp_path: Path, content: str) -> None:
         JobFile(tmp_path / "out.jsonl", {"n": 1}, lambda line: line["number"]),
     ):
         pass
+
+
+def test_a_part_without_results_does_not_bind(tmp_path: Path) -> None:
+    with job(tmp_path / "out.jsonl"):
+        pass
+    with job(tmp_path / "out.jsonl", temperature=2) as file:
+        file.add([{"index": 0}])
+    with pytest.raises(ValueError, match="begun with temperature=2, not 1"), job(tmp_path / "out.jsonl"):
+        pass
