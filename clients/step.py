@@ -15,7 +15,7 @@ from clients.settings import LocalSettings, RoundSettings
 from fed.data.collate import Batch
 from fed.data.examples import Example
 from fed.distributed.shards import local
-from fed.model.evaluation import OF_LOG_PROBS, Metrics
+from fed.model.evaluation import Metrics, of_scores
 from fed.model.policy import Policy, total_loss
 from losses.anchor import anchor
 from losses.logps import Logps
@@ -97,7 +97,7 @@ class Step:
         total.backward()  # type: ignore[no-untyped-call]
         found = _rewards(logps, part.batch.reference, self.settings.beta)
         if self.policy.scores:
-            found = {name: value for name, value in found.items() if name not in OF_LOG_PROBS}
+            found = of_scores(found)
         sums.add(found, counts=bool(part.places))
 
     def _losses(

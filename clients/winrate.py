@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fed.model.policy import Policy
 from feedback.contest import Contest
-from feedback.win_counts import WinCounts, counted
+from feedback.win_counts import WinCounts, counts_of
 
 KEPT, TEXTS = "before training", "responses"  # the record of a client's context, and its key
 
@@ -41,4 +41,4 @@ class ClientWinRate:
         if KEPT not in kept.config_records:
             with self._before():
                 kept[KEPT] = ConfigRecord({TEXTS: contest.responses(self._policy)})
-        return counted(*contest.battles(new, kept.config_records[KEPT][TEXTS]))  # type: ignore[arg-type]
+        return counts_of(*contest.battles(new, kept.config_records[KEPT][TEXTS]))  # type: ignore[arg-type]

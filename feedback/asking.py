@@ -1,7 +1,7 @@
 """The way a policy is asked: with the chat template and the lengths of its run, unless the user says otherwise."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,8 +84,13 @@ def how_to_ask(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int
 
 def longest_read(found: Found, wanted: Wanted, max_new_tokens: int) -> int:
     """Return the tokens of the longest prompt with its response, as far as the model's positions are not known yet."""
-    prompt = LONGEST_PROMPT if found.config is None else found.config.max_prompt_length
-    return (prompt if wanted.max_prompt_length is None else wanted.max_prompt_length) + max_new_tokens
+    return _wanted_prompt(found, wanted) + max_new_tokens
+
+
+def _wanted_prompt(found: Found, wanted: Wanted) -> int:
+    if wanted.max_prompt_length is not None:
+        return wanted.max_prompt_length
+    return LONGEST_PROMPT if found.config is None else found.config.max_prompt_length
 
 
 def _longest_prompt(found: Found, policy: Policy, wanted: Wanted, max_new_tokens: int) -> int:
@@ -94,7 +99,7 @@ def _longest_prompt(found: Found, policy: Policy, wanted: Wanted, max_new_tokens
     Raises:
         ValueError: If the model has fewer positions.
     """
-    longest = longest_read(found, wanted, max_new_tokens) - max_new_tokens
+    longest = _wanted_prompt(found, wanted)
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None or longest + max_new_tokens <= positions:
         return longest
@@ -137,7 +142,7 @@ def set_template(found: Found, policy: Policy, wanted: Wanted) -> str | None:
     return wanted.chat_template
 
 
-def marked(rows: Sequence[Preference]) -> bool:
+def marked(rows: Iterable[Preference]) -> bool:
     """Return True if a prompt is text with HH's markers, whose next turn of the human ends a response."""
     return any(isinstance(row.prompt, str) and HUMAN.strip() in row.prompt for row in rows)
 

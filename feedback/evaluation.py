@@ -59,6 +59,18 @@ def read(policy: Policy, rows: Sequence[Preference], asking: Asking, *, batch_si
     return Read(kept, columns, found.cuts.dropped, found.cuts.pairs)
 
 
+def chosen_logps(policy: Policy, rows: Sequence[Preference], asking: Asking, *, batch_size: int) -> Tensor:
+    """Return the log-probs of all rows' chosen responses, or a reward model's scores, float64, (N,).
+
+    Raises:
+        ValueError: If a row has no token ids.
+    """
+    found = read(policy, rows, asking, batch_size=batch_size, on_pairs=lambda pairs: None)
+    if found.dropped:
+        raise ValueError(f"a response cannot be scored: {next(iter(found.dropped))}")
+    return found.logps.chosen
+
+
 def both(found: Found, reference: Found | None, how: Loading, work: Callable[[Policy], T]) -> tuple[T, T | None]:
     """Return what `work` makes of a policy and of its reference, of which one is in memory at a time.
 

@@ -6,13 +6,10 @@ arXiv 2305.18290, equation 5, without the term that depends on the prompt alone.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from fed.data.rows import Preference
 from fed.model.lora import adapter_off
-from fed.model.policy import Policy
 from feedback.asking import Wanted, how_to_read
-from feedback.evaluation import read
+from feedback.evaluation import chosen_logps
 from feedback.policies import Found, Loading, load
 
 
@@ -45,17 +42,10 @@ class ImplicitReward:
         Raises:
             ValueError: If a row has no token ids.
         """
-        policy = self._logps(self._policy, rows)
+        policy = chosen_logps(self._policy, rows, self._asking, batch_size=self._batch_size)
         with adapter_off(self._policy.model):  # of no effect on a policy without one
-            reference = self._logps(self._reference, rows)
+            reference = chosen_logps(self._reference, rows, self._asking, batch_size=self._batch_size)
         return (policy - reference).tolist()
-
-    def _logps(self, policy: Policy, rows: Sequence[Preference]) -> Tensor:
-        """Return the log-probs of the rows' chosen responses, float64."""
-        found = read(policy, rows, self._asking, batch_size=self._batch_size, on_pairs=lambda pairs: None)
-        if found.dropped:
-            raise ValueError(f"a response cannot be scored: {next(iter(found.dropped))}")
-        return found.logps.chosen
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -54,8 +54,8 @@ class JobFile:
             CannotWrite: If the disk refuses them.
         """
         found = sorted(self.lines, key=self._key)
-        with writing(self._out):
-            write_whole(self._out, "".join(map(as_line, found)).encode())
+        write_lines(self._out, found)
+        with writing(self._part):
             self._part.unlink()
         return found
 
@@ -120,12 +120,21 @@ class JobFile:
     def _append(self, lines: Iterable[Line]) -> None:
         assert self._file is not None
         with writing(self._part):
-            self._file.write("".join(map(as_line, lines)).encode())
+            self._file.write("".join(map(_as_text, lines)).encode())
             self._file.flush()
 
 
-def as_line(line: Line) -> str:
-    """Return the line as it stands in a file."""
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Write a file of JSON lines whole.
+
+    Raises:
+        CannotWrite: If the disk refuses it.
+    """
+    with writing(path):
+        write_whole(path, "".join(map(_as_text, lines)).encode())
+
+
+def _as_text(line: Line) -> str:
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 

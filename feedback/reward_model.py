@@ -7,7 +7,7 @@ from torch import nn
 
 from fed.data.rows import Preference
 from feedback.asking import Wanted, how_to_read
-from feedback.evaluation import Read, read
+from feedback.evaluation import Read, chosen_logps, read
 from feedback.policies import Found, Loading, load
 
 
@@ -47,10 +47,7 @@ class RewardModel:
         Raises:
             ValueError: If a row has no token ids.
         """
-        found = self.read(rows)
-        if found.dropped:
-            raise ValueError(f"a response cannot be scored: {next(iter(found.dropped))}")
-        return found.logps.chosen.tolist()
+        return chosen_logps(self._model, rows, self._asking, batch_size=self._batch_size).tolist()
 
     @property
     def about(self) -> Mapping[str, Any]:

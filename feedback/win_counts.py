@@ -64,7 +64,7 @@ class WinCounts:
         return self.wins + self.ties + self.losses
 
 
-def counted(found: Sequence[Battle], unjudged: int = 0) -> WinCounts:
+def counts_of(found: Sequence[Battle], unjudged: int = 0) -> WinCounts:
     """Count judgements."""
     values = [battle.value for battle in found]
     longer = np.array([battle.longer for battle in found])

@@ -75,6 +75,18 @@ def win_rate(found: Sequence[Battle]) -> Rate:
     return Rate(mean, *wilson(mean, len({battle.prompt for battle in found})))
 
 
+def as_metrics(plain: Rate, controlled: Rate) -> dict[str, float]:
+    """Return a plain and a length-controlled rate by the names that metrics have."""
+    return {
+        "win_rate": plain.value,
+        "win_rate_low": plain.low,
+        "win_rate_high": plain.high,
+        "length_controlled": controlled.value,
+        "length_controlled_low": controlled.low,
+        "length_controlled_high": controlled.high,
+    }
+
+
 def standard_error(found: Sequence[Battle]) -> float:
     """Return the standard error of the win rate as AlpacaEval computes it: of the mean over judgements."""
     values = np.array([battle.value for battle in found])

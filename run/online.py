@@ -82,8 +82,8 @@ def draws_of(plan: Plan) -> Draws:
     """Return how responses are drawn, by clients and to measure the win rate."""
     config, split, chat = plan.config, plan.pairs.rows.split, chat_settings(plan.config)
     longest = config.online.max_new_tokens or config.max_length - config.max_prompt_length
-    rows = [in_form(row, chat) for row in (*split.pool, *split.test)]
-    talks = any(isinstance(row.prompt, Chat) for row in rows)
+    rows = (*split.pool, *split.test)
+    talks = any(isinstance(in_form(row, chat).prompt, Chat) for row in rows)
     return Draws(
         longest,
         config.eval_batch_size,
@@ -91,7 +91,7 @@ def draws_of(plan: Plan) -> Draws:
         temperature=config.online.temperature,
         top_p=config.online.top_p,
         stop=turn_ends(plan.policy.tokenizer, chat) if talks else (),
-        stop_strings=(HUMAN,) if marked(rows) else (),
+        stop_strings=(HUMAN,) if marked(in_form(row, chat) for row in rows) else (),
     )
 
 

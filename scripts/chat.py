@@ -8,7 +8,7 @@ from typing import Any
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import option
-from scripts.policies import DrawOptions, PolicyOptions, check_draws
+from scripts.policies import DrawOptions, PolicyOptions, check_draws, loading_of
 
 LEAVE, ANEW = ("/quit", "/exit"), "/new"
 
@@ -57,7 +57,7 @@ def carry_out(plain: list[str], options: Options) -> None:
     from fed.model.generation import Draws
     from feedback.asking import Wanted, longest_read
     from feedback.conversation import Conversation, sides
-    from feedback.policies import Loading, find
+    from feedback.policies import find
 
     found = find(plain[0], options.round)
     draws = Draws(options.max_new_tokens, 1, options.seed, options.temperature, options.top_p)
@@ -66,7 +66,7 @@ def carry_out(plain: list[str], options: Options) -> None:
     with launch.joined(options.device, 60) as device:
         steps.say(f"loading {plain[0]}")
         longest = longest_read(found, wanted, options.max_new_tokens)
-        loading = Loading(device, options.dtype, longest, options.trust_remote_code)
+        loading = loading_of(options, device, longest)
         both = sides(found, loading, wanted, draws, compare=options.compare)
         _talk(lambda: Conversation(both, draws), both)
 

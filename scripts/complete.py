@@ -10,6 +10,7 @@ from fed.config.explain import counted
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
+from scripts.policies import check_temperature
 from scripts.prompts import RowOptions, check_rows, rows_of
 from scripts.servers import ServerOptions, check_server, more_of, server_of
 
@@ -103,10 +104,8 @@ def _check(options: Options, files: Sequence[str]) -> None:
     check_rows(options, files)
     at_least(1, n=options.n, max_tokens=options.max_tokens)
     at_least(0, seed=options.seed)
-    if not 0 <= options.temperature < float("inf"):
-        raise ValueError(f"temperature={options.temperature:g} is out of range; expected a number of at least 0")
-    if options.longest_prompt is not None:
-        at_least(1, longest_prompt=options.longest_prompt)
+    check_temperature(options.temperature)
+    at_least(1, longest_prompt=options.longest_prompt)
     if not files and not options.datasets:
         raise ValueError("nothing says what to read: give files, or datasets=")
 

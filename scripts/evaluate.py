@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fed.tracking import steps
 from scripts.command import Command, write_json
 from scripts.options import at_least, no_folder, option
-from scripts.policies import PolicyOptions
+from scripts.policies import PolicyOptions, loading_of
 from scripts.prompts import RowOptions, check_rows, client_rows, rows_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def carry_out(plain: list[str], options: Options) -> None:
     check_rows(options, files)
     no_folder(out=options.out)
     at_least(1, batch_size=options.batch_size)
-    if options.max_length is not None:
-        at_least(2, max_length=options.max_length)
+    at_least(2, max_length=options.max_length)
     if CLIENT in options.by and (files or options.datasets):
         raise ValueError("by=[client] is for the run's own pairs; leave the files and datasets= out")
     steps.say_loading()
@@ -144,7 +143,6 @@ def _read(
     from feedback.asking import Wanted, how_to_read
     from feedback.evaluation import both, read
     from feedback.forgetting import text_losses
-    from feedback.policies import Loading
 
     wanted = Wanted(options.chat_template, options.system_prompt, options.text_as_chat, options.max_prompt_length)
     longest = found.longest(options.max_length)
@@ -161,7 +159,7 @@ def _read(
         own = read(policy, rows, asking, batch_size=size, on_pairs=on_pairs)
         return own, text_losses(policy, texts, longest, batch_size=size, on_pairs=on_pairs) if texts else None
 
-    return both(found, reference, Loading(device, options.dtype, longest, options.trust_remote_code), score)
+    return both(found, reference, loading_of(options, device, longest), score)
 
 
 def _columns(options: Options, scores: "Scores") -> list[str]:

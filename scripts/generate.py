@@ -5,18 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, option
-from scripts.policies import DrawOptions, PolicyOptions, check_draws
+from scripts.policies import DrawOptions, PolicyOptions, check_draws, loading_of
 from scripts.prompts import PromptOptions, check_prompts, rows_of
-
-if TYPE_CHECKING:
-    import torch
-
-    from feedback.policies import Loading
 
 
 @dataclass(frozen=True)
@@ -87,19 +82,12 @@ def carry_out(plain: list[str], options: Options) -> None:
         if before := len(file.lines):
             steps.remark(f"going on behind {before} responses of {options.out}.part")
         steps.say(f"loading {name}")
-        policy = load(found, _loading(options, device, longest_read(found, wanted, options.max_new_tokens)))
+        policy = load(found, loading_of(options, device, longest_read(found, wanted, options.max_new_tokens)))
         asking = how_to_ask(found, policy, wanted, options.max_new_tokens)
         count, began = steps.Count("{done} responses are drawn"), time.monotonic()
         skipped = draw_responses(policy, prompts, asking, draws, file, _generator(name, options), count.reached)
         _report(options, file.lines[before:], time.monotonic() - began, skipped)
         file.finish()
-
-
-def _loading(options: Options, device: "torch.device", max_length: int) -> "Loading":
-    """Return how the policy is loaded."""
-    from feedback.policies import Loading
-
-    return Loading(device, options.dtype, max_length, options.trust_remote_code)
 
 
 def _generator(name: str, options: Options) -> str:

@@ -62,8 +62,7 @@ def carry_out(files: list[str], options: Options) -> int:
     no_folder(out=options.out, annotations=options.annotations)
     if options.pairs not in ("first", "all"):
         raise ValueError(f"pairs={options.pairs} is unknown; expected first or all")
-    if options.limit is not None:
-        at_least(1, limit=options.limit)
+    at_least(1, limit=options.limit)
     from feedback.job_files import JobFile
     from feedback.preferences import annotations, judge_pairs
 

@@ -91,5 +91,4 @@ def _check(options: JudgeOptions, known: Mapping[str, Sequence[str]]) -> None:
         if (value := getattr(options, name)) not in words:
             raise ValueError(f"{name}={value} is unknown; expected {', '.join(words)}")
     at_least(1, batch_size=options.batch_size)
-    if options.max_length is not None:
-        at_least(2, max_length=options.max_length)
+    at_least(2, max_length=options.max_length)

@@ -89,12 +89,12 @@ def no_folder(**files: str | None) -> None:
             raise ValueError(f"{name}={file} is a folder; give a file")
 
 
-def at_least(least: int, **values: int) -> None:
-    """Refuse whole numbers that are too small.
+def at_least(least: int, **values: int | None) -> None:
+    """Refuse whole numbers that are too small; None, which stands for none, is not.
 
     Raises:
         ValueError: If a value is less than `least`.
     """
     for name, value in values.items():
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{name}={value} is too small; expected a whole number of at least {least}")

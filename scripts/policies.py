@@ -1,8 +1,16 @@
-"""The options by which commands say how a policy is loaded."""
+"""The options by which commands say how a policy is loaded, and how it draws."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scripts.options import at_least, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from feedback.policies import Loading
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,13 @@ class PolicyOptions:
     dtype: str | None = option(None, "Type of the weights; null: the run's, else float32.")
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; null: cuda if there is one.")
     trust_remote_code: bool = option(False, "Run Python code that lies beside the weights.")
+
+
+def loading_of(options: PolicyOptions, device: torch.device, max_length: int) -> Loading:
+    """Return how the policy is loaded, to read so many tokens at most."""
+    from feedback.policies import Loading
+
+    return Loading(device, options.dtype, max_length, options.trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,16 @@ def check_draws(options: DrawOptions) -> None:
     """
     at_least(1, max_new_tokens=options.max_new_tokens)
     at_least(0, seed=options.seed)
-    if not 0 <= options.temperature < float("inf"):
-        raise ValueError(f"temperature={options.temperature:g} is out of range; expected a number of at least 0")
+    check_temperature(options.temperature)
     if not 0 < options.top_p <= 1:
         raise ValueError(f"top_p={options.top_p:g} is no share; expected more than 0 and at most 1")
+
+
+def check_temperature(temperature: float) -> None:
+    """Check what divides the logits.
+
+    Raises:
+        ValueError: If it is no number, or below 0.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature:g} is out of range; expected a number of at least 0")

@@ -61,8 +61,7 @@ def check_rows(options: RowOptions, files: Sequence[str]) -> None:
         raise ValueError("data_dir has no effect without datasets=; or give its files without a name")
     if options.split not in get_args(SplitName):
         raise ValueError(f"split={options.split} is unknown; expected {', '.join(get_args(SplitName))}")
-    if options.limit is not None:
-        at_least(1, limit=options.limit)
+    at_least(1, limit=options.limit)
 
 
 def check_prompts(options: PromptOptions, files: Sequence[str]) -> None:
@@ -74,8 +73,7 @@ def check_prompts(options: PromptOptions, files: Sequence[str]) -> None:
     check_rows(options, files)
     if options.column is not None and not (files or options.datasets):
         raise ValueError("column has no effect on the run's own prompts; leave it out")
-    if options.max_prompt_length is not None:
-        at_least(1, max_prompt_length=options.max_prompt_length)
+    at_least(1, max_prompt_length=options.max_prompt_length)
 
 
 def rows_of(

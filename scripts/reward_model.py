@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fed.tracking import steps
 from scripts.command import Command
 from scripts.options import at_least, no_folder, option
-from scripts.policies import PolicyOptions
+from scripts.policies import PolicyOptions, loading_of
 from scripts.prompts import RowOptions, check_rows, rows_of
 
 if TYPE_CHECKING:
@@ -60,20 +60,19 @@ def carry_out(plain: list[str], options: Options) -> None:
     check_rows(options, files)
     no_folder(out=options.out)
     at_least(1, batch_size=options.batch_size)
-    if options.max_length is not None:
-        at_least(2, max_length=options.max_length)
+    at_least(2, max_length=options.max_length)
     steps.say_loading()
     from fed.cpu.runtime import set_up
     from fed.distributed import launch
     from feedback.asking import Wanted
-    from feedback.policies import Loading, find
+    from feedback.policies import find
     from feedback.reward_model import RewardModel
 
     set_up(None, keep_freed=True)
     found = find(name, options.round)
     rows = rows_of(options, files, found, "responses")
     with launch.joined(options.device, 60) as device:
-        loading = Loading(device, options.dtype, found.longest(options.max_length), options.trust_remote_code)
+        loading = loading_of(options, device, found.longest(options.max_length))
         model = RewardModel(found, loading, Wanted(text_as_chat=options.text_as_chat), options.batch_size)
         steps.say(f"scoring {len(rows)} rows")
         scored = model.read(rows)
@@ -112,9 +111,8 @@ def _write(path: Path, scored: "Read") -> None:
         CannotWrite: If the disk refuses it.
     """
     from fed.data.rows import said
-    from fed.files import write_whole, writing
     from feedback.asking import as_json, columns_of
-    from feedback.job_files import as_line
+    from feedback.job_files import write_lines
 
     lines, are_pairs = [], _are_pairs(scored)
     for place, row in enumerate(scored.rows):
@@ -125,9 +123,8 @@ def _write(path: Path, scored: "Read") -> None:
             line |= {"score_rejected": float(scored.logps.rejected[place])}
         else:
             line |= {"completion": said(row.chosen), "score": float(scored.logps.chosen[place])}
-        lines.append(as_line(line))
-    with writing(path):
-        write_whole(path, "".join(lines).encode())
+        lines.append(line)
+    write_lines(path, lines)
 
 
 if __name__ == "__main__":

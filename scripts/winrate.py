@@ -171,9 +171,8 @@ def _lines(file: str) -> list[dict[str, Any]]:
 
 
 def _rate(a: str, b: str, found: "Sequence[Battle]") -> dict[str, Any]:
-    from feedback.winrates import length_controlled, standard_error, win_rate
+    from feedback.winrates import as_metrics, length_controlled, standard_error, win_rate
 
-    plain, controlled = win_rate(found), length_controlled(found)
     values = [battle.value for battle in found]
     return {
         "model": a,
@@ -182,13 +181,8 @@ def _rate(a: str, b: str, found: "Sequence[Battle]") -> dict[str, Any]:
         "wins": values.count(1.0),
         "ties": values.count(0.5),
         "losses": values.count(0.0),
-        "win_rate": plain.value,
-        "win_rate_low": plain.low,
-        "win_rate_high": plain.high,
+        **as_metrics(win_rate(found), length_controlled(found)),
         "standard_error": standard_error(found),
-        "length_controlled": controlled.value,
-        "length_controlled_low": controlled.low,
-        "length_controlled_high": controlled.high,
         "mean_characters_more": sum(battle.longer for battle in found) / len(found),
     }
 

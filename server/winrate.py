@@ -10,7 +10,7 @@ from fed.model.evaluation import Metrics
 from fed.model.policy import Policy
 from feedback.contest import Contest
 from feedback.win_counts import BINS, LENGTHS, NAMES, WinCounts, length_controlled_of, pooled, win_rate_of
-from feedback.winrates import Rate, length_controlled, win_rate
+from feedback.winrates import as_metrics, length_controlled, win_rate
 
 OnCounts = Callable[[int, Metrics], None]  # called with a round and the rates of all clients together
 
@@ -35,7 +35,7 @@ class WinRate:
         new = self._contest.responses(policy)
         self._before = self._before or new
         found, unjudged = self._contest.battles(new, self._before)
-        rates = _metrics(win_rate(found), length_controlled(found)) if found else {}
+        rates = as_metrics(win_rate(found), length_controlled(found)) if found else {}
         return {"win_unjudged": unjudged, **rates, "win_prompts": len(found)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,19 +47,8 @@ class WinRate:
         self._before = list(state["before"])
 
 
-def _metrics(plain: Rate, controlled: Rate) -> Metrics:
-    return {
-        "win_rate": plain.value,
-        "win_rate_low": plain.low,
-        "win_rate_high": plain.high,
-        "length_controlled": controlled.value,
-        "length_controlled_low": controlled.low,
-        "length_controlled_high": controlled.high,
-    }
-
-
 def pool_counts(strategy: Strategy, on_counts: OnCounts) -> None:
-    """Have the strategy's `aggregate_evaluate` take the clients' counts out of their replies, and report their rates.
+    """Take the clients' counts out of their replies before the strategy's `aggregate_evaluate`, and report their rates.
 
     They are sums, of which a strategy would make means.
 
@@ -74,7 +63,7 @@ def pool_counts(strategy: Strategy, on_counts: OnCounts) -> None:
         counts = [found for reply in replies if not reply.has_error() and (found := _taken_out(reply)) is not None]
         if counts:
             every = pooled(counts)
-            rates = _metrics(win_rate_of(every), length_controlled_of(every)) if every.judged else {}
+            rates = as_metrics(win_rate_of(every), length_controlled_of(every)) if every.judged else {}
             on_counts(server_round, {"win_unjudged": every.unjudged, **rates, "win_prompts": every.judged})
         return aggregate(server_round, replies)
 

@@ -1,7 +1,7 @@
 """Evaluation of a policy on held-out pairs: accuracy with its interval, margin, loss, rewards. Shapes: B pairs."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,13 @@ class Evaluation(NamedTuple):
     margins: list[float]  # reward(chosen) - reward(rejected) of each pair, in order
 
 
+T = TypeVar("T")
 OF_LOG_PROBS = ("log_ratio", "logps_chosen", "logps_rejected")  # what scores do not have
+
+
+def of_scores(metrics: Mapping[str, T]) -> dict[str, T]:
+    """Return the metrics that a reward model has: all but those of log-probs."""
+    return {name: value for name, value in metrics.items() if name not in OF_LOG_PROBS}
 
 
 def evaluate(policy: Policy, examples: Sequence[Example], *, loss: Loss, beta: float, batch_size: int) -> Metrics:
@@ -54,7 +60,7 @@ def evaluate_pairs(
     chosen, rejected = _gains(policy_logps, reference)
     metrics = {**pair_metrics(policy_logps, reference, beta=beta), **mean_loss}
     if policy.scores:
-        metrics = {name: value for name, value in metrics.items() if name not in OF_LOG_PROBS}
+        metrics = of_scores(metrics)
     return Evaluation(metrics, (beta * (chosen - rejected)).tolist())
 
 

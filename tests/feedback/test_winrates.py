@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feedback.win_counts import WinCounts, counted, length_controlled_of, pooled, win_rate_of
+from feedback.win_counts import WinCounts, counts_of, length_controlled_of, pooled, win_rate_of
 from feedback.winrates import (
     Battle,
     fitted,
@@ -95,7 +95,7 @@ def test_clients_that_send_counts_only_give_the_rate_of_all_judgements(clients: 
     own = [
         [battle for battle, owner in zip(found, owners, strict=True) if owner == client] for client in range(clients)
     ]
-    told = [json.loads(json.dumps(counted(each, unjudged=1).as_metrics())) for each in own]
+    told = [json.loads(json.dumps(counts_of(each, unjudged=1).as_metrics())) for each in own]
     assert {type(value) for client in told for name in client for value in np.ravel(client[name]).tolist()} <= {
         int,
         float,
@@ -141,7 +141,7 @@ def test_strengths_are_told_where_the_judgements_decide_them(won: list[Any], is_
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_judgements_that_are_all_the_same_have_a_plain_interval(value: float) -> None:
     found = [Battle(n, "a", "b", value, float(n)) for n in range(6)]
-    assert length_controlled(found) == win_rate(found) == length_controlled_of(counted(found))
+    assert length_controlled(found) == win_rate(found) == length_controlled_of(counts_of(found))
     assert win_rate(found).high - win_rate(found).low > 0.3
 
 
